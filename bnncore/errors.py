@@ -1,0 +1,93 @@
+"""Every error that bitfleet raises on purpose, with the exit code that a command ends with.
+
+::
+
+    BitfleetError                  exit 1
+     ├ ConfigurationError          exit 3: something the user gave is wrong; nothing was started
+     │  ├ SpecError                  a network's description
+     │  ├ DataError                  a data set: folder, file, label
+     │  ├ CheckpointError            a checkpoint file
+     │  ├ BudgetError                a memory budget that nothing fits in
+     │  └ OptimizerError             a preset, an optimizer or its numbers
+     ├ UnreachableError            exit 4: no answer from the coordinator
+     └ IncompatibleError           exit 5: two sides that do not fit each other
+        ├ ShapeError                 tensors and a network
+        ├ PayloadError               bytes that are no valid model or update
+        └ ProtocolError              two versions of the wire protocol
+
+A message says what was required, what was received, where, and what to do next. This module needs the standard
+library alone, so that a process without NumPy can use it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BitfleetError",
+    "BudgetError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "IncompatibleError",
+    "OptimizerError",
+    "PayloadError",
+    "ProtocolError",
+    "ShapeError",
+    "SpecError",
+    "UnreachableError",
+]
+
+
+class BitfleetError(Exception):
+    """The root of the tree: catch this to catch all that bitfleet raises on purpose."""
+
+    exit_code: int = 1
+
+
+class ConfigurationError(BitfleetError):
+    """Something that the user gave cannot be used: a file, a folder, a number, an address."""
+
+    exit_code = 3
+
+
+class SpecError(ConfigurationError):
+    """A network's description is malformed or contradicts itself."""
+
+
+class DataError(ConfigurationError):
+    """A data set is missing, truncated, or holds what it must not hold."""
+
+
+class CheckpointError(ConfigurationError):
+    """A checkpoint file is missing, truncated, corrupted or of another program."""
+
+
+class BudgetError(ConfigurationError):
+    """No training plan fits in the memory budget that was given."""
+
+
+class OptimizerError(ConfigurationError):
+    """A preset or an optimizer does not exist, or its numbers are out of range."""
+
+
+class UnreachableError(BitfleetError):
+    """The coordinator did not answer."""
+
+    exit_code = 4
+
+
+class IncompatibleError(BitfleetError):
+    """Two sides do not fit each other."""
+
+    exit_code = 5
+
+
+class ShapeError(IncompatibleError):
+    """Tensors do not fit the network: one is missing, unknown, or of another shape."""
+
+
+class PayloadError(IncompatibleError):
+    """Bytes or tensors are no valid model or update: cut, corrupted, of another network, not finite, out of range."""
+
+
+class ProtocolError(IncompatibleError):
+    """Device and coordinator share no version of the wire protocol."""
