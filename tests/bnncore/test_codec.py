@@ -1,0 +1,200 @@
+"""Laws of every codec, and of the container below them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_states import assert_same_state, random_state, specs
+
+from bnncore.codec import CODECS, PayloadKind, get_codec, payload_digest
+from bnncore.codec.container import pack, unpack
+from bnncore.errors import ConfigurationError, PayloadError, ShapeError
+from bnncore.spec import ModelSpec
+from bnncore.state import State, to_float32, to_int8, validate_state
+from bnncore.zoo import mlp
+
+SPEC = mlp((2, 3), (4,), 2)
+codec_names = st.sampled_from(sorted(CODECS))
+kinds: st.SearchStrategy[PayloadKind] = st.sampled_from(["model", "update"])
+dtypes = st.sampled_from([np.int8, np.float32])
+
+
+def payload(codec: str = "int8", kind: PayloadKind = "update", spec: ModelSpec = SPEC, seed: int = 3) -> bytes:
+    return get_codec(codec).encode(spec, random_state(spec, seed), kind=kind)
+
+
+def as_decoded(codec: str, kind: PayloadKind, state: State) -> State:
+    """What a codec must give back, computed from the definition."""
+    convert: Any = {"int8": to_int8, "float32": to_float32}[codec]
+    return {
+        name: convert(array) if name.endswith(".weight") else array
+        for name, array in state.items()
+        if kind == "update" or not name.endswith((".mean", ".mean_abs_dev"))
+    }
+
+
+@given(specs, codec_names, kinds, dtypes, st.integers(0, 99))
+def test_decoding_gives_back_what_was_encoded(
+    spec: ModelSpec, codec: str, kind: PayloadKind, dtype: Any, seed: int
+) -> None:
+    state = random_state(spec, seed, dtype=dtype)
+
+    data = get_codec(codec).encode(spec, state, kind=kind)
+    decoded = get_codec(codec).decode(spec, memoryview(data), kind=kind)
+
+    assert_same_state(decoded, as_decoded(codec, kind, state))
+    assert_same_state(state, random_state(spec, seed, dtype=dtype))
+    assert get_codec(codec).encode(spec, decoded, kind=kind) == data
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_every_truncation_is_refused(codec: str) -> None:
+    data = payload(codec)
+
+    for length in range(len(data)):
+        with pytest.raises(PayloadError):
+            get_codec(codec).decode(SPEC, data[:length], kind="update")
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_every_changed_byte_is_refused_or_decodes_to_a_valid_state(codec: str) -> None:
+    data = payload(codec)
+    generator = np.random.default_rng(5)
+    refused = 0
+
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= int(generator.integers(1, 256))
+        try:
+            state = get_codec(codec).decode(SPEC, bytes(damaged), kind="update")
+        except PayloadError:
+            refused += 1
+        else:
+            validate_state(SPEC, state, statistics=True)
+
+    assert refused > 0
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300), st.booleans())
+def test_arbitrary_bytes_are_refused(noise: bytes, with_length: bool) -> None:
+    data = len(noise).to_bytes(8, "little") + noise if with_length else noise
+
+    with pytest.raises(PayloadError):
+        get_codec("int8").decode(SPEC, data, kind="model")
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(
+        st.sampled_from(["__metadata__", "a", "b"]),
+        st.none()
+        | st.fixed_dictionaries(
+            {
+                "dtype": st.sampled_from(["F32", "I8", "F64", 3, ["I8"]]),
+                "shape": st.lists(st.integers(-1, 5) | st.just(10**30) | st.booleans()) | st.none(),
+                "data_offsets": st.lists(st.integers(-4, 24) | st.floats(), max_size=3),
+            }
+        )
+        | st.just({"bitfleet": "x"}),
+    ),
+    st.binary(max_size=24),
+)
+def test_any_header_is_read_or_refused(header: dict[str, Any], body: bytes) -> None:
+    text = json.dumps(header).encode()
+
+    try:
+        tensors, _ = unpack(len(text).to_bytes(8, "little") + text + body)
+    except PayloadError:
+        return
+    assert sum(array.nbytes for array in tensors.values()) == len(body)
+
+
+def test_a_payload_for_another_purpose_is_refused() -> None:
+    data = payload()
+
+    for spec, codec, kind in [
+        (mlp((3, 2), (4,), 2), "int8", "update"),  # same shapes, another network
+        (SPEC, "float32", "update"),
+        (SPEC, "int8", "model"),
+    ]:
+        with pytest.raises(PayloadError, match="must be made for"):
+            get_codec(codec).decode(spec, data, kind=kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("norm1.beta", None, "missing"),
+        ("extra", np.zeros(2, np.float32), "not wanted"),
+        ("dense1.weight", np.zeros((6, 4), np.int8), "shape"),
+        ("norm1.beta", np.full(4, np.nan, np.float32), "finite"),
+        ("norm1.mean_abs_dev", np.full(4, -1, np.float32), "negative"),
+        ("dense1.weight", np.full((4, 6), -128, np.int8), "127"),
+    ],
+)
+def test_a_bad_tensor_is_refused_at_both_ends(name: str, value: Any, message: str) -> None:
+    good = payload()
+    state = {**random_state(SPEC, 3), name: value}
+    if value is None:
+        del state[name]
+    forged = pack(state, unpack(good)[1])
+
+    with pytest.raises(PayloadError, match=message):
+        get_codec("int8").decode(SPEC, forged, kind="update")
+    with pytest.raises((PayloadError, ShapeError), match=message):
+        get_codec("int8").encode(SPEC, state, kind="update")
+
+
+def test_weights_of_another_dtype_than_the_codecs_are_refused() -> None:
+    forged = pack(random_state(SPEC, 3, dtype=np.float32), unpack(payload("int8"))[1])
+
+    with pytest.raises(PayloadError, match="must be int8"):
+        get_codec("int8").decode(SPEC, forged, kind="update")
+
+
+def test_decoding_copies_nothing() -> None:
+    data = payload()
+
+    state = get_codec("int8").decode(SPEC, data, kind="update")
+
+    whole = np.frombuffer(data, np.uint8)
+    assert all(np.shares_memory(array, whole) for array in state.values())
+    assert all(array.flags.aligned and not array.flags.writeable for array in state.values())
+
+
+def test_int8_costs_one_byte_a_weight() -> None:
+    spec = mlp((28, 28), (256, 256), 10)
+    floats = 4 * 2 * (256 + 256 + 10)
+
+    size = len(get_codec("int8").encode(spec, random_state(spec, 0), kind="update"))
+
+    assert size - spec.num_binary_weights - floats - 4 * (256 + 256 + 10) < 2048
+
+
+def test_payloads_open_in_the_safetensors_package_and_the_reverse() -> None:
+    data = payload()
+    state = random_state(SPEC, 3)
+
+    theirs = safetensors.numpy.load(data)
+    ours, metadata = unpack(safetensors.numpy.save(state, metadata={"bitfleet": "hello"}))
+
+    assert metadata == "hello"
+    for name, array in state.items():
+        assert theirs[name].tobytes() == array.tobytes()
+        assert ours[name].tobytes() == array.tobytes()
+
+
+def test_payload_digest_is_the_known_sha256() -> None:
+    assert payload_digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=r"\['float32', 'int8'\], got 'zip'"):
+        get_codec("zip")
