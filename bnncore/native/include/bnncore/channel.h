@@ -1,0 +1,101 @@
+// What l1 batch normalisation, the sign and its straight-through estimator need of one channel: integer sums over the
+// batch, integer thresholds, and the exact gradient in 8-bit integers.
+//
+// Notation, for one channel over a batch of B samples: y = integer pre-activations, S = sum y, mu = S / B,
+// D = sum |B y - S| (an integer), psi = D / B^2 = mean |y - mu|, x = (y - mu) / psi + beta.
+// A channel whose y are all equal has psi = 0; it is called dead: x = beta, and no gradient passes.
+//
+// Source: l1 batch normalisation of Wang et al., arXiv:2102.04270, Algorithm 2; the gradient here is the exact
+// derivative, not the paper's approximation: with v = dx / psi and s = sgn(y - mu),
+//   dy = v - mean(v) - (s - mean(s)) * mean(v * (y - mu) / psi).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "bnncore/random.h"
+
+namespace bitfleet {
+
+struct ChannelStatistics {
+  int64_t sum;            // S
+  int64_t abs_deviation;  // D
+};
+
+// Integer comparisons that stand for the real-valued ones: sign(x) = +1 iff y >= sign_from; |x| <= 1 iff
+// mask_from <= y <= mask_to.
+struct ChannelThresholds {
+  int32_t sign_from;
+  int32_t mask_from;
+  int32_t mask_to;
+};
+
+struct GradientSums {
+  int64_t q;        // sum of q over the samples with |x| <= 1
+  int64_t qy;       // sum of q * y over the same samples
+  int32_t above;    // samples with y > mu
+  int32_t at_mean;  // samples with y = mu
+};
+
+// dy in units of the scale of q: (q - offset[s]) * gain, where s picks y < mu, y = mu, y > mu.
+struct GradientCoefficients {
+  float offset_below;
+  float offset_at;
+  float offset_above;
+  int32_t floor_mean;  // floor(mu): y > mu iff y > floor(mu)
+  bool mean_is_integer;
+  ChannelThresholds thresholds;
+};
+
+struct QuantiseResult {
+  int32_t saturated;  // elements whose magnitude exceeded 127 before rounding
+  float max_abs;      // largest |(q - offset) * gain|, before saturation
+};
+
+struct ChannelKernels {
+  // Statistics of y[0..count).
+  ChannelStatistics (*statistics)(const int32_t* y, int count);
+  // bits[b] = bit r set iff y[r][b] < sign_from[r], for rows <= 16. All of bits[0..count) is written.
+  void (*emit_signs)(const int32_t* y, size_t y_stride, const int32_t* sign_from, int rows, int count, uint16_t* bits);
+  // `y_bound` >= |y| limits how many products are summed in 32 bits.
+  GradientSums (*gradient_sums)(const int32_t* y, const int8_t* q, int count, int64_t y_bound,
+                                const ChannelThresholds& thresholds, int32_t floor_mean, bool mean_is_integer);
+  // Largest |q - offset| over the batch, where q counts as 0 outside the mask.
+  float (*gradient_max)(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& coefficients);
+  // Replaces q by round_stochastic((q - offset) * gain). Element b draws word first_index + b * index_stride.
+  QuantiseResult (*gradient_quantise)(const int32_t* y, int8_t* q, int count, const GradientCoefficients& coefficients,
+                                      float gain, RandomStream stream, uint32_t first_index, uint32_t index_stride);
+  // q[k] = round_stochastic(values[k] * gain) for k in [0, count); element k draws word first_index + k.
+  QuantiseResult (*integer_quantise)(const int32_t* values, int8_t* q, int count, float gain, RandomStream stream,
+                                     uint32_t first_index);
+  // Largest |values[k]|.
+  int32_t (*integer_max)(const int32_t* values, int count);
+  // Sum of |values[k]|.
+  int64_t (*integer_abs_sum)(const int32_t* values, int count);
+};
+
+// mu and psi of a channel from its integer sums, in double, in one fixed order.
+struct ChannelMoments {
+  double mean;
+  double mean_abs_dev;
+};
+ChannelMoments channel_moments(const ChannelStatistics& statistics, int count);
+
+// Thresholds for x = (y - mean) / mean_abs_dev + beta. Works for batch moments and for running statistics.
+ChannelThresholds channel_thresholds(double mean, double mean_abs_dev, float beta);
+
+// Coefficients of the exact l1 gradient.
+GradientCoefficients gradient_coefficients(const ChannelStatistics& statistics, const ChannelThresholds& thresholds,
+                                           const GradientSums& sums, int count);
+
+// floor(sum / count), for count > 0.
+int64_t floor_divide(int64_t sum, int64_t count);
+
+namespace portable {
+extern const ChannelKernels channel_kernels;
+}
+namespace avx2 {
+extern const ChannelKernels channel_kernels;
+}
+
+}  // namespace bitfleet

@@ -1,0 +1,42 @@
+// The one table of kernels, chosen once when the library is loaded.
+//
+// A new instruction set is one file a family plus one row in dispatch.cc; a family that has no file of its own for a
+// set names its portable function there.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bnncore/channel.h"
+#include "bnncore/input_gemm.h"
+#include "bnncore/packing.h"
+#include "bnncore/sign_gemm.h"
+#include "bnncore/update.h"
+#include "bnncore/xnor_gemm.h"
+
+namespace bitfleet {
+
+struct Kernels {
+  const char* isa;
+  PackInt8 pack_int8;
+  PackFloat pack_float;
+  TransposeBytes transpose_bytes;
+  XnorGemm xnor_gemm;
+  InputGemm input_gemm;
+  SignGemm sign_gemm;
+  InputGrad input_grad;
+  const ChannelKernels* channel;
+  const UpdateKernels* update;
+};
+
+// Instruction sets that this machine can run, slowest first; the first is always "portable".
+std::vector<std::string> available_isas();
+
+// The table named by BITFLEET_ISA, else the fastest available one.
+// Throws std::invalid_argument when BITFLEET_ISA names a set that this machine cannot run.
+const Kernels& selected_kernels();
+
+// The table of a named set; throws std::invalid_argument like selected_kernels().
+const Kernels& kernels_for(const std::string& isa);
+
+}  // namespace bitfleet

@@ -1,0 +1,45 @@
+// The first layer: 8-bit inputs u, read as x = 2u - 255, against binary weights.
+//
+//   input_gemm: y[r][b]   = sum_k w[r][k] * (2 u[b][k] - 255)
+//   input_grad: out[r][k] = sum_j g[r][j] * (2 u[j][k0 + k] - 255)   (the weight gradient; j = samples)
+//
+// The caller promises: u is readable for 32 bytes past its last row. Exact while depth * 255 < 2^30 (forward) and
+// samples * 127 * 255 < 2^30, i.e. fewer than 33,000 samples (backward).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "bnncore/sign_gemm.h"
+
+namespace bitfleet {
+
+inline constexpr int kInputGemmRows = 4;    // weight rows expanded to bytes at once
+inline constexpr int kInputGradDepth = 64;  // samples expanded at once
+inline constexpr int kInputGradRows = 16;   // most rows of g in one call of input_grad
+inline constexpr size_t kInputGradScratch =
+    size_t{kInputGradDepth} * kColumnBlock * 2 + size_t{kInputGradRows} * kInputGradDepth * 2;
+
+// Bytes of `expanded` that input_gemm needs.
+constexpr size_t input_gemm_scratch(int depth) { return kInputGemmRows * ((size_t(depth) + 31) / 32 * 32); }
+
+// u: uint8 [batch][u_stride], w: [rows][w_stride words], y: int32 [rows][y_stride].
+using InputGemm = void (*)(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,
+                           int depth, int8_t* expanded, int32_t* y, size_t y_stride);
+
+// g: int8 [rows <= kInputGradRows][g_stride], g_sums[r] = sum_j g[r][j]; out: int32 [rows][kColumnBlock].
+using InputGrad = void (*)(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples,
+                           const uint8_t* u, size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);
+
+#define BITFLEET_DECLARE(isa)                                                                                     \
+  namespace isa {                                                                                                 \
+  void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,     \
+                  int depth, int8_t* expanded, int32_t* y, size_t y_stride);                                      \
+  void input_grad(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples,                 \
+                  const uint8_t* u, size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);       \
+  }
+BITFLEET_DECLARE(portable)
+BITFLEET_DECLARE(avx2)
+#undef BITFLEET_DECLARE
+
+}  // namespace bitfleet

@@ -1,0 +1,40 @@
+// Signs held as bits, 64 to a word.
+//
+// Bit 1 means -1, bit 0 means +1; element i is bit i % 64 of word i / 64; unused bits of the last word are zero.
+// sign(0) = sign(-0.0) = +1. NaN has no sign: callers refuse it before it gets here.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+namespace bitfleet {
+
+static_assert(std::endian::native == std::endian::little, "packed rows are read as 32-bit halves of 64-bit words");
+
+inline constexpr int kWordBits = 64;
+
+constexpr int words_for(int count) { return (count + kWordBits - 1) / kWordBits; }
+
+constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Packs the signs of `count` values into words_for(count) words.
+using PackInt8 = void (*)(const int8_t* values, int count, uint64_t* words);
+using PackFloat = void (*)(const float* values, int count, uint64_t* words);
+
+// Copies the byte block source[rows][columns] to target[columns][rows]; strides in bytes. No overlap.
+using TransposeBytes = void (*)(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,
+                                size_t target_stride);
+
+#define BITFLEET_DECLARE_PACKING(isa)                                                       \
+  namespace isa {                                                                           \
+  void pack_int8(const int8_t* values, int count, uint64_t* words);                         \
+  void pack_float(const float* values, int count, uint64_t* words);                         \
+  void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns,   \
+                       int8_t* target, size_t target_stride);                               \
+  }
+BITFLEET_DECLARE_PACKING(portable)
+BITFLEET_DECLARE_PACKING(avx2)
+#undef BITFLEET_DECLARE_PACKING
+
+}  // namespace bitfleet

@@ -1,0 +1,53 @@
+// Counter-based randomness: every random number is a function of (seed, step, layer, purpose, index), so results do
+// not depend on thread count, tile order or instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace bitfleet {
+
+// What a stream of random numbers is used for; part of its key, so two uses never share numbers.
+enum class Purpose : uint32_t {
+  kInitialise = 1,
+  kTopGradient = 2,
+  kGradY = 3,
+  kGradX = 4,
+  kUpdate = 5,
+  kShuffle = 6,
+};
+
+// Finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+constexpr uint64_t split_mix64(uint64_t x) {
+  x += 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+// A family of 2^32 random words under a 64-bit key.
+struct RandomStream {
+  uint32_t low;
+  uint32_t high;
+};
+
+constexpr RandomStream random_stream(uint64_t seed, uint64_t step, uint32_t layer, Purpose purpose) {
+  uint64_t key = split_mix64(seed);
+  key = split_mix64(key ^ step);
+  key = split_mix64(key ^ (uint64_t{layer} << 8 | static_cast<uint32_t>(purpose)));
+  return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+}
+
+// Word `index` of a stream. Two multiply rounds with the constants of Wellons' "hash prospector" search (2-round, bias
+// 0.11); the key enters before each round. 32-bit operations only, so SSE2 and NEON vectorise it.
+constexpr uint32_t random_word(RandomStream stream, uint32_t index) {
+  uint32_t x = index ^ stream.low;
+  x ^= x >> 16;
+  x *= 0x21f0aaadu;
+  x += stream.high;
+  x ^= x >> 15;
+  x *= 0xd35a2d97u;
+  x ^= x >> 15;
+  return x;
+}
+
+}  // namespace bitfleet

@@ -1,0 +1,66 @@
+// Optimizer updates of a run of weights, with the weight gradient folded in as it is produced.
+//
+// `grad` holds the integer gradient sum_b grad_y * x of `count` weights; one unit of it is worth `gain` after
+// normalisation (8-bit optimizers: real gradient / mean |gradient| of the layer) or in real units (adam). Element k draws
+// random word first_index + k: its low half rounds the momentum, its high half the latent weight.
+#pragma once
+
+#include <cstdint>
+
+#include "bnncore/random.h"
+
+namespace bitfleet {
+
+// u <- round_stochastic(u - step * g), |u| <= 127; the binary weight is the sign of u.
+struct Latent8Step {
+  float step;  // in units of 1/127, for a gradient of 1
+};
+
+// m <- round_stochastic(decay * m + (1 - decay) * momentum_unit * g); u <- round_stochastic(u - step * m).
+// One unit of m is a mean gradient of 1 / momentum_unit.
+struct Latent8MomentumStep {
+  float decay;
+  float inflow;  // (1 - decay) * momentum_unit
+  float step;    // step in units of 1/127, divided by momentum_unit
+};
+
+// Bop (Helwegen et al., NeurIPS 2019): m <- round_stochastic((1 - gamma) m + gamma * g * 127 / range); a weight flips
+// when |m| > threshold and m has its sign.
+struct BopStep {
+  float keep;       // 1 - gamma
+  float inflow;     // gamma * 127 / range
+  float threshold;  // in units of m
+};
+
+// Adam (Kingma, Ba, ICLR 2015) on float32 latent weights, which are clipped to [-1, 1] afterwards.
+struct AdamStep {
+  float beta1;
+  float beta2;
+  float step;                // step size / (1 - beta1^t)
+  float inverse_correction;  // 1 / (1 - beta2^t)
+  float epsilon;
+};
+
+struct UpdateKernels {
+  void (*latent8)(int8_t* latent, const int32_t* grad, int count, float gain, const Latent8Step& step,
+                  RandomStream stream, uint32_t first_index);
+  void (*latent8_momentum)(int8_t* latent, int8_t* momentum, const int32_t* grad, int count, float gain,
+                           const Latent8MomentumStep& step, RandomStream stream, uint32_t first_index);
+  // `signs` holds count <= 32 binary weights as bits; returns the bits that flip.
+  uint32_t (*bop)(uint32_t signs, int8_t* average, const int32_t* grad, int count, float gain, const BopStep& step,
+                  RandomStream stream, uint32_t first_index);
+  void (*adam)(float* latent, float* mean, float* square, const int32_t* grad, int count, float gain,
+               const AdamStep& step);
+};
+
+namespace portable {
+extern const UpdateKernels update_kernels;
+}
+namespace avx2 {
+extern const UpdateKernels update_kernels;
+}
+
+// One Adam step of a real-valued parameter (beta), without clipping.
+void adam_scalar(float& value, float& mean, float& square, float grad, const AdamStep& step);
+
+}  // namespace bitfleet

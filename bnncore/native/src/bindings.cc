@@ -1,0 +1,280 @@
+// The Python face of the engine. Shapes are checked in bnncore/engine.py; here they are only handed over.
+#include <fcntl.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+#include "bindings.h"
+#include "bnncore/engine.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitfleet {
+
+namespace {
+
+template <typename T, typename... Config>
+using Array = nb::ndarray<nb::numpy, T, nb::c_contig, nb::device::cpu, Config...>;
+
+template <typename T>
+Array<T> owned(std::vector<T> values, std::initializer_list<size_t> shape) {
+  auto* holder = new std::vector<T>(std::move(values));
+  nb::capsule owner(holder, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return Array<T>(holder->data(), shape, owner);
+}
+
+// A view of the arena that keeps its engine alive.
+template <typename T>
+Array<T> view(nb::handle engine, T* data, std::initializer_list<size_t> shape) {
+  return Array<T>(data, shape, engine);
+}
+
+nb::list describe(const MemoryPlan& plan) {
+  nb::list entries;
+  for (const PlanEntry& e : plan.entries()) {
+    nb::list phases;
+    const std::pair<uint32_t, const char*> names[] = {{kForward, "forward"},
+                                                      {kLoss, "loss"},
+                                                      {kNormalise, "normalise"},
+                                                      {kWeights, "weights"},
+                                                      {kInputs, "inputs"}};
+    for (const auto& [bit, name] : names) {
+      if ((e.phases & bit) != 0) phases.append(name);
+    }
+    entries.append(nb::make_tuple(e.name, e.role, e.dtype, nb::tuple(nb::cast(e.shape)), e.bytes, e.offset,
+                                  nb::tuple(phases)));
+  }
+  return entries;
+}
+
+nb::dict step_traced(Engine& engine, float step_scale) {
+  const size_t batch = static_cast<size_t>(engine.batch_size());
+  Trace trace;
+  for (size_t i = 0; i < engine.blocks().size(); ++i) {
+    const BlockSpec& spec = engine.blocks()[i];
+    const size_t in = static_cast<size_t>(spec.in_features), out = static_cast<size_t>(spec.out_features);
+    BlockTrace block;
+    block.y.resize(out * batch);
+    block.y_again.resize(out * batch);
+    block.sums.resize(out * 2);
+    block.thresholds.resize(out * 3);
+    block.grad_in.resize(batch * out);
+    block.grad_y.resize(batch * out);
+    block.grad_weights.resize(out * in);
+    if (i > 0) block.grad_x.resize(batch * in);
+    trace.blocks.push_back(std::move(block));
+  }
+  const StepResult result = engine.step(step_scale, &trace);
+  nb::list blocks;
+  for (size_t i = 0; i < trace.blocks.size(); ++i) {
+    const BlockSpec& spec = engine.blocks()[i];
+    const size_t in = static_cast<size_t>(spec.in_features), out = static_cast<size_t>(spec.out_features);
+    BlockTrace& t = trace.blocks[i];
+    nb::dict d;
+    d["y"] = owned(std::move(t.y), {out, batch});
+    d["y_again"] = owned(std::move(t.y_again), {out, batch});
+    d["sums"] = owned(std::move(t.sums), {out, 2});
+    d["thresholds"] = owned(std::move(t.thresholds), {out, 3});
+    d["grad_in"] = owned(std::move(t.grad_in), {batch, out});
+    d["grad_y"] = owned(std::move(t.grad_y), {batch, out});
+    d["grad_weights"] = owned(std::move(t.grad_weights), {out, in});
+    if (i > 0) d["grad_x"] = owned(std::move(t.grad_x), {batch, in});
+    d["grad_in_scale"] = t.grad_in_scale;
+    d["grad_y_scale"] = t.grad_y_scale;
+    blocks.append(d);
+  }
+  nb::dict d;
+  d["blocks"] = blocks;
+  const size_t classes = static_cast<size_t>(engine.blocks().back().out_features);
+  d["logits"] = owned(std::move(trace.logits), {batch, classes});
+  d["loss"] = result.loss;
+  d["correct"] = result.correct;
+  return d;
+}
+
+OptimizerKind optimizer_kind(const std::string& name) {
+  if (name == "latent8") return OptimizerKind::kLatent8;
+  if (name == "latent8m") return OptimizerKind::kLatent8Momentum;
+  if (name == "bop") return OptimizerKind::kBop;
+  if (name == "adam") return OptimizerKind::kAdam;
+  throw std::invalid_argument("unknown optimizer '" + name + "'");
+}
+
+// Reads rows `indices` of a file of equal rows into `out`, with pread: no seek, no mapping, no copy.
+void read_rows(int fd, int64_t offset, int64_t row_bytes, Array<const uint32_t, nb::ndim<1>> indices,
+               Array<uint8_t, nb::ndim<2>> out) {
+  const size_t count = indices.shape(0);
+  if (out.shape(0) < count || static_cast<int64_t>(out.shape(1)) != row_bytes) {
+    throw std::invalid_argument("out must hold one row of " + std::to_string(row_bytes) + " bytes for each index");
+  }
+  for (size_t i = 0; i < count; ++i) {
+    uint8_t* target = out.data() + i * static_cast<size_t>(row_bytes);
+    int64_t done = 0;
+    while (done < row_bytes) {
+      const ssize_t got = pread(fd, target + done, static_cast<size_t>(row_bytes - done),
+                                offset + static_cast<int64_t>(indices.data()[i]) * row_bytes + done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) throw std::runtime_error("row " + std::to_string(indices.data()[i]) + ": " + std::strerror(errno));
+      if (got == 0) {
+        throw std::runtime_error("row " + std::to_string(indices.data()[i]) + " lies past the end of the file");
+      }
+      done += got;
+    }
+  }
+}
+
+// Fisher-Yates driven by the counter-based generator: a function of (count, seed, epoch).
+Array<uint32_t> permutation(uint32_t count, uint64_t seed, uint64_t epoch) {
+  std::vector<uint32_t> order(count);
+  std::iota(order.begin(), order.end(), 0u);
+  const RandomStream stream = random_stream(seed, epoch, 0, Purpose::kShuffle);
+  for (uint32_t i = count; i > 1; --i) {
+    const uint32_t j = static_cast<uint32_t>(uint64_t{random_word(stream, i)} * i >> 32);
+    std::swap(order[i - 1], order[j]);
+  }
+  return owned(std::move(order), {count});
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native engine of bnncore; use it through bnncore.engine.";
+  nb::set_leak_warnings(false);
+
+  nb::class_<OptimizerParams>(m, "OptimizerParams")
+      .def("__init__",
+           [](OptimizerParams* self, const std::string& name, float step_size, float momentum, float momentum_unit,
+              float gamma, float threshold, float range, float beta1, float beta2, float epsilon,
+              float beta_step_size, int init_limit, int normaliser_steps, float headroom, float scale_decay) {
+             new (self) OptimizerParams{optimizer_kind(name), step_size, momentum,   momentum_unit,
+                                        gamma,                threshold, range,      beta1,
+                                        beta2,                epsilon,   beta_step_size, init_limit,
+                                        normaliser_steps,     headroom,  scale_decay};
+           },
+           nb::kw_only(), "name"_a, "step_size"_a, "momentum"_a, "momentum_unit"_a, "gamma"_a, "threshold"_a,
+           "range"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "beta_step_size"_a, "init_limit"_a, "normaliser_steps"_a,
+           "headroom"_a, "scale_decay"_a);
+
+  nb::class_<BlockSpec>(m, "BlockSpec")
+      .def("__init__",
+           [](BlockSpec* self, std::string dense, std::string norm, int in_features, int out_features) {
+             new (self) BlockSpec{std::move(dense), std::move(norm), in_features, out_features};
+           },
+           "dense"_a, "norm"_a, "in_features"_a, "out_features"_a);
+
+  nb::class_<Engine>(m, "Engine")
+      .def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
+           "batch_size"_a, "num_threads"_a)
+      .def("initialise", &Engine::initialise, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("reset", &Engine::reset, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "step",
+          [](Engine& self, float step_scale) {
+            StepResult result;
+            {
+              nb::gil_scoped_release release;
+              result = self.step(step_scale);
+            }
+            return std::make_tuple(result.loss, result.correct);
+          },
+          "step_scale"_a)
+      .def("step_traced", &step_traced, "step_scale"_a)
+      .def(
+          "evaluate",
+          [](Engine& self, int count) {
+            StepResult result;
+            {
+              nb::gil_scoped_release release;
+              result = self.evaluate(count, nullptr);
+            }
+            return std::make_tuple(result.loss, result.correct);
+          },
+          "count"_a)
+      .def(
+          "predict",
+          [](Engine& self, int count) {
+            std::vector<int32_t> predictions(static_cast<size_t>(count));
+            {
+              nb::gil_scoped_release release;
+              self.evaluate(count, predictions.data());
+            }
+            return owned(std::move(predictions), {static_cast<size_t>(count)});
+          },
+          "count"_a)
+      .def_prop_ro("input",
+                   [](nb::handle self) {
+                     Engine& engine = nb::cast<Engine&>(self);
+                     return view(self, engine.input(),
+                                 {static_cast<size_t>(engine.batch_size()),
+                                  static_cast<size_t>(engine.blocks()[0].in_features)});
+                   })
+      .def_prop_ro("labels",
+                   [](nb::handle self) {
+                     Engine& engine = nb::cast<Engine&>(self);
+                     return view(self, engine.labels(), {static_cast<size_t>(engine.batch_size())});
+                   })
+      .def_prop_ro("arena",
+                   [](nb::handle self) {
+                     Engine& engine = nb::cast<Engine&>(self);
+                     return view(self, engine.arena(), {engine.plan().peak_bytes()});
+                   })
+      .def_prop_ro("steps_done", &Engine::steps_done)
+      .def_prop_ro("saturated", &Engine::saturated)
+      .def_prop_ro("isa", &Engine::isa)
+      .def_prop_ro("plan_entries", [](const Engine& self) { return describe(self.plan()); })
+      .def_prop_ro("plan_peak_bytes", [](const Engine& self) { return self.plan().peak_bytes(); })
+      .def(
+          "read_weights",
+          [](const Engine& self, size_t block, Array<int8_t, nb::ndim<2>> out) { self.read_weights(block, out.data()); },
+          "block"_a, "out"_a)
+      .def(
+          "read_weights",
+          [](const Engine& self, size_t block, Array<float, nb::ndim<2>> out) { self.read_weights(block, out.data()); },
+          "block"_a, "out"_a)
+      .def(
+          "write_weights",
+          [](Engine& self, size_t block, Array<const int8_t, nb::ndim<2>> values) {
+            self.write_weights(block, values.data());
+          },
+          "block"_a, "values"_a)
+      .def(
+          "write_weights",
+          [](Engine& self, size_t block, Array<const float, nb::ndim<2>> values) {
+            self.write_weights(block, values.data());
+          },
+          "block"_a, "values"_a)
+      .def("keep_statistics", &Engine::keep_statistics)
+      .def("norm", [](nb::handle self, size_t block) {
+        Engine& engine = nb::cast<Engine&>(self);
+        const size_t channels = static_cast<size_t>(engine.blocks()[block].out_features);
+        return nb::make_tuple(view(self, engine.beta(block), {channels}),
+                              view(self, engine.running_mean(block), {channels}),
+                              view(self, engine.running_mean_abs_dev(block), {channels}));
+      });
+
+  m.def(
+      "plan",
+      [](const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size, int num_threads) {
+        const EngineLayout layout = lay_out_engine(blocks, optimizer, batch_size, num_threads);
+        return nb::make_tuple(describe(layout.plan), layout.plan.peak_bytes());
+      },
+      "blocks"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a);
+  m.def("isa_available", &available_isas);
+  m.def("isa_selected", [] { return std::string(selected_kernels().isa); });
+  m.def("permutation", &permutation, "count"_a, "seed"_a, "epoch"_a);
+  m.def("read_rows", &read_rows, "fd"_a, "offset"_a, "row_bytes"_a, "indices"_a, "out"_a);
+
+  nb::module_ kernels = m.def_submodule("kernels", "Single kernels by instruction set, for tests and benchmarks.");
+  bind_kernels(kernels);
+}
+
+}  // namespace bitfleet

@@ -1,0 +1,139 @@
+// Single kernels by instruction set. Outputs are written into arrays that the caller owns, strides included, so tests
+// can look past the edges.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <new>
+#include <tuple>
+
+#include "bindings.h"
+#include "bnncore/dispatch.h"
+#include "bnncore/real_math.h"
+#include "bnncore/rounding.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitfleet {
+
+namespace {
+
+template <typename T>
+using Matrix = nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Vector = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Scratch with the alignment that the engine's arena gives.
+struct AlignedBytes {
+  explicit AlignedBytes(size_t size) : data(::operator new(size, std::align_val_t{64})) {}
+  ~AlignedBytes() { ::operator delete(data, std::align_val_t{64}); }
+  AlignedBytes(const AlignedBytes&) = delete;
+  AlignedBytes& operator=(const AlignedBytes&) = delete;
+  void* data;
+};
+
+int extent(size_t value) { return static_cast<int>(value); }
+
+}  // namespace
+
+void bind_kernels(nb::module_& m) {
+  m.def("pack_int8", [](const std::string& isa, Vector<const int8_t> values, Vector<uint64_t> words) {
+    kernels_for(isa).pack_int8(values.data(), extent(values.shape(0)), words.data());
+  });
+  m.def("pack_float", [](const std::string& isa, Vector<const float> values, Vector<uint64_t> words) {
+    kernels_for(isa).pack_float(values.data(), extent(values.shape(0)), words.data());
+  });
+  m.def("transpose_bytes",
+        [](const std::string& isa, Matrix<const int8_t> source, int rows, int columns, Matrix<int8_t> target) {
+          kernels_for(isa).transpose_bytes(source.data(), source.shape(1), rows, columns, target.data(),
+                                           target.shape(1));
+        });
+  m.def("xnor_gemm", [](const std::string& isa, Matrix<const uint64_t> x, Matrix<const uint64_t> w, int depth,
+                        Matrix<int32_t> y) {
+    kernels_for(isa).xnor_gemm(x.data(), x.shape(1), extent(x.shape(0)), w.data(), w.shape(1), extent(w.shape(0)), depth,
+                               y.data(), y.shape(1));
+  });
+  m.def("input_gemm", [](const std::string& isa, Matrix<const uint8_t> u, int batch, Matrix<const uint64_t> w,
+                         int depth, Matrix<int32_t> y) {
+    AlignedBytes expanded(input_gemm_scratch(depth));
+    kernels_for(isa).input_gemm(u.data(), u.shape(1), batch, w.data(), w.shape(1), extent(w.shape(0)), depth,
+                                static_cast<int8_t*>(expanded.data), y.data(), y.shape(1));
+  });
+  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, Vector<const int32_t> sums, int depth,
+                        Matrix<const uint64_t> s, int k0, int columns, Matrix<int32_t> out) {
+    AlignedBytes expanded(kSignGemmScratch);
+    kernels_for(isa).sign_gemm(g.data(), g.shape(1), sums.data(), extent(g.shape(0)), depth, s.data(), s.shape(1), k0,
+                               columns, static_cast<uint8_t*>(expanded.data), out.data());
+  });
+  m.def("input_grad", [](const std::string& isa, Matrix<const int8_t> g, Vector<const int32_t> sums, int samples,
+                         Matrix<const uint8_t> u, int k0, int columns, Matrix<int32_t> out) {
+    AlignedBytes expanded(kInputGradScratch);
+    kernels_for(isa).input_grad(g.data(), g.shape(1), sums.data(), extent(g.shape(0)), samples, u.data(), u.shape(1),
+                                k0, columns, static_cast<int16_t*>(expanded.data), out.data());
+  });
+  m.def("statistics", [](const std::string& isa, Vector<const int32_t> y) {
+    const ChannelStatistics s = kernels_for(isa).channel->statistics(y.data(), extent(y.shape(0)));
+    return std::make_tuple(s.sum, s.abs_deviation);
+  });
+  m.def("emit_signs", [](const std::string& isa, Matrix<const int32_t> y, int count, Vector<const int32_t> sign_from,
+                         Vector<uint16_t> bits) {
+    kernels_for(isa).channel->emit_signs(y.data(), y.shape(1), sign_from.data(), extent(y.shape(0)), count,
+                                         bits.data());
+  });
+  // The gradient of one channel from y and q: (saturated, largest), with q replaced.
+  m.def("channel_gradient", [](const std::string& isa, Vector<const int32_t> y, Vector<int8_t> q, int64_t y_bound,
+                               float beta, float gain, uint32_t low, uint32_t high, uint32_t first, uint32_t stride) {
+    const ChannelKernels& channel = *kernels_for(isa).channel;
+    const int count = extent(y.shape(0));
+    const ChannelStatistics statistics = channel.statistics(y.data(), count);
+    const ChannelMoments moments = channel_moments(statistics, count);
+    const ChannelThresholds t = channel_thresholds(moments.mean, moments.mean_abs_dev, beta);
+    const int64_t floor_mean = floor_divide(statistics.sum, count);
+    const GradientSums sums = channel.gradient_sums(y.data(), q.data(), count, y_bound, t,
+                                                    static_cast<int32_t>(floor_mean),
+                                                    floor_mean * count == statistics.sum);
+    const GradientCoefficients c = gradient_coefficients(statistics, t, sums, count);
+    const float largest = channel.gradient_max(y.data(), q.data(), count, c);
+    const QuantiseResult r = channel.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first, stride);
+    return std::make_tuple(r.saturated, r.max_abs, largest, sums.q, sums.qy);
+  });
+  m.def("integer_quantise", [](const std::string& isa, Vector<const int32_t> values, Vector<int8_t> q, float gain,
+                               uint32_t low, uint32_t high, uint32_t first) {
+    const QuantiseResult r = kernels_for(isa).channel->integer_quantise(values.data(), q.data(),
+                                                                        extent(values.shape(0)), gain, {low, high},
+                                                                        first);
+    return std::make_tuple(r.saturated, r.max_abs);
+  });
+  m.def("latent8", [](const std::string& isa, Vector<int8_t> u, Vector<const int32_t> grad, float gain, float step,
+                      uint32_t low, uint32_t high, uint32_t first) {
+    kernels_for(isa).update->latent8(u.data(), grad.data(), extent(u.shape(0)), gain, {step}, {low, high}, first);
+  });
+  m.def("latent8_momentum", [](const std::string& isa, Vector<int8_t> u, Vector<int8_t> momentum,
+                               Vector<const int32_t> grad, float gain, float decay, float inflow, float step,
+                               uint32_t low, uint32_t high, uint32_t first) {
+    kernels_for(isa).update->latent8_momentum(u.data(), momentum.data(), grad.data(), extent(u.shape(0)), gain,
+                                              {decay, inflow, step}, {low, high}, first);
+  });
+  m.def("bop", [](const std::string& isa, uint32_t signs, Vector<int8_t> average, Vector<const int32_t> grad, float gain,
+                  float keep, float inflow, float threshold, uint32_t low, uint32_t high, uint32_t first) {
+    return kernels_for(isa).update->bop(signs, average.data(), grad.data(), extent(average.shape(0)), gain,
+                                        {keep, inflow, threshold}, {low, high}, first);
+  });
+  m.def("adam", [](const std::string& isa, Vector<float> latent, Vector<float> mean, Vector<float> square,
+                   Vector<const int32_t> grad, float gain, float beta1, float beta2, float step,
+                   float inverse_correction, float epsilon) {
+    kernels_for(isa).update->adam(latent.data(), mean.data(), square.data(), grad.data(), extent(latent.shape(0)), gain,
+                                  {beta1, beta2, step, inverse_correction, epsilon});
+  });
+  m.def("random_words", [](uint64_t seed, uint64_t step, uint32_t layer, uint32_t purpose, Vector<uint32_t> out) {
+    const RandomStream stream = random_stream(seed, step, layer, static_cast<Purpose>(purpose));
+    for (size_t i = 0; i < out.shape(0); ++i) out.data()[i] = random_word(stream, static_cast<uint32_t>(i));
+    return std::make_tuple(stream.low, stream.high);
+  });
+  m.def("round_stochastic", &round_stochastic);
+  m.def("exp", &exp_exact);
+  m.def("log", &log_exact);
+}
+
+}  // namespace bitfleet

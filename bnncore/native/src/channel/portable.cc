@@ -1,0 +1,3 @@
+#include "loops_inl.h"
+
+BITFLEET_DEFINE_CHANNEL_KERNELS(portable, )

@@ -1,0 +1,54 @@
+#include "bnncore/dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace bitfleet {
+
+namespace {
+
+struct Candidate {
+  Kernels kernels;
+  bool (*runs_here)();
+};
+
+const Candidate kCandidates[] = {
+    {{"portable", portable::pack_int8, portable::pack_float, portable::transpose_bytes, portable::xnor_gemm,
+      portable::input_gemm, portable::sign_gemm, portable::input_grad, &portable::channel_kernels,
+      &portable::update_kernels},
+     [] { return true; }},
+#if defined(__x86_64__)
+    {{"avx2", avx2::pack_int8, avx2::pack_float, avx2::transpose_bytes, avx2::xnor_gemm, avx2::input_gemm,
+      avx2::sign_gemm, avx2::input_grad, &avx2::channel_kernels, &avx2::update_kernels},
+     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("popcnt") != 0; }},
+#endif
+};
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& candidate : kCandidates) {
+    if (candidate.runs_here()) names.emplace_back(candidate.kernels.isa);
+  }
+  return names;
+}
+
+const Kernels& kernels_for(const std::string& isa) {
+  std::string known;
+  for (const Candidate& candidate : kCandidates) {
+    if (!candidate.runs_here()) continue;
+    if (isa == candidate.kernels.isa) return candidate.kernels;
+    known += known.empty() ? candidate.kernels.isa : std::string(", ") + candidate.kernels.isa;
+  }
+  throw std::invalid_argument("instruction set '" + isa + "' is not one that this machine can run (" + known +
+                              "); unset BITFLEET_ISA to use the fastest");
+}
+
+const Kernels& selected_kernels() {
+  const char* forced = std::getenv("BITFLEET_ISA");
+  if (forced != nullptr && *forced != '\0') return kernels_for(forced);
+  return kernels_for(available_isas().back());
+}
+
+}  // namespace bitfleet

@@ -1,0 +1,71 @@
+// Construction and the order of a step.
+#include "bnncore/engine.h"
+
+#include <sys/mman.h>
+
+#include <new>
+#include <stdexcept>
+
+namespace bitfleet {
+
+Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads)
+    : blocks_(std::move(blocks)),
+      optimizer_(optimizer),
+      batch_size_(batch_size),
+      kernels_(selected_kernels()),
+      layout_(lay_out_engine(blocks_, optimizer, batch_size, num_threads)),
+      arena_bytes_(layout_.plan.peak_bytes()),
+      arena_(nullptr),
+      pool_(num_threads),
+      results_(static_cast<size_t>(num_threads)) {
+  // Anonymous pages cost nothing before they are first written, so an engine that never trains takes no memory.
+  void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  arena_ = static_cast<uint8_t*>(memory);
+}
+
+Engine::~Engine() {
+  if (arena_ != nullptr) munmap(arena_, arena_bytes_);
+}
+
+StepResult Engine::step(float step_scale, Trace* trace) {
+  check_labels(batch_size_);
+  beta1_power_ *= static_cast<double>(optimizer_.beta1);
+  beta2_power_ *= static_cast<double>(optimizer_.beta2);
+  forward(batch_size_, /*training=*/true, trace);
+  const StepResult result = softmax(batch_size_, nullptr, /*with_gradient=*/true);
+  for (size_t block = block_count(); block-- > 0;) backward_block(block, step_scale, trace);
+  ++steps_done_;
+  ++statistics_steps_;
+  return result;
+}
+
+StepResult Engine::evaluate(int count, int32_t* predictions) {
+  check_labels(count);
+  forward(count, /*training=*/false, nullptr);
+  return softmax(count, predictions, /*with_gradient=*/false);
+}
+
+void Engine::check_labels(int count) const {
+  const int32_t* labels = at<int32_t>(layout_.labels);
+  for (int b = 0; b < count; ++b) {
+    if (labels[b] < 0 || labels[b] >= classes()) {
+      throw std::invalid_argument("labels must lie in [0, " + std::to_string(classes()) + "), got " +
+                                  std::to_string(labels[b]) + " for sample " + std::to_string(b) + " of the batch");
+    }
+  }
+}
+
+RandomStream Engine::stream(size_t block, Purpose purpose) const {
+  return random_stream(seed_, static_cast<uint64_t>(steps_done_), static_cast<uint32_t>(block), purpose);
+}
+
+float Engine::grad_x_scale(size_t block) const {
+  // Softmax gradients (p - target) lie in [-1, 1] and are rounded to 1/127; the loss is the mean over the batch.
+  if (block + 1 == block_count()) return 1.0f / (127.0f * static_cast<float>(batch_size_));
+  return at<BlockScales>(layout_.scales)[block + 1].scale_x;
+}
+
+float Engine::grad_y_scale(size_t block) const { return scale_of(at<BlockScales>(layout_.scales)[block].max_grad_y); }
+
+}  // namespace bitfleet

@@ -1,0 +1,28 @@
+#include "bnncore/packing.h"
+
+namespace bitfleet::portable {
+
+namespace {
+
+template <typename T>
+void pack(const T* values, int count, uint64_t* words) {
+  for (int w = 0; w < words_for(count); ++w) words[w] = 0;
+  for (int i = 0; i < count; ++i) {
+    words[i / kWordBits] |= uint64_t{values[i] < T{0}} << (i % kWordBits);
+  }
+}
+
+}  // namespace
+
+void pack_int8(const int8_t* values, int count, uint64_t* words) { pack(values, count, words); }
+
+void pack_float(const float* values, int count, uint64_t* words) { pack(values, count, words); }
+
+void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,
+                     size_t target_stride) {
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < columns; ++c) target[c * target_stride + r] = source[r * source_stride + c];
+  }
+}
+
+}  // namespace bitfleet::portable

@@ -1,0 +1,46 @@
+#include "bnncore/thread_pool.h"
+
+namespace bitfleet {
+
+ThreadPool::ThreadPool(int num_threads) {
+  workers_.reserve(static_cast<size_t>(num_threads - 1));
+  for (int member = 1; member < num_threads; ++member) workers_.emplace_back([this, member] { serve(member); });
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_ = true;
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run_erased(Call call, void* context) {
+  if (workers_.empty()) {
+    call(context, 0);
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  call(context, 0);
+  for (int left = busy_.load(std::memory_order_acquire); left != 0; left = busy_.load(std::memory_order_acquire)) {
+    busy_.wait(left, std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::serve(int member) {
+  uint32_t seen = 0;
+  for (;;) {
+    generation_.wait(seen, std::memory_order_acquire);
+    const uint32_t current = generation_.load(std::memory_order_acquire);
+    if (current == seen) continue;
+    seen = current;
+    if (stopping_) return;
+    call_(context_, member);
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+  }
+}
+
+}  // namespace bitfleet

@@ -1,0 +1,91 @@
+// The loops behind UpdateKernels, written once and compiled once per instruction set (see channel/loops_inl.h).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "bnncore/rounding.h"
+#include "bnncore/update.h"
+
+#define BITFLEET_INLINE static inline __attribute__((always_inline))
+
+namespace bitfleet::loops {
+
+BITFLEET_INLINE void latent8(int8_t* latent, const int32_t* grad, int count, float gain, const Latent8Step& s,
+                             RandomStream stream, uint32_t first_index) {
+  const float factor = gain * s.step;
+  for (int k = 0; k < count; ++k) {
+    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
+    const float next = static_cast<float>(latent[k]) - static_cast<float>(grad[k]) * factor;
+    latent[k] = static_cast<int8_t>(round_stochastic(next, word >> 16));
+  }
+}
+
+BITFLEET_INLINE void latent8_momentum(int8_t* latent, int8_t* momentum, const int32_t* grad, int count, float gain,
+                                      const Latent8MomentumStep& s, RandomStream stream, uint32_t first_index) {
+  const float factor = gain * s.inflow;
+  for (int k = 0; k < count; ++k) {
+    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
+    const float moved = static_cast<float>(momentum[k]) * s.decay + static_cast<float>(grad[k]) * factor;
+    const int32_t rounded = round_stochastic(moved, word & 0xffffu);
+    momentum[k] = static_cast<int8_t>(rounded);
+    const float next = static_cast<float>(latent[k]) - static_cast<float>(rounded) * s.step;
+    latent[k] = static_cast<int8_t>(round_stochastic(next, word >> 16));
+  }
+}
+
+BITFLEET_INLINE uint32_t bop(uint32_t signs, int8_t* average, const int32_t* grad, int count, float gain,
+                             const BopStep& s, RandomStream stream, uint32_t first_index) {
+  const float factor = gain * s.inflow;
+  uint32_t flips = 0;
+  for (int k = 0; k < count; ++k) {
+    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
+    const float moved = static_cast<float>(average[k]) * s.keep + static_cast<float>(grad[k]) * factor;
+    const int32_t rounded = round_stochastic(moved, word >> 16);
+    average[k] = static_cast<int8_t>(rounded);
+    const uint32_t negative = signs >> k & 1u;
+    // A positive gradient asks for a smaller weight: flip a weight whose sign the average shares.
+    const float along = negative ? -static_cast<float>(rounded) : static_cast<float>(rounded);
+    flips |= static_cast<uint32_t>(along > s.threshold) << k;
+  }
+  return flips;
+}
+
+BITFLEET_INLINE void adam_one(float& value, float& mean, float& square, float g, const AdamStep& s) {
+  mean = s.beta1 * mean + (1.0f - s.beta1) * g;
+  square = s.beta2 * square + (1.0f - s.beta2) * (g * g);
+  value = value - s.step * mean / (std::sqrt(square * s.inverse_correction) + s.epsilon);
+}
+
+BITFLEET_INLINE void adam(float* latent, float* mean, float* square, const int32_t* grad, int count, float gain,
+                          const AdamStep& s) {
+  for (int k = 0; k < count; ++k) {
+    adam_one(latent[k], mean[k], square[k], static_cast<float>(grad[k]) * gain, s);
+    float clipped = latent[k] < -1.0f ? -1.0f : latent[k];
+    latent[k] = clipped > 1.0f ? 1.0f : clipped;
+  }
+}
+
+}  // namespace bitfleet::loops
+
+#define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target)                                                                   \
+  namespace bitfleet::isa {                                                                                           \
+  namespace {                                                                                                         \
+  target void latent8(int8_t* u, const int32_t* g, int count, float gain, const Latent8Step& s, RandomStream stream,  \
+                      uint32_t first) {                                                                               \
+    loops::latent8(u, g, count, gain, s, stream, first);                                                              \
+  }                                                                                                                   \
+  target void latent8_momentum(int8_t* u, int8_t* m, const int32_t* g, int count, float gain,                         \
+                               const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                   \
+    loops::latent8_momentum(u, m, g, count, gain, s, stream, first);                                                  \
+  }                                                                                                                   \
+  target uint32_t bop(uint32_t signs, int8_t* m, const int32_t* g, int count, float gain, const BopStep& s,           \
+                      RandomStream stream, uint32_t first) {                                                          \
+    return loops::bop(signs, m, g, count, gain, s, stream, first);                                                    \
+  }                                                                                                                   \
+  target void adam(float* w, float* m, float* v, const int32_t* g, int count, float gain, const AdamStep& s) {        \
+    loops::adam(w, m, v, g, count, gain, s);                                                                          \
+  }                                                                                                                   \
+  }                                                                                                                   \
+  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam};                                        \
+  }
