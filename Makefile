@@ -1,0 +1,64 @@
+# One word each; every command first sets up what it needs, under build/. `make help` lists them.
+
+PYTHON  ?= python3
+DATASET ?= digits
+ARGS    ?=
+
+VENV := build/venv
+BIN  := $(VENV)/bin
+# The data sets beside a working copy, where there are any; BITFLEET_DATA=DIR names others.
+BITFLEET_DATA ?= $(abspath $(wildcard ../shared/data))
+ifneq ($(BITFLEET_DATA),)
+export BITFLEET_DATA
+endif
+
+# Both, since pip before 25.3 applies the first to build requirements too and later ones want the second.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What an install depends on; Python files do not count, since it is editable.
+BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore/native -type f)
+CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format proto clean prerequisites
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/.server  ## a coordinator and four devices learn together here (DATASET=digits or mnist)
+	@$(BIN)/bitfleet-server demo --dataset $(DATASET) --json build/demo.json $(ARGS)
+
+test: $(VENV)/.dev  ## the whole test suite (ARGS="-k word" for a part)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## style, types and generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/python proto/generate.py --check
+
+format: $(VENV)/.dev  ## rewrite Python and C++ in the project's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+proto: $(VENV)/.dev  ## generate the protocol's Python modules again
+	$(BIN)/python proto/generate.py
+
+clean:  ## remove all that make made
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+prerequisites:
+	@PYTHON='$(PYTHON)' tools/prerequisites
+
+# The demo needs no development tools; the tests need both, and then the demo is set up too.
+$(VENV)/.server: $(BUILT_FROM) | prerequisites
+	@PYTHON='$(PYTHON)' tools/install $(VENV) server
+	@touch $@
+
+$(VENV)/.dev: $(BUILT_FROM) | prerequisites
+	@PYTHON='$(PYTHON)' tools/install $(VENV) server,dev
+	@touch $(VENV)/.server $@
