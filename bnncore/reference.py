@@ -137,7 +137,7 @@ class _Channels:
     mask_to: Ints
 
 
-def _channels(y: Ints, beta: NDArray[np.float32]) -> _Channels:
+def _channels(y: Ints, beta: NDArray[np.float32], *, is_last: bool) -> _Channels:
     batch = y.shape[0]
     total = y.sum(axis=0)
     deviation = np.abs(batch * y - total).sum(axis=0)
@@ -149,6 +149,8 @@ def _channels(y: Ints, beta: NDArray[np.float32]) -> _Channels:
     sign_from = np.where(dead, np.where(b >= 0, lowest, highest), np.ceil(mean - b * psi))
     mask_from = np.where(dead, np.where(inside, lowest, highest), np.ceil(mean - (1.0 + b) * psi))
     mask_to = np.where(dead, np.where(inside, highest, lowest), np.floor(mean + (1.0 - b) * psi))
+    if is_last:  # softmax follows, not a sign: every sample passes
+        mask_from, mask_to = np.full_like(mean, lowest), np.full_like(mean, highest)
     return _Channels(
         total, deviation, mean, psi, sign_from.astype(np.int64), mask_from.astype(np.int64), mask_to.astype(np.int64)
     )
@@ -206,7 +208,7 @@ class ReferenceEngine:
             inputs.append(x)
             signs.append(np.where(self.weights[i] < 0, -1, 1))
             y = x @ signs[i].T  # [B, N]
-            c = _channels(y, self.beta[i])
+            c = _channels(y, self.beta[i], is_last=i == len(self.weights) - 1)
             self._update_statistics(i, c)
             channels.append(c)
             trace.append(

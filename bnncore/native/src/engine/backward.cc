@@ -2,6 +2,7 @@
 // for the layer below in place.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "bnncore/engine.h"
 #include "bnncore/packing.h"
@@ -94,8 +95,12 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
     int8_t* grad = grad_t + r * layout_.y_stride;
     const ChannelStatistics statistics = kernels_.channel->statistics(row, batch_size_);
     const ChannelMoments moments = channel_moments(statistics, batch_size_);
-    const ChannelThresholds thresholds =
+    ChannelThresholds thresholds =
         channel_thresholds(moments.mean, moments.mean_abs_dev, at<float>(layout_.blocks[block].beta)[channel]);
+    if (block + 1 == block_count()) {  // softmax follows, not a sign: every sample passes
+      thresholds.mask_from = std::numeric_limits<int32_t>::min();
+      thresholds.mask_to = std::numeric_limits<int32_t>::max();
+    }
     const int64_t floor_mean = floor_divide(statistics.sum, batch_size_);
     const GradientSums sums = kernels_.channel->gradient_sums(
         row, grad, batch_size_, y_bound, thresholds, static_cast<int32_t>(floor_mean),
