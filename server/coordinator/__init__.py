@@ -1,0 +1,5 @@
+"""The domain: rounds, cohorts, sessions and jobs. No transport, no database, no clock of its own in the rules."""
+
+from server.coordinator.coordinator import Coordinator, JobState, Limits
+
+__all__ = ["Coordinator", "JobState", "Limits"]

@@ -1,0 +1,137 @@
+"""A round's updates while they are collected: the rows that are durable and the sum that is in memory.
+
+The sum can always be made again from the rows and the payloads they name, so only they matter at a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from bnncore.codec import get_codec
+from bnncore.errors import BitfleetError
+from bnncore.spec import ModelSpec
+from bnncore.state import State
+from server.coordinator.disk import Disk
+from server.coordinator.messages import UpdateHeader
+from server.jobs import JobConfig
+from server.storage.base import BlobWriter, UpdateRecord
+from server.strategies import get_strategy
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Upload:
+    """An update that has arrived whole: its header, its bytes on disk (not yet kept), its decoded tensors."""
+
+    header: UpdateHeader
+    writer: BlobWriter
+    state: State
+
+
+class Collection:
+    """The updates of one round of one job."""
+
+    def __init__(self, disk: Disk, config: JobConfig, spec: ModelSpec, job_id: str, round_number: int) -> None:
+        self._disk = disk
+        self._config = config
+        self._spec = spec
+        self._strategy = get_strategy(config.strategy)
+        self._accumulator = self._strategy.init(spec)
+        self.job_id = job_id
+        self.round_number = round_number
+        self.rows: dict[str, UpdateRecord] = {}
+
+    def with_status(self, *statuses: str) -> frozenset[str]:
+        return frozenset(device_id for device_id, row in self.rows.items() if row.status in statuses)
+
+    async def recover(self) -> None:
+        """Read the rows back and fold the accepted payloads again; one that is lost on disk is no longer accepted."""
+        rows = await self._disk.run(self._disk.storage.list_updates, self.job_id, self.round_number)
+        self.rows = {row.device_id: row for row in rows}
+        for device_id in sorted(self.with_status("ACCEPTED")):
+            row = self.rows[device_id]
+            try:
+                await asyncio.to_thread(self._fold_again, row)
+            except BitfleetError as error:
+                _log.error(
+                    "event=update_lost job=%s round=%d device=%s reason=%r",
+                    self.job_id, self.round_number, device_id, str(error),
+                )  # fmt: skip
+                await self._write(replace(row, status="ASSIGNED", update_digest=None))
+
+    def _fold_again(self, row: UpdateRecord) -> None:
+        data = self._disk.blobs.get(row.update_digest or "")
+        state = get_codec(self._config.up_codec).decode(self._spec, data, kind="update")
+        self._strategy.fold(self._accumulator, state, row.num_examples)
+
+    def assigned(self, device_ids: Iterable[str]) -> list[UpdateRecord]:
+        """Give these devices the task; returns the rows for the caller to commit."""
+        rows = [replace(self._row(device_id), status="ASSIGNED", reason="") for device_id in sorted(device_ids)]
+        self.rows.update((row.device_id, row) for row in rows)
+        return rows
+
+    def count(self, device_id: str, *, down: int = 0, up: int = 0) -> None:
+        """Count bytes that went to or came from a device; they are written down with its next change of status."""
+        row = self.rows.get(device_id)
+        if row is not None:
+            self.rows[device_id] = replace(row, down_bytes=row.down_bytes + down, up_bytes=row.up_bytes + up)
+
+    async def fold(self, upload: Upload) -> None:
+        """Add an update to the sum in memory; ``accept`` must follow.
+
+        Raises:
+          PayloadError: the strategy cannot take it; the sum is unchanged.
+        """
+        await asyncio.to_thread(self._strategy.fold, self._accumulator, upload.state, upload.header.num_examples)
+
+    async def accept(self, upload: Upload) -> None:
+        """Make an update that was folded in durable.
+
+        Payload first, row second: a crash between the two leaves a file that no row names, and the device, which got
+        no answer, sends again.
+        """
+        header = upload.header
+        digest = await asyncio.to_thread(upload.writer.keep)
+        await self._write(
+            replace(
+                self._row(header.device_id),
+                status="ACCEPTED",
+                reason="",
+                update_digest=digest,
+                num_examples=header.num_examples,
+                payload_bytes=header.total_bytes,
+                seconds=header.seconds,
+                loss=header.loss,
+                peak_pss_bytes=header.peak_pss_bytes,
+                received_at=time.time(),
+            )
+        )
+
+    async def note(self, device_id: str, status: str, reason: str, header: UpdateHeader | None = None) -> None:
+        """Write down that a device's task ended without an accepted update."""
+        row = replace(self._row(device_id), status=status, reason=reason, received_at=time.time())
+        if header is not None:
+            row = replace(row, num_examples=header.num_examples, payload_bytes=header.total_bytes)
+        await self._write(row)
+
+    async def finish(self) -> State:
+        """Return the next model's state."""
+        return await asyncio.to_thread(self._strategy.finish, self._accumulator)
+
+    def close(self) -> list[UpdateRecord]:
+        """End the collection: whoever had the task and sent nothing has missed the round; returns all rows."""
+        for device_id in self.with_status("ASSIGNED"):
+            self.rows[device_id] = replace(self.rows[device_id], status="MISSED")
+        return list(self.rows.values())
+
+    def _row(self, device_id: str) -> UpdateRecord:
+        return self.rows.get(device_id) or UpdateRecord(self.job_id, self.round_number, device_id, "ASSIGNED")
+
+    async def _write(self, row: UpdateRecord) -> None:
+        self.rows[row.device_id] = row
+        await self._disk.run(self._disk.storage.record_update, row)

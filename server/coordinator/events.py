@@ -1,0 +1,158 @@
+"""What can happen to a round (events) and what a round asks for (effects).
+
+Both are plain values: the state machine in ``round.py`` takes an event and returns effects, the runner in
+``runner.py`` carries them out. No clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SubmitStatus(StrEnum):
+    """The answer to a submitted update; the names are those of the wire protocol."""
+
+    ACCEPTED = "ACCEPTED"
+    DUPLICATE = "DUPLICATE"
+    LATE = "LATE"
+    REJECTED = "REJECTED"
+
+
+class TaskOutcome(StrEnum):
+    """How a task ended on a device without an update."""
+
+    DECLINED = "DECLINED"
+    FAILED = "FAILED"
+    ABANDONED = "ABANDONED"
+
+
+# Events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """A timer fired: the settle time or the deadline may be over."""
+
+
+@dataclass(frozen=True)
+class DeviceConnected:
+    """An eligible device has a live stream (again)."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class DeviceDisconnected:
+    """The device's stream ended; it may come back."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class DeviceGone:
+    """The device has missed three heartbeats: nobody waits for it before the deadline any more."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class TaskEnded:
+    """The device says that it will not send an update for its task."""
+
+    device_id: str
+    outcome: TaskOutcome
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class UpdateOffered:
+    """A valid update of this round is at the door."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class UpdateRefused:
+    """An update of the device was found invalid."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The next model version is on disk."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The job was cancelled."""
+
+    reason: str
+
+
+Event = (
+    TimePassed
+    | DeviceConnected
+    | DeviceDisconnected
+    | DeviceGone
+    | TaskEnded
+    | UpdateOffered
+    | UpdateRefused
+    | Committed
+    | Cancelled
+)
+
+
+# Effects ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartCollecting:
+    """Write down the cohort: it is chosen, the deadline runs."""
+
+
+@dataclass(frozen=True)
+class SendTask:
+    """Send the round's task to a member of the cohort."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class CancelTasks:
+    """Tell these devices that the round no longer waits for them."""
+
+    device_ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class AnswerUpdate:
+    """Answer the offered update; when ACCEPTED, make it durable and fold it in first."""
+
+    device_id: str
+    status: SubmitStatus
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Turn the accepted updates into the next model version and commit it."""
+
+
+@dataclass(frozen=True)
+class Reopen:
+    """Write down that the attempt missed its quorum and that another one begins."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Write down that the round is over without a model."""
+
+    reason: str
+
+
+Effect = StartCollecting | SendTask | CancelTasks | AnswerUpdate | Aggregate | Reopen | Fail

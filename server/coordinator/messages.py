@@ -1,0 +1,100 @@
+"""What devices and the coordinator say to each other, without any transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.coordinator.events import SubmitStatus
+
+
+@dataclass(frozen=True)
+class DeviceHello:
+    """Who a device is and what it could train on."""
+
+    device_id: str
+    client_version: str
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    num_examples: int
+    isa: str = ""
+    threads: int = 1
+    memory_bytes: int = 0
+    machine: str = ""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What a device is doing now."""
+
+    state: str = "IDLE"
+    task_id: str = ""
+    step: int = 0
+    total_steps: int = 0
+    pss_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TaskOrder:
+    """Train a model version on the device's own data."""
+
+    task_id: str
+    job_id: str
+    round_number: int
+    model_digest: str
+    model_bytes: int
+    initial_seed: int | None
+    """Set when the model is the job's initial one, which a device can make itself."""
+    spec_json: str
+    preset: str
+    optimizer: str
+    batch_size: int
+    local_steps: int
+    step_scale: float
+    seed: int
+    down_codec: str
+    up_codec: str
+    classes: tuple[str, ...]
+    deadline_at: float
+    """On the coordinator's monotonic clock."""
+
+
+@dataclass(frozen=True)
+class CancelOrder:
+    """The coordinator no longer waits for a task."""
+
+    task_id: str
+    reason: str
+
+
+Order = TaskOrder | CancelOrder
+
+
+@dataclass(frozen=True)
+class UpdateHeader:
+    """What an update is, before its bytes come."""
+
+    device_id: str
+    task_id: str
+    job_id: str
+    round_number: int
+    model_digest: str
+    update_digest: str
+    total_bytes: int
+    num_examples: int
+    codec: str
+    loss: float | None = None
+    seconds: float | None = None
+    peak_pss_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class SubmitAnswer:
+    """The coordinator's word on an update."""
+
+    status: SubmitStatus
+    reason: str = ""
+
+
+def task_id_of(job_id: str, round_number: int, device_id: str) -> str:
+    """Name a task: the same whenever it is sent again, in whichever attempt of its round."""
+    return f"{job_id}.r{round_number}.{device_id}"

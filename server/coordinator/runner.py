@@ -1,0 +1,212 @@
+"""Runs one job, round after round, from wherever storage says it stands.
+
+Recovery is the ordinary way in: progress is read from storage at the start of every round, after a restart as well as
+after an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bnncore.optimizer import resolve_preset
+from server.coordinator.cohort import why_ineligible
+from server.coordinator.collection import Collection
+from server.coordinator.disk import Disk
+from server.coordinator.evaluation import Evaluator
+from server.coordinator.events import Cancelled, DeviceConnected, Event
+from server.coordinator.messages import DeviceHello
+from server.coordinator.round import Phase, Round, RoundRules, Step, advance, open_round, resume_round
+from server.coordinator.round_runner import RoundParts, RoundRunner
+from server.coordinator.sessions import Fleet
+from server.coordinator.versions import InitialState, VersionWriter
+from server.errors import ServerError
+from server.jobs import JobConfig
+from server.storage.base import JobRecord, RoundRecord
+
+_log = logging.getLogger(__name__)
+
+RETURN_GRACE_S = 45.0
+"""After a restart devices have this long to come back before they count as gone: more than their longest backoff."""
+
+_MAX_FAULTS = 5
+_FAULT_PAUSE_S = 1.0
+
+
+class RoundMissed(ServerError):
+    """A round ended without a model, so the job cannot go on."""
+
+
+class JobCancelled(ServerError):
+    """The job was cancelled."""
+
+
+@dataclass(frozen=True)
+class RunnerParts:
+    """What a job is run with."""
+
+    disk: Disk
+    fleet: Fleet
+    settle_s: float
+    initial_state: InitialState
+    clock: Callable[[], float]
+
+
+class JobRunner:
+    """One running job."""
+
+    def __init__(self, job: JobRecord, config: JobConfig, parts: RunnerParts) -> None:
+        self.job_id = job.job_id
+        self.config = config
+        self._spec = config.spec
+        self._spec_json = job.spec_json
+        self._parts = parts
+        self._disk = parts.disk
+        self._writer = VersionWriter(job.job_id, self._spec, config.down_codec, parts.disk.blobs)
+        self._cancel_reason: str | None = None
+        self.active: RoundRunner | None = None
+        """The round being played; None between rounds."""
+
+    def post(self, event: Event) -> None:
+        """Pass an event on to the round being played; the next round looks at the fleet itself."""
+        if isinstance(event, DeviceConnected):
+            session = self._parts.fleet.get(event.device_id)
+            if session is None or self.why_ineligible(session.hello) is not None:
+                return
+        if self.active is not None:
+            self.active.post(event)
+
+    def cancel(self, reason: str) -> None:
+        """End the job; ``run`` raises JobCancelled soon after."""
+        self._cancel_reason = reason
+        self.post(Cancelled(reason))
+
+    def why_ineligible(self, hello: DeviceHello) -> str | None:
+        """Say why a device's data do not fit this job, or None when they do."""
+        return why_ineligible(
+            job_classes=self.config.classes,
+            job_input_shape=self.config.input_shape,
+            device_classes=hello.classes,
+            device_input_shape=hello.input_shape,
+            device_num_examples=hello.num_examples,
+        )
+
+    async def run(self) -> None:
+        """Run the job from where it stands to its end.
+
+        Raises:
+          RoundMissed: a round failed in all its attempts.
+          JobCancelled: ``cancel`` was called.
+        """
+        storage = self._disk.storage
+        async with Evaluator(self._disk, self.job_id, self.config) as evaluator:
+            rounds = await self._disk.run(storage.list_rounds, self.job_id)
+            committed = [round_ for round_ in rounds if round_.state == Phase.COMMITTED]
+            for round_ in committed:
+                if round_.accuracy is None:
+                    evaluator.submit(round_.round_number)
+            if await self._disk.run(storage.get_version, self.job_id, 0) is None:
+                state = await asyncio.to_thread(self._parts.initial_state, self.config)
+                version = await asyncio.to_thread(self._writer.write, 0, state, time.time())
+                await self._disk.run(storage.add_version, version)
+            for number in range(len(committed) + 1, self.config.rounds + 1):
+                await self._play(number)
+                evaluator.submit(number)
+            await evaluator.drain()
+
+    async def _play(self, number: int) -> None:
+        """Play a round; after an error take it up again from storage, a few times."""
+        for fault in range(1, _MAX_FAULTS + 1):
+            if self._cancel_reason is not None:
+                raise JobCancelled(self._cancel_reason)
+            try:
+                round_ = await self._play_once(number)
+            except ServerError:
+                raise
+            except Exception as error:
+                _log.exception("event=round_interrupted job=%s round=%d fault=%d", self.job_id, number, fault)
+                if fault == _MAX_FAULTS:
+                    raise RoundMissed(f"round {number} was interrupted {fault} times, last by: {error}") from error
+                await asyncio.sleep(_FAULT_PAUSE_S)
+                continue
+            if self._cancel_reason is not None:
+                raise JobCancelled(self._cancel_reason)
+            if round_.phase is Phase.FAILED:
+                raise RoundMissed(f"round {number}: {round_.reason}")
+            return
+
+    async def _play_once(self, number: int) -> Round:
+        storage = self._disk.storage
+        record = await self._disk.run(storage.get_round, self.job_id, number)
+        if record is not None and record.state == Phase.COMMITTED:
+            return Round(self._rules(number), phase=Phase.COMMITTED)
+        base = await self._disk.run(storage.get_version, self.job_id, number - 1)
+        if base is None:
+            raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
+        collection = Collection(self._disk, self.config, self._spec, self.job_id, number)
+        if record is None:
+            record = RoundRecord(self.job_id, number, Phase.OPEN, attempt=1, opened_at=time.time())
+            await self._disk.run(storage.save_round, record)
+        else:
+            await collection.recover()
+        parts = RoundParts(
+            config=self.config,
+            spec_json=self._spec_json,
+            optimizer=resolve_preset(self.config.preset, self.config.optimizer).optimizer.name,
+            disk=self._disk,
+            fleet=self._parts.fleet,
+            writer=self._writer,
+            clock=self._parts.clock,
+            base=base,
+        )
+        self.active = RoundRunner(parts, record, collection, self._take_up(record, collection))
+        try:
+            return await self.active.play()
+        finally:
+            self.active = None
+
+    def _take_up(self, record: RoundRecord, collection: Collection) -> Step:
+        """Build the round's state machine from what is written down and who is connected now."""
+        fleet, now, rules = self._parts.fleet, self._parts.clock(), self._rules(record.round_number)
+        connected = frozenset(s.device_id for s in fleet if self.why_ineligible(s.hello) is None)
+        accepted = collection.with_status("ACCEPTED")
+        refused = collection.with_status("REJECTED", "DECLINED")
+        cohort = frozenset(record.cohort)
+        if record.state == Phase.FAILED:
+            raise RoundMissed(f"round {record.round_number}: {record.reason}")
+        if record.state == Phase.OPEN:
+            return open_round(
+                rules,
+                now=now,
+                connected=connected,
+                quiet_since=fleet.quiet_since,
+                attempt=record.attempt,
+                cohort=cohort,
+                accepted=accepted,
+                refused=refused,
+            )
+        round_, effects = resume_round(
+            rules, now=now, attempt=record.attempt, cohort=cohort, accepted=accepted, refused=refused
+        )
+        for device_id in sorted(connected):
+            round_, more = advance(round_, DeviceConnected(device_id), now)
+            effects += more
+        for device_id in round_.waiting - connected:
+            fleet.expect(device_id, within_s=RETURN_GRACE_S)
+        return round_, effects
+
+    def _rules(self, number: int) -> RoundRules:
+        config = self.config
+        return RoundRules(
+            round_number=number,
+            seed=config.seed,
+            min_devices=config.min_devices,
+            cohort_size=config.cohort_size,
+            quorum=config.quorum,
+            deadline_s=config.deadline_s,
+            settle_s=self._parts.settle_s,
+            max_attempts=config.max_attempts,
+        )

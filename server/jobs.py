@@ -1,0 +1,151 @@
+"""The job file: what a fleet is to learn, validated before anything starts.
+
+JSON or TOML. Unknown keys are refused. The validated job, with every default written out, is what is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bnncore.codec import get_codec
+from bnncore.errors import BitfleetError, ConfigurationError, SpecError
+from bnncore.spec import ModelSpec
+from bnncore.zoo import build
+from server.errors import InvalidJobError
+from server.strategies import get_strategy
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelChoice(_Part):
+    """A network: of the zoo, or written out."""
+
+    zoo: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    spec: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.zoo is None) == (self.spec is None):
+            raise ValueError('exactly one of {"zoo": name} and {"spec": {...}} is required')
+        if self.spec is not None and self.params:
+            raise ValueError("params belong to a network of the zoo, not to a spec")
+        return self
+
+
+class EvaluationChoice(_Part):
+    """The held-out set on which the coordinator evaluates every committed version: the test split of a data set."""
+
+    dataset: str | None = None
+    data: str | None = None
+
+
+class JobConfig(_Part):
+    """A job, validated."""
+
+    name: _Name
+    model: ModelChoice
+    classes: list[_ClassName] = Field(min_length=2)
+    input_shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    rounds: int = Field(ge=1, le=1_000_000)
+    min_devices: int = Field(default=1, ge=1)
+    cohort_size: int = Field(default=0, ge=0)
+    quorum: int | None = Field(default=None, ge=1)
+    deadline_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    local_steps: int = Field(ge=1, le=10_000_000)
+    batch_size: int = Field(default=100, ge=1, le=65_536)
+    preset: str = "bitfleet"
+    optimizer: str | None = None
+    step_schedule: Literal["linear", "constant", "cosine"] = "linear"
+    strategy: str = "fedavg"
+    up_codec: str = "int8"
+    down_codec: str = "int8"
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    evaluation: EvaluationChoice | None = None
+    max_attempts: int = Field(default=3, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must differ from each other, got {self.classes}")
+        if self.cohort_size and self.quorum is not None and self.quorum > self.cohort_size:
+            raise ValueError(f"quorum ({self.quorum}) can never be reached with a cohort_size of {self.cohort_size}")
+        get_strategy(self.strategy)
+        get_codec(self.up_codec)
+        get_codec(self.down_codec)
+        spec = self.spec
+        if spec.classes != len(self.classes):
+            raise SpecError(f"the model tells {spec.classes} classes apart, but the job names {len(self.classes)}")
+        if spec.input_shape != tuple(self.input_shape):
+            raise SpecError(
+                f"the model takes samples of shape {list(spec.input_shape)}, but input_shape is {self.input_shape}"
+            )
+        return self
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network."""
+        if self.model.zoo is None:
+            return ModelSpec.from_dict(self.model.spec)
+        fitted = {"input_shape": list(self.input_shape), "classes": len(self.classes)}
+        return build(self.model.zoo, **{**fitted, **self.model.params})
+
+    def step_scale(self, round_number: int) -> float:
+        """Factor on the optimizer's step size in a round: 1 in the first, 0.1 in the last unless constant."""
+        if self.step_schedule == "constant" or self.rounds == 1:
+            return 1.0
+        progress = (round_number - 1) / (self.rounds - 1)
+        if self.step_schedule == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1.0 - 0.9 * progress
+
+    def to_json(self) -> str:
+        """Canonical JSON: two jobs are the same when their texts are."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def parse_job(value: object) -> JobConfig:
+    """Validate a job given as a JSON object.
+
+    Raises:
+      InvalidJobError: what is wrong, key by key.
+    """
+    try:
+        return JobConfig.model_validate(value)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'job'}: {problem['msg']} (got {problem['input']!r:.80})"
+            for problem in error.errors()
+        )
+        raise InvalidJobError(f"the job is not valid: {problems}") from error
+    except BitfleetError as error:
+        raise InvalidJobError(f"the job is not valid: {error}") from error
+
+
+def load_job(path: Path) -> JobConfig:
+    """Read a job file, TOML when its name ends in ``.toml`` and JSON otherwise.
+
+    Raises:
+      ConfigurationError: the file cannot be read or parsed.
+      InvalidJobError: the job in it is not valid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read the job file {path}: {error}") from error
+    try:
+        return parse_job(value)
+    except InvalidJobError as error:
+        raise InvalidJobError(f"{path}: {error}") from error

@@ -1,0 +1,124 @@
+"""Between protobuf messages and the domain's own values. What comes from a device is checked here, field by field."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from bitfleet.v1 import fleet_pb2 as pb
+from server.coordinator.events import TaskOutcome
+from server.coordinator.messages import DeviceHello, Heartbeat, SubmitAnswer, TaskOrder, UpdateHeader
+from server.errors import InvalidRequestError
+
+_DEVICE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MAX_CLASSES = 100_000
+
+
+def hello_of(message: pb.Hello) -> DeviceHello:
+    """Check and convert a Hello.
+
+    Raises:
+      InvalidRequestError: a field is malformed.
+    """
+    check_device_id(message.device_id)
+    data, capabilities = message.data, message.capabilities
+    if len(data.classes) > _MAX_CLASSES or len(set(data.classes)) != len(data.classes):
+        raise InvalidRequestError(f"data.classes must be at most {_MAX_CLASSES} different names")
+    return DeviceHello(
+        device_id=message.device_id,
+        client_version=message.client_version[:64],
+        classes=tuple(data.classes),
+        input_shape=tuple(data.input_shape),
+        num_examples=_count("data.num_examples", data.num_examples),
+        isa=capabilities.isa[:64],
+        threads=min(capabilities.threads, 2**16),
+        memory_bytes=_count("capabilities.memory_bytes", capabilities.memory_bytes),
+        machine=capabilities.machine[:64],
+    )
+
+
+def check_device_id(device_id: str) -> None:
+    if not _DEVICE_ID.fullmatch(device_id):
+        raise InvalidRequestError(f"device_id must be 1 to 64 characters of [A-Za-z0-9._-], got {device_id[:80]!r}")
+
+
+def heartbeat_of(message: pb.Heartbeat) -> Heartbeat:
+    state = message.state if message.state in pb.DeviceState.values() else pb.DEVICE_STATE_UNSPECIFIED
+    return Heartbeat(
+        state=pb.DeviceState.Name(state).removeprefix("DEVICE_STATE_"),
+        task_id=message.task_id[:256],
+        step=message.step,
+        total_steps=message.total_steps,
+        pss_bytes=_count("pss_bytes", message.pss_bytes),
+    )
+
+
+def outcome_of(message: pb.TaskReport) -> TaskOutcome:
+    match message.outcome:
+        case pb.TASK_OUTCOME_DECLINED:
+            return TaskOutcome.DECLINED
+        case pb.TASK_OUTCOME_ABANDONED:
+            return TaskOutcome.ABANDONED
+        case _:
+            return TaskOutcome.FAILED
+
+
+def header_of(message: pb.UpdateHeader) -> UpdateHeader:
+    """Check and convert an update's header.
+
+    Raises:
+      InvalidRequestError: a field is malformed. Values that are well-formed but wrong are the round's to refuse.
+    """
+    check_device_id(message.device_id)
+    metrics = message.metrics
+    return UpdateHeader(
+        device_id=message.device_id,
+        task_id=message.task_id[:256],
+        job_id=message.job_id[:80],
+        round_number=min(message.round_number, 2**31 - 1),
+        model_digest=message.model_digest[:64],
+        update_digest=message.update_digest[:64],
+        total_bytes=_count("total_bytes", message.total_bytes),
+        num_examples=_count("num_examples", message.num_examples),
+        codec=message.codec[:32],
+        loss=metrics.loss if message.HasField("metrics") and math.isfinite(metrics.loss) else None,
+        seconds=metrics.seconds if message.HasField("metrics") and math.isfinite(metrics.seconds) else None,
+        peak_pss_bytes=_count("peak_pss_bytes", metrics.peak_pss_bytes),
+    )
+
+
+def task_message(order: TaskOrder, *, now: float) -> pb.ConnectResponse:
+    """Build a Task; its deadline is told in seconds from now."""
+    task = pb.Task(
+        task_id=order.task_id,
+        job_id=order.job_id,
+        round_number=order.round_number,
+        model_digest=order.model_digest,
+        model_bytes=order.model_bytes,
+        spec_json=order.spec_json,
+        training=pb.TrainingConfig(
+            preset=order.preset,
+            optimizer=order.optimizer,
+            batch_size=order.batch_size,
+            local_steps=order.local_steps,
+            step_scale=order.step_scale,
+            seed=order.seed,
+        ),
+        down_codec=order.down_codec,
+        up_codec=order.up_codec,
+        classes=order.classes,
+        deadline_s=max(0.0, order.deadline_at - now),
+    )
+    if order.initial_seed is not None:
+        task.initial_seed = order.initial_seed
+    return pb.ConnectResponse(task=task)
+
+
+def answer_message(answer: SubmitAnswer) -> pb.SubmitUpdateResponse:
+    return pb.SubmitUpdateResponse(status=pb.SubmitStatus.Value(f"SUBMIT_STATUS_{answer.status}"), reason=answer.reason)
+
+
+def _count(name: str, value: int) -> int:
+    if value >= 2**63:
+        raise InvalidRequestError(f"{name} must be below 2^63, got {value}")
+    return value

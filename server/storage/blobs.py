@@ -1,0 +1,137 @@
+"""Payloads in a local folder, named by their SHA-256: ``<root>/<first two hex digits>/<digest>``.
+
+A payload is written under ``<root>/tmp``, flushed, and renamed into its place, so a file with a digest for a name is
+complete. Two payloads with the same bytes are one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+from bnncore.durable import sync_folder
+from server.errors import NotFoundError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class LocalBlobs:
+    """A content-addressed folder; the only writer is this process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._temporary = root / "tmp"
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        sync_folder(root)
+
+    def writer(self) -> LocalBlobWriter:
+        return LocalBlobWriter(self._temporary / os.urandom(8).hex(), self)
+
+    def put(self, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        if self._holds(digest, len(data)):
+            return digest
+        writer = self.writer()
+        try:
+            writer.write(data)
+            return writer.keep()
+        finally:
+            writer.discard()
+
+    def get(self, digest: str) -> bytes:
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"no payload {digest} in {self._root}") from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise NotFoundError(f"payload {digest} in {self._root} is damaged: its content has digest {found}")
+        return data
+
+    def read(self, digest: str, offset: int, length: int) -> bytes:
+        try:
+            with self.path(digest).open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+        except FileNotFoundError:
+            raise NotFoundError(f"no payload {digest} in {self._root}") from None
+
+    def delete(self, digest: str) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> set[str]:
+        return {path.name for path in self._root.glob("??/*") if _DIGEST.fullmatch(path.name)}
+
+    def remove_leftovers(self) -> None:
+        for path in self._temporary.iterdir():
+            path.unlink()
+
+    def path(self, digest: str) -> Path:
+        """Where a payload lies, or would lie.
+
+        Raises:
+          NotFoundError: the text is no SHA-256 in lower-case hex, so it names no payload (and no path).
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise NotFoundError(f"a payload is named by 64 lower-case hex digits, got {digest[:80]!r}")
+        return self._root / digest[:2] / digest
+
+    def _holds(self, digest: str, size: int) -> bool:
+        try:
+            return self.path(digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+
+class LocalBlobWriter:
+    """One payload on its way into a ``LocalBlobs``."""
+
+    def __init__(self, path: Path, blobs: LocalBlobs) -> None:
+        self._path = path
+        self._blobs = blobs
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._file: BinaryIO | None = path.open("xb", buffering=0)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        if self._file is None:
+            raise ValueError("the payload was kept or discarded: nothing more can be written to it")
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        self._hash.update(data)
+        self._size += len(data)
+
+    def read(self) -> bytes:
+        return self._path.read_bytes()
+
+    def keep(self) -> str:
+        if self._file is None:
+            raise ValueError("the payload was kept or discarded before")
+        os.fsync(self._file.fileno())
+        destination = self._blobs.path(self.digest)
+        if not destination.parent.exists():
+            destination.parent.mkdir(exist_ok=True)
+            sync_folder(destination.parent.parent)
+        os.replace(self._path, destination)
+        self._file.close()
+        self._file = None
+        sync_folder(destination.parent)
+        return self.digest
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._path.unlink(missing_ok=True)
