@@ -1,0 +1,198 @@
+"""How much memory training takes: the standard algorithm, the paper's, and this engine's plan, side by side.
+
+The first two are formulas (Wang et al., "Enabling Binary Neural Network Training on the Edge", arXiv 2102.04270). With
+element counts
+
+  B   samples a batch
+  X   inputs of all layers and the logits, a sample
+  G   the widest input or output, a sample
+  W   binary weights
+  C   output channels of all layers
+  P   elements in front of a pooling layer, a sample
+  lw  1 when the optimizer keeps latent weights, else 0
+  n   numbers more that the optimizer keeps for each weight
+
+*Algorithm 1*, float32 throughout:            ``4 [B X + 2 B G + (lw + 1 + n) W + 4 C + B P]`` bytes
+*Algorithm 2*, as published (float16, bits):  ``(B X + W + B P) / 8 + 2 [2 B G + (lw + n) W + 4 C]`` bytes
+
+The engine's own figure is no formula: it is the size of the one block of memory that it trains in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bnncore.engine import MAX_BATCH_SIZE, MemoryPlan, plan_memory
+from bnncore.errors import BudgetError
+from bnncore.optimizer import OPTIMIZERS, Preset, resolve_preset
+from bnncore.spec import ModelSpec
+
+__all__ = [
+    "LayerCounts",
+    "MemoryUse",
+    "compare_memory",
+    "count_layers",
+    "largest_batch_size",
+    "paper_memory",
+    "planned_memory",
+    "standard_memory",
+]
+
+_STATE_PER_WEIGHT = {"adam": (1, 2), "bop": (0, 1), "latent8": (1, 0), "latent8m": (1, 1)}
+"""(lw, n) by optimizer."""
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """The element counts X, G, W, C and P of a network (see the module)."""
+
+    activations: int
+    widest: int
+    weights: int
+    channels: int
+    pooled: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes by variable; ``total_bytes`` is their sum."""
+
+    variables: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of everything at once."""
+        return sum(self.variables.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The use as JSON values."""
+        return {"total_bytes": self.total_bytes, "variables": self.variables}
+
+
+def count_layers(spec: ModelSpec) -> LayerCounts:
+    """Count the elements of a network's tensors."""
+    widths = [spec.input_features, *(block.out_features for block in spec.blocks)]
+    return LayerCounts(sum(widths), max(widths), spec.num_binary_weights, sum(widths[1:]))
+
+
+def standard_memory(counts: LayerCounts, batch_size: int, optimizer: str = "adam") -> MemoryUse:
+    """Algorithm 1: every variable in float32."""
+    latent, momenta = _STATE_PER_WEIGHT[optimizer]
+    return MemoryUse(
+        {
+            "X": 4 * batch_size * counts.activations,
+            "dX_Y": 4 * batch_size * counts.widest,
+            "dY": 4 * batch_size * counts.widest,
+            "mu_psi": 4 * 2 * counts.channels,
+            "W": 4 * latent * counts.weights,
+            "dW": 4 * counts.weights,
+            "beta_dbeta": 4 * 2 * counts.channels,
+            "momenta": 4 * momenta * counts.weights,
+            "pool_masks": 4 * batch_size * counts.pooled,
+        }
+    )
+
+
+def paper_memory(counts: LayerCounts, batch_size: int, optimizer: str = "adam") -> MemoryUse:
+    """Algorithm 2 as published: bits for activations, weight gradients and pool masks, float16 for the rest."""
+    latent, momenta = _STATE_PER_WEIGHT[optimizer]
+    return MemoryUse(
+        {
+            "X": _bits(batch_size * counts.activations),
+            "dX_Y": 2 * batch_size * counts.widest,
+            "dY": 2 * batch_size * counts.widest,
+            "mu_psi": 2 * 2 * counts.channels,
+            "W": 2 * latent * counts.weights,
+            "dW": _bits(counts.weights),
+            "beta_dbeta": 2 * 2 * counts.channels,
+            "momenta": 2 * momenta * counts.weights,
+            "pool_masks": _bits(batch_size * counts.pooled),
+        }
+    )
+
+
+def _bits(count: int) -> int:
+    return -(-count // 8)
+
+
+def planned_memory(plan: MemoryPlan) -> MemoryUse:
+    """The engine's block of memory by role, at the moment of a step when most of it is in use.
+
+    Tensors that never live together share bytes, so the sizes of all tensors add up to more than the block. What is
+    not in use at that moment is counted as ``unused``; the sum is the size of the block.
+    """
+    roles = list(dict.fromkeys(entry.role for entry in plan.entries))
+    phases = dict.fromkeys(phase for entry in plan.entries for phase in entry.phases)
+    moments = [
+        {role: sum(e.num_bytes for e in plan.entries if e.role == role and phase in e.phases) for role in roles}
+        for phase in phases
+    ]
+    fullest = max(moments, key=lambda moment: sum(moment.values()))
+    return MemoryUse({**fullest, "unused": plan.peak_bytes - sum(fullest.values())})
+
+
+def compare_memory(spec: ModelSpec, *, batch_size: int, preset: Preset, threads: int = 1) -> dict[str, Any]:
+    """Put the three side by side, as JSON values.
+
+    Returns:
+      ``standard`` (Algorithm 1 with Adam, whatever the preset says: the paper's baseline),
+      ``standard_same_optimizer`` (the same with the numbers that the preset's optimizer keeps), ``paper``
+      (Algorithm 2 as published, with Adam), ``bitfleet`` (this engine), each with ``total_bytes`` and ``variables``;
+      ``ratio`` = standard / bitfleet; and what the figures belong to.
+
+    Raises:
+      BudgetError: batch_size is out of range.
+    """
+    counts = count_layers(spec)
+    standard = standard_memory(counts, batch_size)
+    planned = planned_memory(plan_memory(spec, batch_size=batch_size, preset=preset, threads=threads))
+    return {
+        "model": spec.name,
+        "batch_size": batch_size,
+        "threads": threads,
+        "preset": preset.name,
+        "optimizer": preset.optimizer.name,
+        "preset_digest": preset.digest,
+        "standard": standard.to_dict(),
+        "standard_same_optimizer": standard_memory(counts, batch_size, preset.optimizer.name).to_dict(),
+        "paper": paper_memory(counts, batch_size).to_dict(),
+        "bitfleet": planned.to_dict(),
+        "ratio": standard.total_bytes / planned.total_bytes,
+    }
+
+
+def largest_batch_size(spec: ModelSpec, *, budget_bytes: int, preset: Preset, threads: int = 1) -> int:
+    """Find the largest batch whose plan fits in a memory budget.
+
+    Raises:
+      BudgetError: not even one sample fits; the message says what would.
+    """
+    if _peak(spec, 1, preset, threads) > budget_bytes:
+        raise BudgetError(_what_would_fit(spec, budget_bytes, preset, threads))
+    fits, too_large = 1, MAX_BATCH_SIZE + 1
+    while too_large - fits > 1:
+        middle = (fits + too_large) // 2
+        if _peak(spec, middle, preset, threads) <= budget_bytes:
+            fits = middle
+        else:
+            too_large = middle
+    return fits
+
+
+def _peak(spec: ModelSpec, batch_size: int, preset: Preset, threads: int) -> int:
+    return plan_memory(spec, batch_size=batch_size, preset=preset, threads=threads).peak_bytes
+
+
+def _what_would_fit(spec: ModelSpec, budget_bytes: int, preset: Preset, threads: int) -> str:
+    needed = _peak(spec, 1, preset, threads)
+    others = [
+        f"--optimizer {name} needs {_peak(spec, 1, other, threads)} bytes"
+        for name in OPTIMIZERS
+        if _peak(spec, 1, other := resolve_preset(preset.name, name), threads) <= budget_bytes
+    ]
+    advice = ", or ".join([*others, f"give --budget {needed} or more, or take a narrower model"])
+    return (
+        f"model {spec.name!r} with optimizer {preset.optimizer.name!r} needs {needed} bytes for one sample a batch, "
+        f"the budget is {budget_bytes}. What would fit: {advice}"
+    )

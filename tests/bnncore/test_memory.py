@@ -1,0 +1,126 @@
+"""The published totals come out of the formulas, and the plan of the engine is reported as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from bnncore.engine import plan_memory
+from bnncore.errors import BudgetError
+from bnncore.memory import (
+    LayerCounts,
+    compare_memory,
+    count_layers,
+    largest_batch_size,
+    paper_memory,
+    planned_memory,
+    standard_memory,
+)
+from bnncore.optimizer import OPTIMIZERS, resolve_preset
+from bnncore.zoo import mlp
+
+MIB = 1 << 20
+MLP = count_layers(mlp())
+CNV = LayerCounts(activations=98_442, widest=57_600, weights=1_542_848, channels=1930, pooled=62_976)
+BINARYNET = LayerCounts(activations=291_850, widest=131_072, weights=14_022_016, channels=3850, pooled=229_376)
+
+
+def test_the_mlp_has_the_papers_element_counts() -> None:
+    assert count_layers(mlp()) == LayerCounts(activations=1818, widest=784, weights=399_872, channels=1034)
+
+
+@pytest.mark.parametrize(
+    ("counts", "optimizer", "standard_mib", "paper_mib"),
+    [
+        (MLP, "adam", 7.41, 2.66),
+        (CNV, "adam", 129.09, 32.92),
+        (BINARYNET, "adam", 512.85, 138.15),
+        (BINARYNET, "latent8m", 459.36, 111.40),  # one momentum, as SGD with momentum keeps
+        (BINARYNET, "bop", 405.87, 84.66),
+    ],
+)
+def test_totals_are_the_published_ones(
+    counts: LayerCounts, optimizer: str, standard_mib: float, paper_mib: float
+) -> None:
+    assert standard_memory(counts, 100, optimizer).total_bytes / MIB == pytest.approx(standard_mib, abs=0.006)
+    assert paper_memory(counts, 100, optimizer).total_bytes / MIB == pytest.approx(paper_mib, abs=0.006)
+
+
+def test_variables_are_the_published_ones() -> None:
+    mib = {name: round(size / MIB, 2) for name, size in standard_memory(BINARYNET, 100).variables.items()}
+    paper_mib = {name: round(size / MIB, 2) for name, size in paper_memory(BINARYNET, 100).variables.items()}
+
+    assert mib == {
+        "X": 111.33,
+        "dX_Y": 50.0,
+        "dY": 50.0,
+        "mu_psi": 0.03,
+        "W": 53.49,
+        "dW": 53.49,
+        "beta_dbeta": 0.03,
+        "momenta": 106.98,
+        "pool_masks": 87.5,
+    }
+    assert paper_mib == {
+        "X": 3.48,
+        "dX_Y": 25.0,
+        "dY": 25.0,
+        "mu_psi": 0.01,
+        "W": 26.74,
+        "dW": 1.67,
+        "beta_dbeta": 0.01,
+        "momenta": 53.49,
+        "pool_masks": 2.73,
+    }
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_roles_add_up_to_the_engines_block(optimizer: str, threads: int) -> None:
+    preset = resolve_preset(optimizer=optimizer)
+    plan = plan_memory(mlp(), batch_size=100, preset=preset, threads=threads)
+
+    use = planned_memory(plan)
+
+    assert use.total_bytes == plan.peak_bytes
+    assert min(use.variables.values()) >= 0
+    lasting = {"latent8": 1, "latent8m": 1, "bop": 0, "adam": 4}[optimizer] * 399_872
+    assert use.variables["weights"] >= lasting
+
+
+def test_the_default_preset_takes_an_eighth_of_the_standard_algorithm() -> None:
+    compared = compare_memory(mlp(), batch_size=100, preset=resolve_preset())
+
+    assert compared["bitfleet"]["total_bytes"] <= 0.92 * MIB
+    assert compared["ratio"] == compared["standard"]["total_bytes"] / compared["bitfleet"]["total_bytes"] > 8
+    assert compared["preset_digest"] == resolve_preset().digest
+
+
+def test_the_standard_is_adams_whatever_the_optimizer() -> None:
+    compared = compare_memory(mlp(), batch_size=100, preset=resolve_preset(optimizer="latent8"))
+
+    assert compared["standard"]["total_bytes"] == standard_memory(MLP, 100, "adam").total_bytes
+    assert compared["standard_same_optimizer"]["total_bytes"] == standard_memory(MLP, 100, "latent8").total_bytes
+    assert compared["paper"]["total_bytes"] == paper_memory(MLP, 100, "adam").total_bytes
+
+
+@pytest.mark.parametrize("budget_bytes", [MIB, 3 * MIB, 20 * MIB])
+def test_the_largest_batch_fits_and_one_more_does_not(budget_bytes: int) -> None:
+    preset = resolve_preset()
+
+    batch_size = largest_batch_size(mlp(), budget_bytes=budget_bytes, preset=preset)
+
+    assert plan_memory(mlp(), batch_size=batch_size, preset=preset).peak_bytes <= budget_bytes
+    assert plan_memory(mlp(), batch_size=batch_size + 1, preset=preset).peak_bytes > budget_bytes
+
+
+def test_a_budget_that_is_too_small_is_refused_with_what_would_fit() -> None:
+    preset = resolve_preset()
+    needed = plan_memory(mlp(), batch_size=1, preset=preset).peak_bytes
+
+    with pytest.raises(BudgetError, match=rf"needs {needed} bytes.*--optimizer latent8 needs.*--budget {needed}"):
+        largest_batch_size(mlp(), budget_bytes=needed - 1, preset=preset)
+    with pytest.raises(BudgetError) as caught:
+        largest_batch_size(mlp(), budget_bytes=1000, preset=preset)
+
+    assert "--optimizer" not in str(caught.value)
+    assert largest_batch_size(mlp(), budget_bytes=needed, preset=preset) >= 1
