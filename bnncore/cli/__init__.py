@@ -1,0 +1,1 @@
+"""The command ``bitfleet``: train, evaluate, memory, info."""

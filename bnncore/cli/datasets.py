@@ -1,0 +1,34 @@
+"""Opening the data set that --dataset, --data and --download describe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bnncore.data import Dataset, Split, open_dataset
+from bnncore.errors import DataError
+
+__all__ = ["open_split"]
+
+
+def open_split(args: argparse.Namespace, split: Split) -> Dataset:
+    """Open one split, after fetching it when --download says so.
+
+    Raises:
+      DataError: the data set is not there, is damaged, or cannot be fetched.
+    """
+    if args.download:
+        _download(args)
+    return open_dataset(args.dataset, args.data, split=split)
+
+
+def _download(args: argparse.Namespace) -> None:
+    from bnncore.data.download import download_mnist
+
+    if args.dataset != "mnist":
+        raise DataError(f"--download fetches --dataset mnist, got {args.dataset!r}. Leave --download out")
+    root = args.data or os.environ.get("BITFLEET_DATA")
+    if not root:
+        raise DataError("--download needs to know where to: give --data DIR or set BITFLEET_DATA")
+    download_mnist(Path(root))

@@ -1,0 +1,84 @@
+"""``bitfleet evaluate``: measure a saved network on the test split of a data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bnncore.cli.options import add_data_options, add_json_option, positive_int
+from bnncore.cli.output import check_destination, rss_peak_bytes, say, write_json
+
+__all__ = ["add_parser"]
+
+_EPILOG = """\
+examples:
+  bitfleet train --dataset digits --epochs 20 --save digits.safetensors
+  bitfleet evaluate digits.safetensors --dataset digits
+  bitfleet evaluate model.safetensors --dataset mnist --data DIR --json -
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to the command line."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a saved network",
+        description="Measure a saved network on the test split of a data set.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file that bitfleet saved")
+    add_data_options(parser)
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=100, metavar="N", help="samples at once (default: 100)"
+    )
+    parser.add_argument("--threads", type=positive_int, default=1, metavar="N", help="threads (default: 1)")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the subcommand."""
+    check_destination(args.json, "--json")
+    import numpy as np
+
+    from bnncore.checkpoint import load_checkpoint
+    from bnncore.cli.datasets import open_split
+    from bnncore.engine import Engine, isa_selected
+    from bnncore.errors import CheckpointError
+    from bnncore.optimizer import resolve_preset
+    from bnncore.state import has_statistics
+    from bnncore.training import evaluate
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    spec, state = checkpoint.spec, checkpoint.state
+    if not has_statistics(spec, state):
+        raise CheckpointError(
+            f"{args.checkpoint} has no running statistics, which evaluation needs: it is a model as devices receive "
+            "it. Train it for some steps first, or export the model from the coordinator"
+        )
+    # The optimizer only decides how weights are held: the smallest one that holds these as they are.
+    held_as_int8 = state[spec.tensors[0].name].dtype == np.int8
+    preset = resolve_preset(optimizer="latent8" if held_as_int8 else "adam")
+    with open_split(args, "test") as dataset:
+        engine = Engine(spec, batch_size=args.batch_size, preset=preset, threads=args.threads)
+        engine.load_state(state)
+        measured = evaluate(engine, dataset)
+        name = dataset.name
+    result: dict[str, Any] = {
+        "accuracy": measured.accuracy,
+        "loss": measured.loss,
+        "count": measured.count,
+        "model": spec.name,
+        "dataset": name,
+        "isa": isa_selected(),
+        "rss_peak_bytes": rss_peak_bytes(),
+        "weights_digest": checkpoint.weights_digest,
+    }
+    say(
+        f"{spec.name} on {measured.count} test samples of {name}: "
+        f"accuracy {measured.accuracy:.2f} %, loss {measured.loss:.4f} nats",
+        args.json,
+    )
+    write_json(result, args.json)

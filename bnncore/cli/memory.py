@@ -1,0 +1,131 @@
+"""``bitfleet memory``: what training takes, before it starts."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from bnncore.cli.options import (
+    add_json_option,
+    add_model_options,
+    add_preset_options,
+    build_model,
+    parse_bytes,
+    parse_sizes,
+    positive_int,
+)
+from bnncore.cli.output import check_destination, format_bytes, say, write_json
+from bnncore.errors import BudgetError
+
+if TYPE_CHECKING:
+    from bnncore.optimizer import Preset
+    from bnncore.spec import ModelSpec
+
+__all__ = ["add_parser"]
+
+DEFAULT_BATCH_SIZE = 100
+
+_EPILOG = """\
+examples:
+  bitfleet memory --batch-size 100                   the default network, beside the standard algorithm
+  bitfleet memory --budget 600KiB --optimizer latent8
+                                                     the largest batch that fits in 600 KiB
+  bitfleet memory --widths 1024,1024 --input-shape 32,32,3 --json -
+
+columns:
+  standard   Algorithm 1 (Courbariaux and Bengio): float32 throughout, Adam
+  same opt.  the same with the numbers that the chosen optimizer keeps for each weight
+  paper      Algorithm 2 of arXiv 2102.04270 as published: bits and float16, Adam
+  bitfleet   this engine: the one block of memory that it trains in, at the moment when it is fullest
+"""
+_VARIABLES = {
+    "X": "activations X",
+    "dX_Y": "dX, Y",
+    "dY": "dY",
+    "mu_psi": "mu, psi",
+    "W": "weights W",
+    "dW": "dW",
+    "beta_dbeta": "beta, dbeta",
+    "momenta": "momenta",
+    "pool_masks": "pool masks",
+}
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to the command line."""
+    parser = commands.add_parser(
+        "memory",
+        help="what training takes, beside the standard algorithm",
+        description="Say what memory training takes, variable by variable, without training.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--input-shape", type=parse_sizes, default=(28, 28), metavar="N,N", help="shape of one sample (default: 28,28)"
+    )
+    parser.add_argument("--classes", type=positive_int, default=10, metavar="N", help="classes (default: 10)")
+    add_preset_options(parser)
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help=f"samples a step (default: {DEFAULT_BATCH_SIZE}, or the most that fit in --budget)",
+    )
+    parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="memory that training may take, e.g. 64MiB")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the subcommand."""
+    check_destination(args.json, "--json")
+    from bnncore.memory import compare_memory
+    from bnncore.optimizer import resolve_preset
+
+    preset = resolve_preset(args.preset, args.optimizer)
+    spec = build_model(args, input_shape=args.input_shape, classes=args.classes)
+    batch_size = _batch_size(args, spec, preset)
+    result = compare_memory(spec, batch_size=batch_size, preset=preset, threads=args.threads)
+    if args.budget is not None:
+        result["budget_bytes"] = args.budget
+    widths = [spec.input_features, *(block.out_features for block in spec.blocks)]
+    say(_table(result, "-".join(map(str, widths))), args.json)
+    write_json(result, args.json)
+
+
+def _batch_size(args: argparse.Namespace, spec: ModelSpec, preset: Preset) -> int:
+    """Take --batch-size, the largest that fits in --budget, or check the one against the other."""
+    from bnncore.memory import largest_batch_size
+
+    if args.budget is None:
+        return args.batch_size or DEFAULT_BATCH_SIZE
+    largest = largest_batch_size(spec, budget_bytes=args.budget, preset=preset, threads=args.threads)
+    if args.batch_size is not None and args.batch_size > largest:
+        raise BudgetError(
+            f"a batch of {args.batch_size} does not fit in {args.budget} bytes; the largest that does is {largest}. "
+            f"Give --batch-size {largest} or less"
+        )
+    return args.batch_size or largest
+
+
+def _table(result: dict[str, Any], widths: str) -> str:
+    columns = ["standard", "standard_same_optimizer", "paper"]
+    heading = (
+        f"{result['model']} {widths}, batch {result['batch_size']}, preset {result['preset']} "
+        f"({result['optimizer']}), {result['threads']} thread(s)"
+    )
+    lines = [heading, "", f"{'variable':<16}{'standard':>12}{'same opt.':>12}{'paper':>12}"]
+    for key, title in _VARIABLES.items():
+        sizes = [result[column]["variables"][key] for column in columns]
+        if any(sizes):
+            lines.append(f"{title:<16}" + "".join(f"{format_bytes(size):>12}" for size in sizes))
+    totals = [format_bytes(result[column]["total_bytes"]) for column in columns]
+    lines += [f"{'total':<16}" + "".join(f"{total:>12}" for total in totals), "", "bitfleet"]
+    for role, size in result["bitfleet"]["variables"].items():
+        lines.append(f"  {role:<14}{format_bytes(size):>12}")
+    total = format_bytes(result["bitfleet"]["total_bytes"])
+    lines += [f"{'total':<16}{total:>12}", "", f"{result['ratio']:.2f} times less than the standard algorithm"]
+    if "budget_bytes" in result:
+        lines.append(f"fits in the budget of {format_bytes(result['budget_bytes'])}")
+    return "\n".join(lines)

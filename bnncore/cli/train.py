@@ -1,0 +1,180 @@
+"""``bitfleet train``: train a network on this machine and report accuracy, time and memory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnncore.cli.options import (
+    add_data_options,
+    add_json_option,
+    add_model_options,
+    add_preset_options,
+    build_model,
+    positive_int,
+    unsigned_int,
+)
+from bnncore.cli.output import check_destination, format_bytes, rss_peak_bytes, say, write_json
+
+if TYPE_CHECKING:
+    from bnncore.data import Dataset
+    from bnncore.engine import Engine
+    from bnncore.training import EpochResult
+
+__all__ = ["add_parser"]
+
+_EPILOG = """\
+examples:
+  bitfleet train --dataset digits --epochs 20 --batch-size 20 --widths 128
+      train on the digits that ship with scikit-learn: a few seconds
+  bitfleet train --dataset mnist --data ~/data --download --epochs 5
+      fetch MNIST once, then train the 784-256-256-256-256-10 network on it
+  bitfleet train --data my-images --save model.safetensors --json result.json
+      your own data: a folder of idx files (bnncore.data.write_idx makes one)
+
+The same --seed gives the same weights, bit for bit, on any number of threads and any processor; their digest is
+printed at the end. --max-steps 0 does everything but train, to see what memory the program itself takes.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to the command line."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network on this machine",
+        description="Train a binary network on this machine.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_options(parser)
+    add_data_options(parser)
+    add_preset_options(parser)
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=100, metavar="N", help="samples a step (default: 100)"
+    )
+    parser.add_argument("--epochs", type=positive_int, default=5, metavar="N", help="passes over the data (default: 5)")
+    parser.add_argument("--max-steps", type=unsigned_int, metavar="N", help="stop after N steps")
+    parser.add_argument(
+        "--seed", type=unsigned_int, default=0, metavar="N", help="decides everything random (default: 0)"
+    )
+    parser.add_argument("--save", metavar="FILE", help="write the trained network to a safetensors checkpoint")
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the subcommand."""
+    check_destination(args.json, "--json")
+    # All that training will need is imported now, so that what it adds in memory is its own.
+    from bnncore.checkpoint import save_checkpoint
+    from bnncore.cli.datasets import open_split
+    from bnncore.engine import Engine, isa_selected
+    from bnncore.optimizer import resolve_preset
+    from bnncore.state import weights_digest
+
+    preset = resolve_preset(args.preset, args.optimizer)
+    with open_split(args, "train") as train_set, open_split(args, "test") as test_set:
+        spec = build_model(args, input_shape=train_set.input_shape, classes=len(train_set.classes))
+        check_destination(args.save, "--save", 4 * spec.num_binary_weights + (1 << 16))
+        engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
+        result = _train_and_evaluate(args, engine, train_set, test_set)
+    if args.max_steps != 0 or args.save:
+        state = engine.state()
+        result["weights_digest"] = weights_digest(spec, state)
+        if args.save:
+            extra = {key: result[key] for key in ("accuracy", "preset", "optimizer", "preset_digest", "seed")}
+            save_checkpoint(args.save, spec, state, extra={**extra, "classes": list(train_set.classes)})
+    result["isa"] = isa_selected()
+    result["rss_peak_bytes"] = rss_peak_bytes()
+    say(_summary(result, args.save), args.json)
+    write_json(result, args.json)
+
+
+def _train_and_evaluate(
+    args: argparse.Namespace, engine: Engine, train_set: Dataset, test_set: Dataset
+) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from bnncore.training import check_fits, evaluate, train
+
+    check_fits(engine, test_set)
+    epochs: list[dict[str, Any]] = []
+    with tqdm(desc="training", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            bar.total = total
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+
+        def on_epoch(epoch: EpochResult) -> None:
+            tested = evaluate(engine, test_set)
+            epochs.append(
+                {
+                    "epoch": epoch.number,
+                    "steps": epoch.steps,
+                    "loss": epoch.loss,
+                    "train_accuracy": epoch.accuracy,
+                    "seconds": epoch.seconds,
+                    "test_loss": tested.loss,
+                    "accuracy": tested.accuracy,
+                }
+            )
+            bar.clear()
+            say(_epoch_line(epochs[-1]), args.json)
+
+        outcome = train(
+            engine,
+            train_set,
+            epochs=args.epochs,
+            max_steps=args.max_steps,
+            seed=args.seed,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    return {
+        "accuracy": epochs[-1]["accuracy"] if epochs else None,
+        "epochs": epochs,
+        "steps": outcome.steps,
+        "step_ms_median": outcome.step_ms_median,
+        "plan_peak_bytes": engine.plan.peak_bytes,
+        "rss_peak_bytes": 0,
+        "isa": "",
+        "threads": args.threads,
+        "model": engine.spec.name,
+        "dataset": train_set.name,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "preset": engine.preset.name,
+        "optimizer": engine.preset.optimizer.name,
+        "preset_digest": engine.preset.digest,
+        "weights_digest": None,
+    }
+
+
+def _epoch_line(epoch: dict[str, Any]) -> str:
+    return (
+        f"epoch {epoch['epoch']:>3}  loss {epoch['loss']:.4f}  train {epoch['train_accuracy']:5.2f} %  "
+        f"test {epoch['accuracy']:5.2f} %  {epoch['seconds']:.1f} s"
+    )
+
+
+def _summary(result: dict[str, Any], saved: str | None) -> str:
+    heading = (
+        f"{result['model']} on {result['dataset']}, {result['steps']} steps of {result['batch_size']} samples, "
+        f"preset {result['preset']} ({result['optimizer']}), {result['isa']}, {result['threads']} thread(s)"
+    )
+    lines = [heading]
+    if result["epochs"]:
+        lines.append(f"test accuracy    {result['accuracy']:.2f} %")
+        lines.append(f"a step           {result['step_ms_median']:.2f} ms (median)")
+    lines.append(f"training memory  {format_bytes(result['plan_peak_bytes'])} (planned, all of it)")
+    lines.append(
+        f"whole process    {format_bytes(result['rss_peak_bytes'])} (peak resident, Python and NumPy included)"
+    )
+    if result["weights_digest"]:
+        lines.append(f"weights          {result['weights_digest']}")
+    if saved:
+        lines.append(f"saved            {Path(saved)}")
+    return "\n".join(lines)
