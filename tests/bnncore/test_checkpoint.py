@@ -54,12 +54,11 @@ def test_a_damaged_file_is_refused_or_unchanged_in_meaning(tmp_path: Path) -> No
         path.write_bytes(data[:position] + bytes([data[position] ^ 0x21]) + data[position + 1 :])
         try:
             loaded = load_checkpoint(path)
-        except CheckpointError as error:
-            assert str(path) in str(error)
-        else:
-            accepted += 1
-            assert_same_state(loaded.state, state)
-            assert loaded.extra == {"epoch": 3}
+        except CheckpointError:
+            continue
+        accepted += 1
+        assert_same_state(loaded.state, state)
+        assert loaded.extra == {"epoch": 3}
 
     assert accepted == 0
 

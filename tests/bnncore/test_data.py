@@ -22,22 +22,11 @@ IMAGES = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
 LABELS = np.array([2, 0, 1, 2, 0], np.uint8)
 
 
-@pytest.fixture(scope="session")
-def mnist_root() -> Path:
-    """The folder with the published MNIST files."""
-    chosen = os.environ.get("BITFLEET_DATA")
-    root = Path(chosen) if chosen else Path(__file__).parents[2].parent / "shared" / "data"
-    if not chosen and not root.is_dir():
-        pytest.skip(f"no data: set BITFLEET_DATA to a folder with mnist/ in it (also looked in {root})")
-    return root
-
-
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own, and no data folder from outside."""
-    monkeypatch.setenv("BITFLEET_CACHE", str(tmp_path / "cache"))
+def cache(own_folders: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own cache folder, and no data folder from outside."""
     monkeypatch.delenv("BITFLEET_DATA", raising=False)
-    return tmp_path / "cache"
+    return Path(os.environ["BITFLEET_CACHE"])
 
 
 def read(dataset_root: Path, indices: list[int], name: str | None = "idx") -> NDArray[np.uint8]:
@@ -78,10 +67,10 @@ def test_a_file_that_shrinks_after_opening_is_an_error(tmp_path: Path) -> None:
             dataset.read(np.array([1], np.uint32), np.zeros((1, 6), np.uint8))
 
 
-def test_mnist_has_its_published_counts_and_first_digits(mnist_root: Path) -> None:
+def test_mnist_has_its_published_counts_and_first_digits(data_root: Path) -> None:
     with (
-        open_dataset("mnist", mnist_root, split="train") as train,
-        open_dataset("mnist", mnist_root, split="test") as test,
+        open_dataset("mnist", data_root, split="train") as train,
+        open_dataset("mnist", data_root, split="test") as test,
     ):
         counts = np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()
         row = np.zeros((1, 784), np.uint8)
@@ -92,16 +81,16 @@ def test_mnist_has_its_published_counts_and_first_digits(mnist_root: Path) -> No
     assert counts[1] == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert train.classes == tuple("0123456789")
     assert train.input_shape == (28, 28)
-    with gzip.open(mnist_root / "mnist" / "train-images-idx3-ubyte.gz") as file:
+    with gzip.open(data_root / "mnist" / "train-images-idx3-ubyte.gz") as file:
         assert row.tobytes() == file.read()[-784:]
 
 
-def test_mnist_is_inflated_once(mnist_root: Path, cache: Path) -> None:
-    open_dataset("mnist", mnist_root, split="test").close()
+def test_mnist_is_inflated_once(data_root: Path, cache: Path) -> None:
+    open_dataset("mnist", data_root, split="test").close()
     [raw] = cache.iterdir()
     stamp = raw.stat().st_mtime_ns, raw.stat().st_ino
 
-    open_dataset("mnist", mnist_root, split="test").close()
+    open_dataset("mnist", data_root, split="test").close()
 
     assert (raw.stat().st_mtime_ns, raw.stat().st_ino) == stamp
     assert raw.stat().st_size == 16 + 10_000 * 784

@@ -19,7 +19,7 @@ GOOD = {"images.gz": hashlib.sha256(CONTENT).hexdigest()}
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
 
