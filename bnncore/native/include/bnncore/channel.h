@@ -37,13 +37,12 @@ struct GradientSums {
   int32_t at_mean;  // samples with y = mu
 };
 
-// dy in units of the scale of q: (q - offset[s]) * gain, where s picks y < mu, y = mu, y > mu.
+// dy in units of the scale of q: (q - offset) * gain, where the offset depends on the side of mu that y lies on.
 struct GradientCoefficients {
   float offset_below;
-  float offset_at;
-  float offset_above;
-  int32_t floor_mean;  // floor(mu): y > mu iff y > floor(mu)
-  bool mean_is_integer;
+  float offset_at;     // for y = floor(mu)
+  float offset_above;  // for y > floor(mu), which is y > mu
+  int32_t floor_mean;
   ChannelThresholds thresholds;
 };
 

@@ -115,6 +115,16 @@ class Engine {
 
   enum class Pass { kMeasureGradient, kMeasureWeights, kUpdate };
 
+  // What the updates of one block share in one step.
+  struct UpdateContext {
+    float gain;  // worth of a unit of the integer weight gradient
+    RandomStream random;
+    Latent8Step latent8;
+    Latent8MomentumStep latent8_momentum;
+    BopStep bop;
+    AdamStep adam;
+  };
+
   struct TileResult {
     float max_abs;
     int64_t saturated;
@@ -139,7 +149,9 @@ class Engine {
   TileResult run_tiles(size_t block, Pass pass, float step_scale, Trace* trace);
   TileResult backward_tile(size_t block, int tile, Pass pass, float step_scale, int member, Trace* trace);
   int64_t fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member, Trace* trace);
-  void update_run(size_t block, size_t first, const int32_t* grad, int count, float step_scale);
+  AdamStep adam_step(float step) const;
+  UpdateContext update_context(size_t block, float step_scale) const;
+  void update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count);
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
   void update_beta(size_t block, int channel, float grad, float step_scale);

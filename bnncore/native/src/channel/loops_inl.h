@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "bnncore/channel.h"
@@ -41,7 +42,7 @@ BITFLEET_INLINE void emit_signs(const int32_t* y, size_t y_stride, const int32_t
 }
 
 BITFLEET_INLINE GradientSums gradient_sums(const int32_t* y, const int8_t* q, int count, int64_t y_bound,
-                                           const ChannelThresholds& t, int32_t floor_mean, bool mean_is_integer) {
+                                           const ChannelThresholds t, int32_t floor_mean, bool mean_is_integer) {
   const int64_t fits = INT32_MAX / (127 * std::max<int64_t>(y_bound, 1));
   const int block = static_cast<int>(std::clamp<int64_t>(fits, 1, 1 << 15));
   GradientSums sums{};
@@ -49,7 +50,8 @@ BITFLEET_INLINE GradientSums gradient_sums(const int32_t* y, const int8_t* q, in
     const int end = std::min(count, start + block);
     int32_t sum_q = 0, sum_qy = 0, above = 0, at = 0;
     for (int b = start; b < end; ++b) {
-      const int32_t masked = (y[b] >= t.mask_from) & (y[b] <= t.mask_to) ? q[b] : 0;
+      const int32_t passes = -static_cast<int32_t>((y[b] >= t.mask_from) & (y[b] <= t.mask_to));  // 0 or all ones
+      const int32_t masked = q[b] & passes;
       sum_q += masked;
       sum_qy += masked * y[b];
       above += y[b] > floor_mean;
@@ -64,54 +66,53 @@ BITFLEET_INLINE GradientSums gradient_sums(const int32_t* y, const int8_t* q, in
 }
 
 // q - offset for one element: the one place where mask and side of the mean enter.
-BITFLEET_INLINE float centred(int32_t y, int8_t q, const GradientCoefficients& c, float offset_at) {
-  const float masked = (y >= c.thresholds.mask_from) & (y <= c.thresholds.mask_to) ? static_cast<float>(q) : 0.0f;
+BITFLEET_INLINE float centred(int32_t y, int32_t q, const GradientCoefficients& c) {
+  const int32_t passes = -static_cast<int32_t>((y >= c.thresholds.mask_from) & (y <= c.thresholds.mask_to));
+  const float masked = static_cast<float>(q & passes);
   float offset = y > c.floor_mean ? c.offset_above : c.offset_below;
-  offset = y == c.floor_mean ? offset_at : offset;
+  offset = y == c.floor_mean ? c.offset_at : offset;
   return masked - offset;
 }
 
+// |x| as the bits of a float: for values without sign these order like the floats, and an integer maximum vectorises.
+BITFLEET_INLINE int32_t magnitude_bits(float x) { return std::bit_cast<int32_t>(x) & 0x7fffffff; }
+
+inline constexpr int32_t kInt8LimitBits = std::bit_cast<int32_t>(kInt8Limit);
+
 BITFLEET_INLINE float gradient_max(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& c) {
-  const float offset_at = c.mean_is_integer ? c.offset_at : c.offset_below;
-  float largest = 0.0f;
-  for (int b = 0; b < count; ++b) {
-    const float value = centred(y[b], q[b], c, offset_at);
-    const float magnitude = value < 0.0f ? -value : value;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
+  int32_t largest = 0;
+  for (int b = 0; b < count; ++b) largest = std::max(largest, magnitude_bits(centred(y[b], q[b], c)));
+  return std::bit_cast<float>(largest);
 }
 
-BITFLEET_INLINE QuantiseResult gradient_quantise(const int32_t* y, int8_t* q, int count, const GradientCoefficients& c,
-                                                 float gain, RandomStream stream, uint32_t first_index,
-                                                 uint32_t index_stride) {
-  const float offset_at = c.mean_is_integer ? c.offset_at : c.offset_below;
-  int32_t saturated = 0;
-  float largest = 0.0f;
+// The coefficients come by value and the arrays are restrict: an int8_t store may alias anything otherwise.
+BITFLEET_INLINE QuantiseResult gradient_quantise(const int32_t* __restrict y, int8_t* __restrict q, int count,
+                                                 const GradientCoefficients c, float gain, RandomStream stream,
+                                                 uint32_t first_index, uint32_t index_stride) {
+  int32_t saturated = 0, largest = 0;
   for (int b = 0; b < count; ++b) {
-    const float value = centred(y[b], q[b], c, offset_at) * gain;
-    const float magnitude = value < 0.0f ? -value : value;
-    largest = magnitude > largest ? magnitude : largest;
-    saturated += magnitude > kInt8Limit;
+    const float value = centred(y[b], q[b], c) * gain;
+    const int32_t magnitude = magnitude_bits(value);
+    largest = std::max(largest, magnitude);
+    saturated += magnitude > kInt8LimitBits;
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(b) * index_stride);
     q[b] = static_cast<int8_t>(round_stochastic(value, word >> 16));
   }
-  return {saturated, largest};
+  return {saturated, std::bit_cast<float>(largest)};
 }
 
-BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* values, int8_t* q, int count, float gain,
-                                                RandomStream stream, uint32_t first_index) {
-  int32_t saturated = 0;
-  float largest = 0.0f;
+BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* __restrict values, int8_t* __restrict q, int count,
+                                                float gain, RandomStream stream, uint32_t first_index) {
+  int32_t saturated = 0, largest = 0;
   for (int k = 0; k < count; ++k) {
     const float value = static_cast<float>(values[k]) * gain;
-    const float magnitude = value < 0.0f ? -value : value;
-    largest = magnitude > largest ? magnitude : largest;
-    saturated += magnitude > kInt8Limit;
+    const int32_t magnitude = magnitude_bits(value);
+    largest = std::max(largest, magnitude);
+    saturated += magnitude > kInt8LimitBits;
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
     q[k] = static_cast<int8_t>(round_stochastic(value, word >> 16));
   }
-  return {saturated, largest};
+  return {saturated, std::bit_cast<float>(largest)};
 }
 
 BITFLEET_INLINE int32_t integer_max(const int32_t* values, int count) {

@@ -45,7 +45,7 @@ GradientCoefficients gradient_coefficients(const ChannelStatistics& statistics, 
   const int64_t floor_mean = floor_divide(statistics.sum, count);
   GradientCoefficients c{};
   c.floor_mean = static_cast<int32_t>(floor_mean);
-  c.mean_is_integer = floor_mean * count == statistics.sum;
+  const bool mean_is_integer = floor_mean * count == statistics.sum;
   c.thresholds = thresholds;
   const double mean_q = static_cast<double>(sums.q) / n;
   // mean(q (y - mu) / psi), from integers: sum q (B y - S) / (B^2 psi).
@@ -54,7 +54,8 @@ GradientCoefficients gradient_coefficients(const ChannelStatistics& statistics, 
   const double below = n - sums.above - sums.at_mean;
   const double mean_side = (static_cast<double>(sums.above) - below) / n;
   c.offset_below = static_cast<float>(mean_q + (-1.0 - mean_side) * mean_qx);
-  c.offset_at = static_cast<float>(mean_q - mean_side * mean_qx);
+  // A y equal to floor(mu) lies at the mean only if mu is an integer, else below it.
+  c.offset_at = mean_is_integer ? static_cast<float>(mean_q - mean_side * mean_qx) : c.offset_below;
   c.offset_above = static_cast<float>(mean_q + (1.0 - mean_side) * mean_qx);
   return c;
 }

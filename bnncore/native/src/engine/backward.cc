@@ -158,6 +158,7 @@ int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, f
   int32_t* products = at<int32_t>(scratch.products);
   const bool wants_sum = optimizer_.kind != OptimizerKind::kAdam &&
                          at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
+  const UpdateContext context = update_context(block, step_scale);
   int32_t sums[kTileRows] = {};
   for (int r = 0; r < rows; ++r) {
     for (int b = 0; b < batch_size_; ++b) sums[r] += grad_t[r * layout_.y_stride + b];
@@ -177,7 +178,7 @@ int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, f
       const size_t first = static_cast<size_t>(first_row + r) * static_cast<size_t>(depth) + static_cast<size_t>(k0);
       if (wants_sum) abs_sum += kernels_.channel->integer_abs_sum(run, columns);
       if (trace != nullptr) std::copy_n(run, columns, trace->blocks[block].grad_weights.begin() + first);
-      if (pass == Pass::kUpdate) update_run(block, first, run, columns, step_scale);
+      if (pass == Pass::kUpdate) update_run(block, context, first, run, columns);
     }
   }
   return abs_sum;

@@ -73,55 +73,66 @@ void Engine::reset(uint64_t seed) {
   }
 }
 
-void Engine::update_run(size_t block, size_t first, const int32_t* grad, int count, float step_scale) {
-  const BlockLayout& layout = layout_.blocks[block];
+Engine::UpdateContext Engine::update_context(size_t block, float step_scale) const {
+  const OptimizerParams& o = optimizer_;
   const BlockScales& scales = at<BlockScales>(layout_.scales)[block];
-  const UpdateKernels& update = *kernels_.update;
-  const RandomStream random = stream(block, Purpose::kUpdate);
-  const uint32_t index = static_cast<uint32_t>(first);
-  const float step = optimizer_.step_size * step_scale;
+  const float step = o.step_size * step_scale;
+  const float gamma = o.gamma * step_scale;
   const float scale_y = grad_y_scale(block);
-  if (optimizer_.kind == OptimizerKind::kAdam) {
-    const AdamStep adam{optimizer_.beta1, optimizer_.beta2, static_cast<float>(double{step} / (1.0 - beta1_power_)),
-                        static_cast<float>(1.0 / (1.0 - beta2_power_)), optimizer_.epsilon};
-    update.adam(at<float>(layout.latent) + first, at<float>(layout.momentum) + first, at<float>(layout.square) + first,
-                grad, count, scale_y, adam);
-    return;
+  UpdateContext context{};
+  if (o.kind == OptimizerKind::kAdam) {
+    context.gain = scale_y;
+  } else {
+    const double normaliser = scales.normaliser_sum / std::max(scales.normaliser_count, 1);
+    context.gain = normaliser > 0.0 ? static_cast<float>(double{scale_y} / normaliser) : 0.0f;
   }
-  const double normaliser = scales.normaliser_sum / std::max(scales.normaliser_count, 1);
-  const float gain = normaliser > 0.0 ? static_cast<float>(double{scale_y} / normaliser) : 0.0f;
+  context.random = stream(block, Purpose::kUpdate);
+  context.latent8 = {step * 127.0f};
+  context.latent8_momentum = {o.momentum, (1.0f - o.momentum) * o.momentum_unit, step * 127.0f / o.momentum_unit};
+  context.bop = {1.0f - gamma, gamma * 127.0f / o.range, o.threshold * 127.0f / o.range};
+  context.adam = adam_step(step);
+  return context;
+}
+
+AdamStep Engine::adam_step(float step) const {
+  return {optimizer_.beta1, optimizer_.beta2, static_cast<float>(double{step} / (1.0 - beta1_power_)),
+          static_cast<float>(1.0 / (1.0 - beta2_power_)), optimizer_.epsilon};
+}
+
+void Engine::update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count) {
+  const BlockLayout& layout = layout_.blocks[block];
+  const UpdateKernels& update = *kernels_.update;
+  const uint32_t index = static_cast<uint32_t>(first);
   switch (optimizer_.kind) {
     case OptimizerKind::kLatent8:
-      update.latent8(at<int8_t>(layout.latent) + first, grad, count, gain, {step * 127.0f}, random, index);
+      update.latent8(at<int8_t>(layout.latent) + first, grad, count, context.gain, context.latent8, context.random,
+                     index);
       break;
     case OptimizerKind::kLatent8Momentum:
-      update.latent8_momentum(at<int8_t>(layout.latent) + first, at<int8_t>(layout.momentum) + first, grad, count, gain,
-                              {optimizer_.momentum, (1.0f - optimizer_.momentum) * optimizer_.momentum_unit,
-                               step * 127.0f / optimizer_.momentum_unit},
-                              random, index);
+      update.latent8_momentum(at<int8_t>(layout.latent) + first, at<int8_t>(layout.momentum) + first, grad, count,
+                              context.gain, context.latent8_momentum, context.random, index);
       break;
-    default: {
+    case OptimizerKind::kBop: {
       const size_t depth = static_cast<size_t>(blocks_[block].in_features);
       const size_t row = first / depth, k = first % depth;
       uint64_t& word = at<uint64_t>(layout.packed)[row * words_for(static_cast<int>(depth)) + k / kWordBits];
       const int shift = static_cast<int>(k % kWordBits);
-      const float gamma = optimizer_.gamma * step_scale;
-      const uint32_t flips = update.bop(
-          static_cast<uint32_t>(word >> shift), at<int8_t>(layout.momentum) + first, grad, count, gain,
-          {1.0f - gamma, gamma * 127.0f / optimizer_.range, optimizer_.threshold * 127.0f / optimizer_.range}, random,
-          index);
+      const uint32_t flips = update.bop(static_cast<uint32_t>(word >> shift), at<int8_t>(layout.momentum) + first, grad,
+                                        count, context.gain, context.bop, context.random, index);
       word ^= uint64_t{flips} << shift;
+      break;
     }
+    case OptimizerKind::kAdam:
+      update.adam(at<float>(layout.latent) + first, at<float>(layout.momentum) + first,
+                  at<float>(layout.square) + first, grad, count, context.gain, context.adam);
+      break;
   }
 }
 
 void Engine::update_beta(size_t block, int channel, float grad, float step_scale) {
   const BlockLayout& layout = layout_.blocks[block];
-  const double step = double{optimizer_.beta_step_size * step_scale} / (1.0 - beta1_power_);
   adam_scalar(at<float>(layout.beta)[channel], at<float>(layout.beta_mean)[channel],
-              at<float>(layout.beta_square)[channel], grad,
-              {optimizer_.beta1, optimizer_.beta2, static_cast<float>(step),
-               static_cast<float>(1.0 / (1.0 - beta2_power_)), optimizer_.epsilon});
+              at<float>(layout.beta_square)[channel], grad, adam_step(optimizer_.beta_step_size * step_scale));
 }
 
 void Engine::read_weights(size_t block, int8_t* out) const {

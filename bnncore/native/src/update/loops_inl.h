@@ -11,7 +11,7 @@
 
 namespace bitfleet::loops {
 
-BITFLEET_INLINE void latent8(int8_t* latent, const int32_t* grad, int count, float gain, const Latent8Step& s,
+BITFLEET_INLINE void latent8(int8_t* __restrict latent, const int32_t* __restrict grad, int count, float gain, const Latent8Step s,
                              RandomStream stream, uint32_t first_index) {
   const float factor = gain * s.step;
   for (int k = 0; k < count; ++k) {
@@ -21,8 +21,9 @@ BITFLEET_INLINE void latent8(int8_t* latent, const int32_t* grad, int count, flo
   }
 }
 
-BITFLEET_INLINE void latent8_momentum(int8_t* latent, int8_t* momentum, const int32_t* grad, int count, float gain,
-                                      const Latent8MomentumStep& s, RandomStream stream, uint32_t first_index) {
+BITFLEET_INLINE void latent8_momentum(int8_t* __restrict latent, int8_t* __restrict momentum,
+                                      const int32_t* __restrict grad, int count, float gain,
+                                      const Latent8MomentumStep s, RandomStream stream, uint32_t first_index) {
   const float factor = gain * s.inflow;
   for (int k = 0; k < count; ++k) {
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
@@ -34,8 +35,8 @@ BITFLEET_INLINE void latent8_momentum(int8_t* latent, int8_t* momentum, const in
   }
 }
 
-BITFLEET_INLINE uint32_t bop(uint32_t signs, int8_t* average, const int32_t* grad, int count, float gain,
-                             const BopStep& s, RandomStream stream, uint32_t first_index) {
+BITFLEET_INLINE uint32_t bop(uint32_t signs, int8_t* __restrict average, const int32_t* __restrict grad, int count,
+                             float gain, const BopStep s, RandomStream stream, uint32_t first_index) {
   const float factor = gain * s.inflow;
   uint32_t flips = 0;
   for (int k = 0; k < count; ++k) {
@@ -57,12 +58,15 @@ BITFLEET_INLINE void adam_one(float& value, float& mean, float& square, float g,
   value = value - s.step * mean / (std::sqrt(square * s.inverse_correction) + s.epsilon);
 }
 
-BITFLEET_INLINE void adam(float* latent, float* mean, float* square, const int32_t* grad, int count, float gain,
-                          const AdamStep& s) {
+BITFLEET_INLINE void adam(float* __restrict latent, float* __restrict mean, float* __restrict square,
+                          const int32_t* __restrict grad, int count, float gain, const AdamStep s) {
   for (int k = 0; k < count; ++k) {
-    adam_one(latent[k], mean[k], square[k], static_cast<float>(grad[k]) * gain, s);
-    float clipped = latent[k] < -1.0f ? -1.0f : latent[k];
-    latent[k] = clipped > 1.0f ? 1.0f : clipped;
+    float value = latent[k], first = mean[k], second = square[k];
+    adam_one(value, first, second, static_cast<float>(grad[k]) * gain, s);
+    mean[k] = first;
+    square[k] = second;
+    value = value < -1.0f ? -1.0f : value;
+    latent[k] = value > 1.0f ? 1.0f : value;
   }
 }
 
