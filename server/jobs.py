@@ -125,8 +125,8 @@ def parse_job(value: object) -> JobConfig:
         return JobConfig.model_validate(value)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'job'}: {problem['msg']} (got {problem['input']!r:.80})"
-            for problem in error.errors()
+            f"{'.'.join(map(str, item['loc'])) or 'job'}: {item['msg']} (got {item['input']!r:.80})"
+            for item in error.errors()
         )
         raise InvalidJobError(f"the job is not valid: {problems}") from error
     except BitfleetError as error:

@@ -26,6 +26,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
+        """Read ``host:port``; raises ValueError when it is something else."""
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not colon or not host or not port.isdecimal() or int(port) > 65535:
@@ -34,6 +35,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
         if self.host == "localhost":
             return True
         try:
@@ -102,6 +104,7 @@ class Settings:
 
     @property
     def database_url(self) -> str:
+        """The database to open."""
         return self.database or f"sqlite:///{self.state / 'bitfleet.db'}"
 
     def __repr__(self) -> str:
@@ -109,7 +112,7 @@ class Settings:
         return f"Settings({shown})"
 
     def shown(self) -> dict[str, str]:
-        """All values as text, the database's password masked."""
+        """Return all values as text, the database's password masked."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["job"] = ",".join(str(path) for path in self.job)
         values["database"] = _mask_password(self.database_url)

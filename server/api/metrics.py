@@ -19,6 +19,7 @@ class CoordinatorCollector(Collector):
         self._coordinator = coordinator
 
     def collect(self) -> Iterator[Metric]:
+        """Read the counters now."""
         coordinator = self._coordinator
         traffic = coordinator.traffic
         runner = coordinator.running_job

@@ -28,6 +28,7 @@ class Queries:
         self._version = version
 
     async def status(self) -> StatusView:
+        """Return the coordinator at a glance."""
         coordinator = self._coordinator
         jobs = await self._disk.run(self._storage.list_jobs)
         devices = await self._disk.run(self._storage.list_devices)
@@ -45,12 +46,15 @@ class Queries:
         )
 
     async def jobs(self) -> list[JobView]:
+        """Return all jobs in order of creation."""
         return [await self._job_view(job) for job in await self._disk.run(self._storage.list_jobs)]
 
     async def job(self, job_id: str) -> JobView:
+        """Return one job."""
         return await self._job_view(await self._coordinator.get_job(job_id))
 
     async def rounds(self, job_id: str) -> list[RoundView]:
+        """Return a job's rounds with their updates."""
         await self._coordinator.get_job(job_id)
         rounds = await self._disk.run(self._storage.list_rounds, job_id)
         rows = await self._disk.run(self._storage.list_updates, job_id)
@@ -59,9 +63,11 @@ class Queries:
         ]
 
     async def devices(self) -> list[DeviceView]:
+        """Return all devices that ever connected."""
         return [self._device_view(record) for record in await self._disk.run(self._storage.list_devices)]
 
     async def models(self) -> list[ModelView]:
+        """Return every model with its newest version."""
         views = []
         for job in await self._disk.run(self._storage.list_jobs):
             versions = await self.versions(job.job_id)
@@ -70,12 +76,14 @@ class Queries:
         return views
 
     async def versions(self, job_id: str) -> list[VersionView]:
+        """Return all versions of a model."""
         await self._coordinator.get_job(job_id)
         rounds = {record.round_number: record for record in await self._disk.run(self._storage.list_rounds, job_id)}
         versions = await self._disk.run(self._storage.list_versions, job_id)
         return [VersionView.of(record, rounds.get(record.version)) for record in versions]
 
     async def version(self, job_id: str, version: int) -> VersionView:
+        """Return one version of a model."""
         record = await self._version_record(job_id, version)
         return VersionView.of(record, await self._disk.run(self._storage.get_round, job_id, version))
 

@@ -27,6 +27,7 @@ class UpdateView(BaseModel):
 
     @classmethod
     def of(cls, row: UpdateRecord) -> UpdateView:
+        """Build the view of a record."""
         return cls(
             device_id=row.device_id,
             status=row.status,
@@ -64,6 +65,7 @@ class RoundView(BaseModel):
 
     @classmethod
     def of(cls, record: RoundRecord, rows: list[UpdateRecord]) -> RoundView:
+        """Build the view of a record."""
         members = [row for row in rows if row.device_id in record.cohort]
         accepted = [row for row in rows if row.status == "ACCEPTED"]
         count = max(1, len(members))
@@ -106,6 +108,7 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, job: JobRecord, rounds: list[RoundRecord]) -> JobView:
+        """Build the view of a record."""
         config = json.loads(job.config_json)
         committed = [round_ for round_ in rounds if round_.state == "COMMITTED"]
         accuracies = [round_.accuracy for round_ in committed if round_.accuracy is not None]
@@ -149,6 +152,7 @@ class DeviceView(BaseModel):
 
     @classmethod
     def of(cls, record: DeviceRecord, **live: Any) -> DeviceView:
+        """Build the view of a record."""
         values: dict[str, Any] = {
             "state": "OFFLINE",
             "connected": False,
@@ -189,6 +193,7 @@ class VersionView(BaseModel):
 
     @classmethod
     def of(cls, record: VersionRecord, round_: RoundRecord | None) -> VersionView:
+        """Build the view of a record."""
         return cls(
             id=record.job_id,
             version=record.version,

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -82,9 +83,9 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
 
 async def _wait(stop: asyncio.Event, coordinator: Coordinator | None) -> bool:
     """Wait for a signal, or until all jobs are done when a coordinator is given; returns whether it was a signal."""
-    waits = [asyncio.create_task(stop.wait())]
+    waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
     if coordinator is not None:
-        waits.append(asyncio.create_task(coordinator.wait_until_idle()))
+        waits.append(asyncio.ensure_future(coordinator.wait_until_idle()))
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -7,6 +7,7 @@ interrupted. What only one command needs is imported by that command.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 
@@ -109,9 +110,7 @@ def _add_action(
     """Add an action that asks a running coordinator over HTTP."""
 
     def command(arguments: argparse.Namespace) -> int:
-        from server.cli import remote
-
-        run: _Command = getattr(remote, function)
+        run: _Command = getattr(importlib.import_module("server.cli.remote"), function)
         return run(arguments)
 
     parser = actions.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -131,6 +130,5 @@ def _add_demo(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from server.demo.cli import run
-
+    run: _Command = importlib.import_module("server.demo.cli").run
     return run(arguments)

@@ -47,6 +47,7 @@ class Collection:
         self.rows: dict[str, UpdateRecord] = {}
 
     def with_status(self, *statuses: str) -> frozenset[str]:
+        """Return the devices whose row has one of these statuses."""
         return frozenset(device_id for device_id, row in self.rows.items() if row.status in statuses)
 
     async def recover(self) -> None:

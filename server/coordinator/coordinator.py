@@ -43,6 +43,7 @@ class JobState(StrEnum):
 
     @property
     def is_over(self) -> bool:
+        """Whether nothing more will happen to the job."""
         return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -112,6 +113,7 @@ class Coordinator:
 
     @property
     def running_job(self) -> JobRunner | None:
+        """The job that is running, if any."""
         return self._runner
 
     @property
@@ -166,6 +168,7 @@ class Coordinator:
         return await self.get_job(job_id)
 
     async def get_job(self, job_id: str) -> JobRecord:
+        """Return a job; raises NotFoundError when there is none of this id."""
         job = await self.disk.run(self.disk.storage.get_job, job_id)
         if job is None:
             raise NotFoundError(f"there is no job {job_id!r}; list them with: bitfleet-server jobs list")
@@ -192,7 +195,7 @@ class Coordinator:
             await self._end_job(job.job_id, JobState.COMPLETED, "")
         except JobCancelled:
             pass  # written down when it was asked for
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - one broken job must not stop the others
             if not isinstance(error, BitfleetError):
                 _log.exception("event=job_broken job=%s", job.job_id)
             await self._end_job(job.job_id, JobState.FAILED, str(error) or type(error).__name__)
@@ -219,6 +222,7 @@ class Coordinator:
             await self._save_device(session)
 
     def heartbeat(self, session: Session, heartbeat: Heartbeat) -> None:
+        """Note that a device is alive, and what it is doing."""
         session.heartbeat = heartbeat
         session.last_seen = self.clock()
 

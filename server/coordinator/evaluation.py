@@ -56,6 +56,7 @@ class HeldOutSet:
         return result.accuracy, result.loss
 
     def close(self) -> None:
+        """Close the data set."""
         self._dataset.close()
 
 
@@ -83,6 +84,7 @@ class Evaluator:
                 await self._task
 
     def submit(self, version: int) -> None:
+        """Queue a version."""
         if self._task is not None:
             self._versions.put_nowait(version)
 
@@ -97,7 +99,8 @@ class Evaluator:
             while True:
                 version = await self._versions.get()
                 try:
-                    held_out = held_out or await asyncio.to_thread(HeldOutSet, self._config, choice)
+                    if held_out is None:
+                        held_out = await asyncio.to_thread(HeldOutSet, self._config, choice)
                     await self._evaluate(held_out, version)
                 except (BitfleetError, OSError) as error:
                     _log.error("event=evaluation_failed job=%s round=%d reason=%r", self._job_id, version, str(error))

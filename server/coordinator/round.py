@@ -102,6 +102,7 @@ class Round:
 
     @property
     def is_over(self) -> bool:
+        """Whether nothing more can happen to the round."""
         return self.phase in (Phase.COMMITTED, Phase.FAILED)
 
     @property

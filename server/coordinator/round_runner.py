@@ -95,10 +95,12 @@ class RoundRunner:
 
     @property
     def round_number(self) -> int:
+        """The round's number, counted from 1."""
         return self._record.round_number
 
     @property
     def base(self) -> VersionRecord:
+        """The version that the round starts from."""
         return self._parts.base
 
     # What others may ask while the round is played

@@ -33,10 +33,12 @@ class Session:
 
     @property
     def device_id(self) -> str:
+        """The device's lasting name."""
         return self.hello.device_id
 
     @property
     def is_open(self) -> bool:
+        """Whether the stream has not been ended."""
         return not self._end.done()
 
     def send(self, order: Order) -> None:
@@ -93,6 +95,7 @@ class Fleet:
         return len(self._sessions)
 
     def get(self, device_id: str) -> Session | None:
+        """Return a device's live session, if it has one."""
         return self._sessions.get(device_id)
 
     def listen(self, listener: Callable[[Event], None] | None) -> None:
@@ -137,6 +140,7 @@ class Fleet:
             session.send(order)
 
     def end_all(self, error: ServerError) -> None:
+        """End every session and wait for nobody any more."""
         for session in self:
             session.end(error)
         for device_id in list(self._farewells):

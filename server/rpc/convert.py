@@ -38,11 +38,13 @@ def hello_of(message: pb.Hello) -> DeviceHello:
 
 
 def check_device_id(device_id: str) -> None:
+    """Raise InvalidRequestError unless a device's name is well-formed."""
     if not _DEVICE_ID.fullmatch(device_id):
         raise InvalidRequestError(f"device_id must be 1 to 64 characters of [A-Za-z0-9._-], got {device_id[:80]!r}")
 
 
 def heartbeat_of(message: pb.Heartbeat) -> Heartbeat:
+    """Convert a heartbeat."""
     state = message.state if message.state in pb.DeviceState.values() else pb.DEVICE_STATE_UNSPECIFIED
     return Heartbeat(
         state=pb.DeviceState.Name(state).removeprefix("DEVICE_STATE_"),
@@ -54,6 +56,7 @@ def heartbeat_of(message: pb.Heartbeat) -> Heartbeat:
 
 
 def outcome_of(message: pb.TaskReport) -> TaskOutcome:
+    """Convert a report's outcome; one that this version does not know counts as a failure."""
     match message.outcome:
         case pb.TASK_OUTCOME_DECLINED:
             return TaskOutcome.DECLINED
@@ -115,7 +118,8 @@ def task_message(order: TaskOrder, *, now: float) -> pb.ConnectResponse:
 
 
 def answer_message(answer: SubmitAnswer) -> pb.SubmitUpdateResponse:
-    return pb.SubmitUpdateResponse(status=pb.SubmitStatus.Value(f"SUBMIT_STATUS_{answer.status}"), reason=answer.reason)
+    """Build the answer to an update."""
+    return pb.SubmitUpdateResponse(status=f"SUBMIT_STATUS_{answer.status}", reason=answer.reason)
 
 
 def _count(name: str, value: int) -> int:

@@ -36,7 +36,7 @@ class FleetService(pb_grpc.FleetServicer):
         self._coordinator = coordinator
         self._version = version
 
-    async def Connect(
+    async def Connect(  # noqa: N802 - named by the protocol
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: _Context
     ) -> AsyncIterator[pb.ConnectResponse]:
         """Welcome a device, then pass orders on until its stream or its session ends."""
@@ -68,7 +68,7 @@ class FleetService(pb_grpc.FleetServicer):
                     await reader
                 await self._coordinator.disconnect(session)
 
-    async def DownloadModel(
+    async def DownloadModel(  # noqa: N802 - named by the protocol
         self, request: pb.DownloadModelRequest, context: _Context
     ) -> AsyncIterator[pb.DownloadModelResponse]:
         """Send a model's payload from an offset on."""
@@ -80,7 +80,7 @@ class FleetService(pb_grpc.FleetServicer):
                 self._coordinator.count_download(request.device_id, request.model_digest, message.ByteSize())
                 yield message
 
-    async def SubmitUpdate(
+    async def SubmitUpdate(  # noqa: N802 - named by the protocol
         self, request_iterator: AsyncIterator[pb.SubmitUpdateRequest], context: _Context
     ) -> pb.SubmitUpdateResponse:
         """Take one update in."""
@@ -132,7 +132,7 @@ def create_server(service: FleetService, *, max_chunk_bytes: int) -> grpc.aio.Se
             ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ]
     )
-    pb_grpc.add_FleetServicer_to_server(service, server)
+    pb_grpc.add_FleetServicer_to_server(service, server)  # type: ignore[no-untyped-call]  # generated
     return server
 
 
@@ -179,6 +179,6 @@ async def _errors_as_status(context: _Context) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode[status_of(error)[1]], str(error))
     except (grpc.aio.AbortError, grpc.aio.UsageError):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a device gets an answer whatever happens
         _log.exception("event=call_failed")
         await context.abort(grpc.StatusCode.INTERNAL, f"the coordinator failed: {type(error).__name__}; see its log")

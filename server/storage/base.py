@@ -105,66 +105,77 @@ class Storage(Protocol):
     def add_job(self, job: JobRecord) -> None:
         """Add a job; raises ConflictError when the id exists."""
 
-    def get_job(self, job_id: str) -> JobRecord | None: ...
+    def get_job(self, job_id: str) -> JobRecord | None:
+        """Return a job, or None."""
 
     def list_jobs(self) -> list[JobRecord]:
-        """All jobs in the order in which they were added."""
+        """Return all jobs in the order in which they were added."""
 
-    def set_job_state(self, job_id: str, state: str, *, finished_at: float | None = None, reason: str = "") -> None: ...
+    def set_job_state(self, job_id: str, state: str, *, finished_at: float | None = None, reason: str = "") -> None:
+        """Say where a job stands."""
 
     def save_round(self, round_: RoundRecord, assigned: Iterable[UpdateRecord] = ()) -> None:
         """Insert or replace a round, with the rows of devices that were given its task, in one transaction."""
 
-    def get_round(self, job_id: str, round_number: int) -> RoundRecord | None: ...
+    def get_round(self, job_id: str, round_number: int) -> RoundRecord | None:
+        """Return a round, or None."""
 
     def list_rounds(self, job_id: str) -> list[RoundRecord]:
-        """The job's rounds by number."""
+        """Return the job's rounds by number."""
 
     def commit_round(self, round_: RoundRecord, version: VersionRecord, updates: Iterable[UpdateRecord] = ()) -> None:
         """Commit a round and the model version that it made, with the last word on its updates, in one transaction."""
 
-    def set_evaluation(self, job_id: str, round_number: int, *, accuracy: float, loss: float) -> None: ...
+    def set_evaluation(self, job_id: str, round_number: int, *, accuracy: float, loss: float) -> None:
+        """Add a round's evaluation."""
 
     def record_update(self, update: UpdateRecord) -> None:
         """Insert or replace what became of a device's task in a round."""
 
-    def get_update(self, job_id: str, round_number: int, device_id: str) -> UpdateRecord | None: ...
+    def get_update(self, job_id: str, round_number: int, device_id: str) -> UpdateRecord | None:
+        """Return a device's row in a round, or None."""
 
     def list_updates(self, job_id: str, round_number: int | None = None) -> list[UpdateRecord]:
-        """Rows of one round, or of all the job's rounds, by (round, device)."""
+        """Return the rows of one round, or of all the job's rounds, by (round, device)."""
 
     def add_version(self, version: VersionRecord) -> None:
         """Add a model version that no round made; adding the same again changes nothing."""
 
-    def get_version(self, job_id: str, version: int) -> VersionRecord | None: ...
+    def get_version(self, job_id: str, version: int) -> VersionRecord | None:
+        """Return a model version, or None."""
 
-    def list_versions(self, job_id: str) -> list[VersionRecord]: ...
+    def list_versions(self, job_id: str) -> list[VersionRecord]:
+        """Return a job's model versions by number."""
 
     def find_payload(self, payload_digest: str) -> int | None:
-        """Size in bytes of the model payload of that digest, or None when no version has it."""
+        """Return the size in bytes of the model payload of that digest, or None when no version has it."""
 
     def save_device(self, device: DeviceRecord) -> None:
         """Insert or replace a device; ``first_seen`` of an existing one is kept."""
 
-    def list_devices(self) -> list[DeviceRecord]: ...
+    def list_devices(self) -> list[DeviceRecord]:
+        """Return all devices by id."""
 
     def referenced_digests(self) -> set[str]:
-        """Digests of all payloads that are still needed: of model versions, and of updates accepted in open rounds."""
+        """Return the digests that are needed: of model versions, and of updates accepted in open rounds."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the database."""
 
 
 class BlobWriter(Protocol):
     """A payload being written; it appears in the store only when it is kept."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes written so far."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 (lower-case hex) of what was written so far."""
+        """SHA-256 in lower-case hex of what was written so far."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
 
     def read(self) -> bytes:
         """Return what was written so far."""
@@ -179,7 +190,8 @@ class BlobWriter(Protocol):
 class BlobStore(Protocol):
     """Payloads by digest."""
 
-    def writer(self) -> BlobWriter: ...
+    def writer(self) -> BlobWriter:
+        """Begin a payload."""
 
     def put(self, data: bytes) -> str:
         """Make a payload durable and return its digest; putting the same again changes nothing."""
@@ -193,7 +205,8 @@ class BlobStore(Protocol):
     def delete(self, digest: str) -> None:
         """Remove a payload; does nothing when there is none."""
 
-    def digests(self) -> set[str]: ...
+    def digests(self) -> set[str]:
+        """Return the digests of all payloads."""
 
     def remove_leftovers(self) -> None:
         """Remove what a crash left half written."""

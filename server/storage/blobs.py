@@ -28,9 +28,11 @@ class LocalBlobs:
         sync_folder(root)
 
     def writer(self) -> LocalBlobWriter:
+        """Begin a payload under a temporary name."""
         return LocalBlobWriter(self._temporary / os.urandom(8).hex(), self)
 
     def put(self, data: bytes) -> str:
+        """Write a payload unless it is there already."""
         digest = hashlib.sha256(data).hexdigest()
         if self._holds(digest, len(data)):
             return digest
@@ -42,6 +44,7 @@ class LocalBlobs:
             writer.discard()
 
     def get(self, digest: str) -> bytes:
+        """Read a whole payload and check it."""
         try:
             data = self.path(digest).read_bytes()
         except FileNotFoundError:
@@ -52,6 +55,7 @@ class LocalBlobs:
         return data
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
+        """Read a piece of a payload; its digest is not checked."""
         try:
             with self.path(digest).open("rb") as file:
                 file.seek(offset)
@@ -60,12 +64,15 @@ class LocalBlobs:
             raise NotFoundError(f"no payload {digest} in {self._root}") from None
 
     def delete(self, digest: str) -> None:
+        """Remove a payload if it is there."""
         self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> set[str]:
+        """List the folder."""
         return {path.name for path in self._root.glob("??/*") if _DIGEST.fullmatch(path.name)}
 
     def remove_leftovers(self) -> None:
+        """Empty the folder of temporary files."""
         for path in self._temporary.iterdir():
             path.unlink()
 
@@ -98,13 +105,16 @@ class LocalBlobWriter:
 
     @property
     def size(self) -> int:
+        """Bytes written so far."""
         return self._size
 
     @property
     def digest(self) -> str:
+        """SHA-256 of them."""
         return self._hash.hexdigest()
 
     def write(self, data: bytes) -> None:
+        """Append bytes to the temporary file; they are not on disk yet."""
         if self._file is None:
             raise ValueError("the payload was kept or discarded: nothing more can be written to it")
         view = memoryview(data)
@@ -114,9 +124,11 @@ class LocalBlobWriter:
         self._size += len(data)
 
     def read(self) -> bytes:
+        """Read the temporary file."""
         return self._path.read_bytes()
 
     def keep(self) -> str:
+        """Flush, rename, flush the folder."""
         if self._file is None:
             raise ValueError("the payload was kept or discarded before")
         os.fsync(self._file.fileno())
@@ -131,6 +143,7 @@ class LocalBlobWriter:
         return self.digest
 
     def discard(self) -> None:
+        """Remove the temporary file unless the payload was kept."""
         if self._file is not None:
             self._file.close()
             self._file = None

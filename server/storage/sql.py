@@ -208,7 +208,8 @@ def _equal(table: Table, keys: Mapping[str, object]) -> list[Any]:
 def _record(kind: type[_Record], row: RowMapping) -> _Record:
     """Build a record from its row; JSON arrays become tuples."""
     values = {field.name: row[field.name] for field in fields(kind)}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**plain)
 
 
 def _upsert(connection: Connection, table: Table, values: Mapping[str, Any], keep: Iterable[str] = ()) -> None:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from bnncore.errors import CheckpointError
+from bnncore.errors import CheckpointError, SpecError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
 
 _COUNTS = "accumulator.counts"
+_SPEC = "accumulator.spec"
 
 
 @dataclass
@@ -27,11 +28,13 @@ class Accumulator:
     """Partial sums of a round.
 
     Attributes:
-      sums: per tensor of the model, ``int64`` of its shape, in the strategy's fixed-point units.
+      spec: the network.
+      sums: per tensor of the model, in the spec's order: ``int64`` of its shape, in the strategy's fixed-point units.
       num_examples: sum of the weights of the updates folded in.
       num_updates: how many updates were folded in.
     """
 
+    spec: ModelSpec
     sums: dict[str, NDArray[np.int64]]
     num_examples: int = 0
     num_updates: int = 0
@@ -39,7 +42,8 @@ class Accumulator:
     def to_bytes(self) -> bytes:
         """Serialise, so that another process can merge or continue it."""
         counts = np.array([self.num_examples, self.num_updates], dtype=np.int64)
-        return save({**self.sums, _COUNTS: counts})
+        spec = np.frombuffer(self.spec.to_json().encode(), dtype=np.uint8)
+        return save({**self.sums, _COUNTS: counts, _SPEC: spec})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Accumulator:
@@ -49,14 +53,16 @@ class Accumulator:
           CheckpointError: the bytes are truncated or not an accumulator.
         """
         try:
-            sums = load(data)
-            counts = sums.pop(_COUNTS)
-        except (SafetensorError, KeyError) as error:
+            tensors = load(data)
+            spec = ModelSpec.from_json(tensors[_SPEC].tobytes())
+            sums = {name: tensors[name] for name in spec.tensor_shapes()}
+            counts = tensors[_COUNTS]
+        except (SafetensorError, SpecError, KeyError) as error:
             raise CheckpointError(
                 f"an accumulator (safetensors with {_COUNTS!r}) is required, got {len(data)} bytes that are not one "
                 f"({error}); fold the round's updates again"
             ) from error
-        return cls(sums=sums, num_examples=int(counts[0]), num_updates=int(counts[1]))
+        return cls(spec, sums, num_examples=int(counts[0]), num_updates=int(counts[1]))
 
 
 class Strategy(Protocol):

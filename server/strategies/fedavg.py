@@ -9,7 +9,7 @@ tensor                steps per 1.0          why
 weight, int8          2^24 per 1/127         exact: an int8 weight is a whole number of 1/127
 weight, float32       127 * 2^24             the same unit, so both kinds may meet in one sum
 beta                  2^22                   |beta| < 2^10
-mean, mean_abs_dev    2^(32 - b)             |pre-activation| <= 2^b, known from the layer's fan-in
+mean, mean_abs_dev    2^(31 - b)             |pre-activation| <= 2^b, known from the layer's fan-in
 ====================  =====================  ==========================================================
 
 Memory: 8 bytes per parameter, whatever the number of devices. With one device it returns that device's update.
@@ -46,7 +46,8 @@ class FedAvg:
     name = "fedavg"
 
     def init(self, spec: ModelSpec) -> Accumulator:
-        return Accumulator({name: np.zeros(shape, dtype=np.int64) for name, shape in spec.tensor_shapes().items()})
+        sums = {name: np.zeros(shape, dtype=np.int64) for name, shape in spec.tensor_shapes().items()}
+        return Accumulator(spec, sums)
 
     def fold(self, accumulator: Accumulator, state: State, num_examples: int) -> None:
         if not 1 <= num_examples <= MAX_EXAMPLES:
@@ -54,7 +55,7 @@ class FedAvg:
         total = accumulator.num_examples + num_examples
         if total > MAX_TOTAL_EXAMPLES:
             raise PayloadError(f"a round carries at most {MAX_TOTAL_EXAMPLES} examples, this update would make {total}")
-        steps = _steps_by_tensor(accumulator.sums)
+        steps = _steps_by_tensor(accumulator.spec)
         for name in accumulator.sums:
             _check_magnitude(name, state[name], steps[name])
         for name, total_steps in accumulator.sums.items():
@@ -67,6 +68,7 @@ class FedAvg:
         if total > MAX_TOTAL_EXAMPLES:
             raise PayloadError(f"a round carries at most {MAX_TOTAL_EXAMPLES} examples, the merged sums hold {total}")
         return Accumulator(
+            accumulator.spec,
             sums={name: sums + other.sums[name] for name, sums in accumulator.sums.items()},
             num_examples=total,
             num_updates=accumulator.num_updates + other.num_updates,
@@ -75,33 +77,26 @@ class FedAvg:
     def finish(self, accumulator: Accumulator) -> State:
         if accumulator.num_updates == 0:
             raise PayloadError("at least one update is needed to make a model, none was folded in")
-        steps = _steps_by_tensor(accumulator.sums)
+        steps = _steps_by_tensor(accumulator.spec)
         return {
             name: _divide(total_steps, accumulator.num_examples, steps[name])
             for name, total_steps in accumulator.sums.items()
         }
 
 
-def _steps_by_tensor(sums: dict[str, NDArray[np.int64]]) -> dict[str, int]:
-    """Return the fixed-point steps per 1.0 of each tensor, a function of names and shapes alone.
+def _steps_by_tensor(spec: ModelSpec) -> dict[str, int]:
+    """Return the fixed-point steps per 1.0 of each tensor.
 
     A pre-activation is a sum of fan_in products of +-1 with +-1, or with x = 2u - 255 in the first layer.
     """
     steps: dict[str, int] = {}
-    bound = 255  # of one input of the first layer; 1 after it
-    fan_in = 0
-    for name, tensor in sums.items():
-        match name.rpartition(".")[2]:
-            case "weight":
-                bound = 255 if not steps else 1
-                fan_in = tensor.shape[1]
-                steps[name] = _WEIGHT_STEPS
-            case "beta":
-                steps[name] = _MAX_STEPS >> _BETA_BITS
-            case _:
-                # one bit of room for float rounding of a statistic that sits on the bound
-                bits = math.ceil(math.log2(bound * fan_in)) + 1
-                steps[name] = _MAX_STEPS >> bits
+    for block in spec.blocks:
+        largest = block.in_features * (255 if block.is_first else 1)
+        bits = math.ceil(math.log2(largest)) + 1  # one bit more, for rounding of a statistic that sits on the bound
+        steps[f"{block.dense}.weight"] = _WEIGHT_STEPS
+        steps[f"{block.norm}.beta"] = _MAX_STEPS >> _BETA_BITS
+        steps[f"{block.norm}.mean"] = _MAX_STEPS >> bits
+        steps[f"{block.norm}.mean_abs_dev"] = _MAX_STEPS >> bits
     return steps
 
 

@@ -1,0 +1,3 @@
+"""The schema's history."""
+
+__all__: list[str] = []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from tests.server.conftest import OpenHouse, make_job
 from tests.server.scripted import connected
 

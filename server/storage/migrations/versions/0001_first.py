@@ -11,6 +11,10 @@ branch_labels = None
 depends_on = None
 
 
+def _job(name: str) -> sa.ForeignKey:
+    return sa.ForeignKey("jobs.job_id", name=name)
+
+
 def upgrade() -> None:
     op.create_table(
         "devices",
@@ -44,9 +48,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "model_versions",
-        sa.Column(
-            "job_id", sa.String(80), sa.ForeignKey("jobs.job_id", name="fk_model_versions_job_id"), nullable=False
-        ),
+        sa.Column("job_id", sa.String(80), _job("fk_model_versions_job_id"), nullable=False),
         sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("codec", sa.String(32), nullable=False),
         sa.Column("payload_digest", sa.String(64), nullable=False),
@@ -59,7 +61,7 @@ def upgrade() -> None:
     op.create_index("ix_model_versions_payload_digest", "model_versions", ["payload_digest"])
     op.create_table(
         "rounds",
-        sa.Column("job_id", sa.String(80), sa.ForeignKey("jobs.job_id", name="fk_rounds_job_id"), nullable=False),
+        sa.Column("job_id", sa.String(80), _job("fk_rounds_job_id"), nullable=False),
         sa.Column("round_number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
@@ -74,7 +76,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "updates",
-        sa.Column("job_id", sa.String(80), sa.ForeignKey("jobs.job_id", name="fk_updates_job_id"), nullable=False),
+        sa.Column("job_id", sa.String(80), _job("fk_updates_job_id"), nullable=False),
         sa.Column("round_number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("device_id", sa.String(64), nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
