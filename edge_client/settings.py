@@ -1,0 +1,108 @@
+"""What the owner of a device can set. Precedence: command line, then environment, then default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from edge_client.errors import SettingsError
+
+__all__ = ["ENVIRONMENT_PREFIX", "ClientSettings", "default_state_dir"]
+
+ENVIRONMENT_PREFIX = "BITFLEET_CLIENT_"
+
+_DEVICE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """Name the folder where a device keeps what must survive: ``$XDG_STATE_HOME/bitfleet``, by default in the home."""
+    home = environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "bitfleet"
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """The effective settings of one agent."""
+
+    server: str
+    """``HOST:PORT`` of the coordinator's gRPC side."""
+    state: Path
+    """Folder that this agent alone writes to."""
+    data: Path | None = None
+    """Folder with the device's data; None: what ``dataset`` finds by itself, or ``$BITFLEET_DATA``."""
+    dataset: str | None = None
+    """Name of the data set's layout; None: detected."""
+    device_id: str | None = None
+    """The device's name, 1 to 64 characters of [A-Za-z0-9._-]; None: made once and kept in ``state``."""
+    threads: int = 1
+    """Threads of a trainer, at least 1."""
+    max_retries: int | None = None
+    """Attempts in a row to reach the coordinator before giving up; None: never give up."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    def __post_init__(self) -> None:
+        match = _SERVER.fullmatch(self.server)
+        if match is None or not 0 < int(match[2]) < 65536:
+            raise SettingsError(
+                f"--server must be HOST:PORT with a port in 1..65535, got {self.server!r}; "
+                "the coordinator prints its gRPC address when it starts"
+            )
+        if self.device_id is not None and _DEVICE_ID.fullmatch(self.device_id) is None:
+            raise SettingsError(f"--device-id must be 1 to 64 characters of [A-Za-z0-9._-], got {self.device_id!r}")
+        if self.threads < 1:
+            raise SettingsError(f"--threads must be at least 1, got {self.threads}")
+        if self.max_retries is not None and self.max_retries < 0:
+            raise SettingsError(f"--max-retries must be at least 0, got {self.max_retries}")
+        if self.log_level not in _LOG_LEVELS:
+            raise SettingsError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}, got {self.log_level!r}")
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, str | None], environ: Mapping[str, str]) -> ClientSettings:
+        """Build the settings of ``run``.
+
+        Args:
+          given: values of the command line by field name, as text; None means not given.
+          environ: the environment; ``BITFLEET_CLIENT_<FIELD>`` stands for a flag.
+
+        Raises:
+          SettingsError: a value makes no sense, a variable is not known, or no coordinator or no data are named.
+        """
+        known = {field.name for field in fields(cls)}
+        values: dict[str, str] = {}
+        for name, text in environ.items():
+            if name.startswith(ENVIRONMENT_PREFIX):
+                field = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+                if field not in known:
+                    names = ", ".join(ENVIRONMENT_PREFIX + key.upper() for key in sorted(known))
+                    raise SettingsError(f"{name} is not a variable that bitfleet-client knows; it knows {names}")
+                values[field] = text
+        values.update({name: text for name, text in given.items() if text is not None})
+        if "server" not in values:
+            raise SettingsError("the coordinator must be named: --server HOST:PORT or $BITFLEET_CLIENT_SERVER")
+        if not values.keys() & {"data", "dataset"} and "BITFLEET_DATA" not in environ:
+            raise SettingsError(
+                "the device's data must be named: --data DIR, --dataset NAME, or $BITFLEET_CLIENT_DATA; "
+                "nothing in that folder ever leaves the device"
+            )
+        return cls(
+            server=values["server"],
+            state=Path(values["state"]) if "state" in values else default_state_dir(environ),
+            data=Path(values["data"]) if "data" in values else None,
+            dataset=values.get("dataset"),
+            device_id=values.get("device_id"),
+            threads=_whole("threads", values.get("threads", "1")),
+            max_retries=_whole("max-retries", values["max_retries"]) if "max_retries" in values else None,
+            log_level=values.get("log_level", "info").lower(),
+        )
+
+
+def _whole(flag: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingsError(f"--{flag} must be a whole number, got {text!r}") from None

@@ -1,0 +1,218 @@
+"""The state folder: what a device keeps so that every step survives a power cut.
+
+::
+
+    lock              held by the one agent that may write here; its PID, for people
+    device_id         the device's lasting name
+    models/           payloads by digest (model_cache.py)
+    task/             of the task at hand; emptied when another one starts
+    pending/          an update on its way to the coordinator: complete or absent
+    outbox.jsonl      the ledger of what left (outbox.py)
+    last_task.json    how the last task ended, for ``bitfleet-client status``
+
+A finished update becomes pending by one rename of the task's folder, after its files are on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bnncore.durable import replace_file, sync_folder
+from edge_client.child import UPDATE_FILE
+from edge_client.errors import StateFolderError
+from edge_client.model_cache import ModelCache
+from edge_client.outbox import Outbox
+
+__all__ = ["PendingUpdate", "StateDir"]
+
+_HEADER_FILE = "header.json"
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class PendingUpdate:
+    """What is known of an update before its bytes are sent; the fields are those of the wire's UpdateHeader."""
+
+    task_id: str
+    job_id: str
+    round_number: int
+    model_digest: str
+    update_digest: str
+    total_bytes: int
+    num_examples: int
+    codec: str
+    loss: float
+    accuracy: float
+    steps: int
+    seconds: float
+    peak_pss_bytes: int
+    downloaded_bytes: int
+
+
+class StateDir:
+    """One device's state folder. Reading is open to all; ``lock`` comes before writing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.task = root / "task"
+        self.models = ModelCache(root / "models")
+        self.outbox = Outbox(root / "outbox.jsonl")
+        self._pending = root / "pending"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and hold it alone. The kernel lets go of the lock however this process ends.
+
+        Raises:
+          StateFolderError: another agent holds it, or the folder cannot be made or written.
+        """
+        try:
+            self.models.root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StateFolderError(
+                f"the state folder {self.root} must be a folder that this user can write to: {error.strerror}; "
+                "name another one with --state"
+            ) from error
+        try:
+            if not _acquire(descriptor):
+                holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+                raise StateFolderError(
+                    f"another agent (PID {holder}) uses the state folder {self.root}; "
+                    "stop it, or give this one a folder of its own with --state"
+                )
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def holder(self) -> int | None:
+        """Tell the PID of the agent that holds the folder, None when there is none. Takes nothing from it."""
+        try:
+            with open(self.root / "lock", "rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(file.read().strip() or b"0")
+        except FileNotFoundError:
+            pass
+        return None
+
+    def device_id(self) -> str | None:
+        """Read the device's kept name; None before it has one."""
+        try:
+            return (self.root / "device_id").read_text().strip() or None
+        except FileNotFoundError:
+            return None
+
+    def settle_device_id(self, given: str | None) -> str:
+        """Give the device its lasting name: the kept one, else the given one, else a new one.
+
+        Raises:
+          StateFolderError: the given name is not the kept one; an update of another device may lie in the folder.
+        """
+        kept = self.device_id()
+        if kept is not None:
+            if given not in (None, kept):
+                raise StateFolderError(
+                    f"the state folder {self.root} belongs to device {kept!r}, --device-id says {given!r}; "
+                    "leave --device-id out, or use another --state"
+                )
+            return kept
+        device_id = given or f"dev-{secrets.token_hex(6)}"
+        _write(self.root / "device_id", f"{device_id}\n")
+        return device_id
+
+    def new_task(self) -> Path:
+        """Give an empty folder for a task; what an interrupted one left there goes."""
+        self.clear_task()
+        self.task.mkdir()
+        return self.task
+
+    def clear_task(self) -> None:
+        """Remove the folder of the task at hand, if there is one."""
+        shutil.rmtree(self.task, ignore_errors=True)
+
+    def keep_pending(self, update: PendingUpdate) -> None:
+        """Turn the task's folder, which holds a durable update file, into the pending update, in one step.
+
+        Raises:
+          OSError: the disk is full or not writable; there is no pending update then.
+        """
+        _write(self.task / _HEADER_FILE, json.dumps(asdict(update)))
+        os.rename(self.task, self._pending)
+        sync_folder(self.root)
+
+    def pending(self) -> PendingUpdate | None:
+        """Read the update that waits to be sent; None when there is none.
+
+        Raises:
+          StateFolderError: the disk has damaged it; ``drop_pending`` is all that is left.
+        """
+        try:
+            update = PendingUpdate(**json.loads((self._pending / _HEADER_FILE).read_text()))
+            size = self.pending_file.stat().st_size
+        except FileNotFoundError:
+            if not self._pending.exists():
+                return None
+            raise StateFolderError(f"the pending update in {self._pending} lacks a file") from None
+        except (ValueError, TypeError) as error:
+            raise StateFolderError(f"the pending update in {self._pending} is damaged: {error}") from error
+        if size != update.total_bytes:
+            raise StateFolderError(f"{self.pending_file} must hold {update.total_bytes} bytes, has {size}")
+        return update
+
+    @property
+    def pending_file(self) -> Path:
+        """The pending update's payload."""
+        return self._pending / UPDATE_FILE
+
+    def drop_pending(self) -> None:
+        """Remove the pending update; a power cut leaves it whole or gone."""
+        gone = self.root / "dropped"
+        shutil.rmtree(gone, ignore_errors=True)
+        if self._pending.exists():
+            os.rename(self._pending, gone)
+            sync_folder(self.root)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def note_last_task(self, facts: dict[str, Any]) -> None:
+        """Remember how the last task went, for people; a full disk is no reason to fail."""
+        with contextlib.suppress(OSError):
+            _write(self.root / "last_task.json", json.dumps(facts))
+
+    def last_task(self) -> dict[str, Any] | None:
+        """Read how the last task went; None when there was none."""
+        try:
+            facts = json.loads((self.root / "last_task.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return facts if isinstance(facts, dict) else None
+
+
+def _acquire(descriptor: int) -> bool:
+    # Tried for a moment: `holder` takes the lock for an instant, and an agent that was killed may be ending still.
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+    return False
+
+
+def _write(path: Path, text: str) -> None:
+    with replace_file(path) as file:
+        file.write(text.encode())

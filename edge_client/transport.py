@@ -1,0 +1,229 @@
+"""The wire: one channel to the coordinator, its stream, downloads that resume, uploads from the disk.
+
+Every wait has an end, and every failure is one of three kinds: ``LinkError`` (try again), ``ProtocolError`` (the two
+sides do not fit), ``TaskFailedError`` (the coordinator refuses this one request).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import grpc
+import grpc.aio
+
+from bitfleet.v1 import fleet_pb2 as wire
+from bitfleet.v1 import fleet_pb2_grpc
+from bnncore.errors import ProtocolError
+from edge_client.errors import LinkError, TaskFailedError
+
+__all__ = ["PROTOCOL_MAX", "PROTOCOL_MIN", "FleetStream", "Transport"]
+
+PROTOCOL_MIN = 1
+"""Oldest protocol number that this client speaks."""
+
+PROTOCOL_MAX = 1
+"""Newest protocol number that this client speaks."""
+
+ANSWER_TIMEOUT_S = 20.0
+"""Longest wait for one message of the coordinator that is due, and for one of ours to leave."""
+
+SLOWEST_LINK_BYTES_PER_S = 2048
+"""An upload slower than this counts as broken."""
+
+_CLOSE_TIMEOUT_S = 1.0
+_CHUNK_BYTES_DEFAULT = 1 << 16
+_CHUNK_BYTES_MAX = 1 << 20
+
+# The agent's own backoff decides when to try again, so the channel must not hold back for longer by itself; its
+# keepalive finds a link that has died without a word (a power cut at the other end, a moved NAT entry).
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.enable_http_proxy", 0),
+]
+
+_REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+_COORDINATORS_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+
+_T = TypeVar("_T")
+_Connect = grpc.aio.StreamStreamCall[wire.ConnectRequest, wire.ConnectResponse]
+
+
+class FleetStream:
+    """The long-lived stream, after the coordinator's welcome.
+
+    Attributes:
+      welcome: what the coordinator asked for.
+    """
+
+    def __init__(self, call: _Connect, welcome: wire.Welcome) -> None:
+        self.welcome = welcome
+        self._call = call
+        self._writing = asyncio.Lock()
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of payload in one chunk of an upload."""
+        return min(self.welcome.max_chunk_bytes or _CHUNK_BYTES_DEFAULT, _CHUNK_BYTES_MAX)
+
+    async def send(self, event: wire.ConnectRequest) -> None:
+        """Send one event.
+
+        Raises:
+          LinkError: the stream has ended, or the coordinator does not read.
+        """
+        async with self._writing:
+            with _link_errors("the stream"):
+                await _in_time(self._call.write(event))
+
+    async def receive(self) -> wire.ConnectResponse:
+        """Wait for the coordinator's next event; there may be none for hours.
+
+        Raises:
+          LinkError: the stream has ended; why it did may be good for long, so the next attempt's answer counts.
+        """
+        with _link_errors("the stream"):
+            return await _read(self._call)
+
+    def abort(self) -> None:
+        """End the stream at once; ``receive`` raises LinkError then."""
+        self._call.cancel()
+
+
+class Transport:
+    """One channel to one coordinator. It may be made while the coordinator is away."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @contextlib.asynccontextmanager
+    async def connect(self, hello: wire.Hello) -> AsyncIterator[FleetStream]:
+        """Open the stream and be welcomed. At the block's end the stream is closed: politely, then for certain.
+
+        Raises:
+          LinkError: nobody answers.
+          ProtocolError: the coordinator is no bitfleet coordinator, or shares no protocol number with this client.
+        """
+        call: _Connect = self._stub.Connect()
+        try:
+            with _link_errors(self.address, refusal=ProtocolError):
+                await _in_time(call.write(wire.ConnectRequest(hello=hello)))
+                answer = await _in_time(_read(call))
+            chosen = answer.welcome.protocol
+            if answer.WhichOneof("event") != "welcome" or not PROTOCOL_MIN <= chosen <= PROTOCOL_MAX:
+                raise ProtocolError(
+                    f"the coordinator at {self.address} must welcome this device to a protocol from {PROTOCOL_MIN} to "
+                    f"{PROTOCOL_MAX}, it answered {answer.WhichOneof('event')} (protocol {chosen}); "
+                    "upgrade the older of the two sides"
+                )
+            yield FleetStream(call, answer.welcome)
+        finally:
+            # Half-closed first: a call that is cancelled may lose what was written last.
+            with contextlib.suppress(LinkError), _link_errors("the stream"):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await call.done_writing()
+                    await call.code()
+            call.cancel()
+
+    async def download(self, device_id: str, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
+        """Give a model's payload from an offset on, piece by piece.
+
+        Raises:
+          LinkError: the link broke; what was given so far is good.
+          TaskFailedError: the coordinator has no such model, or answers out of order.
+        """
+        call = self._stub.DownloadModel(
+            wire.DownloadModelRequest(device_id=device_id, model_digest=digest, offset=offset)
+        )
+        try:
+            while True:
+                with _link_errors("the download", refusal=TaskFailedError):
+                    piece = await _in_time(call.read())
+                if piece is grpc.aio.EOF:
+                    return
+                if piece.offset != offset:
+                    raise TaskFailedError(f"the coordinator sent bytes from {piece.offset} on, {offset} was next")
+                offset += len(piece.data)
+                yield piece.data
+        finally:
+            call.cancel()
+
+    async def submit(self, header: wire.UpdateHeader, path: Path, chunk_bytes: int) -> wire.SubmitUpdateResponse:
+        """Send an update from a file, holding one chunk in memory.
+
+        Raises:
+          LinkError: the link broke; the same update may be sent again.
+          TaskFailedError: the coordinator takes this for malformed.
+        """
+        timeout = ANSWER_TIMEOUT_S + header.total_bytes / SLOWEST_LINK_BYTES_PER_S
+        # Reading a chunk of a local file takes less time than handing it to a thread.
+        with path.open("rb") as file, _link_errors("the upload", refusal=TaskFailedError):
+            answer: wire.SubmitUpdateResponse = await self._stub.SubmitUpdate(
+                _parts(header, file, chunk_bytes), timeout=timeout
+            )
+        return answer
+
+    async def close(self) -> None:
+        """Close the channel and whatever still runs on it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._channel.close(), _CLOSE_TIMEOUT_S)
+
+
+async def _parts(
+    header: wire.UpdateHeader, file: BinaryIO, chunk_bytes: int
+) -> AsyncIterator[wire.SubmitUpdateRequest]:
+    yield wire.SubmitUpdateRequest(header=header)
+    offset = 0
+    while data := file.read(chunk_bytes):
+        yield wire.SubmitUpdateRequest(chunk=wire.UpdateChunk(offset=offset, data=data))
+        offset += len(data)
+
+
+async def _read(call: _Connect) -> wire.ConnectResponse:
+    answer = await call.read()
+    if answer is grpc.aio.EOF:
+        raise LinkError("the coordinator ended the stream")
+    return answer  # type: ignore[return-value]
+
+
+async def _in_time(awaitable: Awaitable[_T]) -> _T:
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        return await awaitable
+
+
+@contextlib.contextmanager
+def _link_errors(what: str, *, refusal: type[Exception] = LinkError) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise LinkError(f"{what}: no answer within {ANSWER_TIMEOUT_S:.0f} s") from error
+    except asyncio.InvalidStateError as error:
+        raise LinkError(f"{what} has ended") from error
+    except asyncio.CancelledError:
+        # gRPC reports a call that ended on this side in the same way as our own task being cancelled.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise LinkError(f"{what} was ended on this side") from None
+    except grpc.aio.AioRpcError as error:
+        text = error.details() or error.code().name
+        if error.code() in _REFUSALS:
+            raise refusal(text) from error
+        raise LinkError(
+            f"{what}: {text} ({error.code().name})", is_coordinators_fault=error.code() in _COORDINATORS_FAULTS
+        ) from error
