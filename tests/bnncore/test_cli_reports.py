@@ -1,0 +1,110 @@
+"""``bitfleet memory``, ``bitfleet info`` and ``--help``: what the command says without training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_runs import fail, run_json
+
+from bnncore.cli.main import main
+from bnncore.cli.options import parse_bytes
+from bnncore.cli.output import format_bytes
+from bnncore.engine import isa_selected
+from bnncore.optimizer import resolve_preset
+
+
+@pytest.fixture(autouse=True)
+def no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data folder from outside."""
+    monkeypatch.delenv("BITFLEET_DATA", raising=False)
+
+
+def test_memory_puts_three_algorithms_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(capsys, "memory", "--model", "mlp", "--batch-size", "100", "--optimizer", "latent8")
+
+    assert result["standard"]["total_bytes"] / 2**20 == pytest.approx(7.41, abs=0.006)
+    assert result["paper"]["total_bytes"] / 2**20 == pytest.approx(2.66, abs=0.006)
+    for column in ("standard", "standard_same_optimizer", "paper", "bitfleet"):
+        assert sum(result[column]["variables"].values()) == result[column]["total_bytes"]
+    assert result["ratio"] > 12
+    assert result["preset_digest"] == resolve_preset(optimizer="latent8").digest
+
+
+def test_memory_is_readable_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory"]) == 0
+    text = capsys.readouterr().out
+
+    assert "mlp 784-256-256-256-256-10, batch 100" in text
+    assert "7.41 MiB" in text
+    assert "2.66 MiB" in text
+    assert "times less than the standard algorithm" in text
+
+
+def test_a_budget_picks_the_batch_or_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    picked = run_json(capsys, "memory", "--budget", "2MiB")
+    kept = run_json(capsys, "memory", "--budget", "2MiB", "--batch-size", "50")
+
+    assert picked["bitfleet"]["total_bytes"] <= picked["budget_bytes"] == 2 << 20
+    assert picked["batch_size"] > 100
+    assert kept["batch_size"] == 50
+    message = fail(capsys, 3, "memory", "--budget", "2MiB", "--batch-size", "30000")
+    assert f"the largest that does is {picked['batch_size']}" in message
+    assert "What would fit" in fail(capsys, 3, "memory", "--budget", "100KiB")
+
+
+def test_info_says_what_this_machine_can_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    result = run_json(capsys, "info")
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+
+    assert result["isa"] == isa_selected()
+    assert "portable" in result["isa_available"]
+    assert result["threads"] >= 1
+    assert result["cache"] == os.environ["BITFLEET_CACHE"]
+    for value in (result["bitfleet"], result["numpy"], result["isa"], result["cache"]):
+        assert value in text
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "memory"])
+def test_help_teaches_with_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([command, "--help"]) == 0
+
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"bitfleet {command}" in text
+
+
+def test_help_imports_no_numpy() -> None:
+    script = (
+        "import sys\nfrom bnncore.cli.main import main\nmain(['train', '--help'])\nsys.exit('numpy' in sys.modules)"
+    )
+
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m bnncore.cli memory | true; exit ${{PIPESTATUS[0]}}"
+
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("500000", 500_000), ("64MiB", 64 << 20), ("64m", 64 << 20), ("1.5 GiB", 3 << 29), ("2KB", 2000), ("7b", 7)],
+)
+def test_amounts_of_memory_are_read_as_people_write_them(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (7_768_896, "7.41 MiB"), (3 << 34, "48.0 GiB")],
+)
+def test_amounts_of_memory_are_written_for_people(count: int, text: str) -> None:
+    assert format_bytes(count) == text
