@@ -82,6 +82,8 @@ class Intake:
         if answer is None:
             raise NotReadyError("the job's next round is being prepared; send the update again in a moment")
         if answer.status is SubmitStatus.LATE:
+            if active is not None and active.round_number == header.round_number:
+                await active.closed.wait()  # its commit writes all rows of the round: ours comes after
             answer = await self._recall(header, answer)
         self._traffic.up_bytes += header_bytes
         self._traffic.updates[answer.status] += 1

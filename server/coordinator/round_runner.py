@@ -91,7 +91,8 @@ class RoundRunner:
         self._collection = collection
         self._round, self._first_effects = begin
         self._mailbox: asyncio.Queue[_Envelope] = asyncio.Queue()
-        self._is_closed = False
+        self.closed = asyncio.Event()
+        """Set when this runner has ended and all it had to write is written."""
 
     @property
     def round_number(self) -> int:
@@ -148,7 +149,7 @@ class RoundRunner:
 
     async def _ask(self, envelope: _Envelope) -> SubmitAnswer:
         envelope.answer = asyncio.get_running_loop().create_future()
-        if self._is_closed:
+        if self.closed.is_set():
             self._dismiss(envelope)
         else:
             self._mailbox.put_nowait(envelope)
@@ -176,7 +177,7 @@ class RoundRunner:
                     raise
             return self._round
         finally:
-            self._is_closed = True
+            self.closed.set()
             while not self._mailbox.empty():
                 self._dismiss(self._mailbox.get_nowait())
 

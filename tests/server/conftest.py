@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -84,3 +85,10 @@ def open_house(tmp_path: Path) -> OpenHouse:
             await coordinator.stop()
 
     return open_
+
+
+async def until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    """Wait until a condition holds; how long it takes does not matter."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -1,0 +1,193 @@
+"""The contract of ``Storage``, on every kind of database: what was written is there after the database is opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
+
+from bnncore.errors import ConfigurationError
+from server.errors import ConflictError
+from server.storage import tables
+from server.storage.base import DeviceRecord, JobRecord, RoundRecord, Storage, UpdateRecord, VersionRecord
+from server.storage.sql import open_storage
+
+JOB = JobRecord("job-1", "digits", "PENDING", '{"rounds":3}', '{"format":"bitfleet.model"}', created_at=1.7e9 + 0.25)
+ROUND = RoundRecord("job-1", 1, "COLLECTING", attempt=1, opened_at=5.5, cohort=("a", "b"))
+ACCEPTED = UpdateRecord(
+    "job-1", 1, "a", "ACCEPTED", update_digest="1" * 64, num_examples=2**40, payload_bytes=2**33, seconds=1.5,
+    loss=0.25, peak_pss_bytes=2**34, down_bytes=7, up_bytes=2**35, received_at=6.5,
+)  # fmt: skip
+VERSION = VersionRecord("job-1", 1, "int8", "2" * 64, 2**33, "3" * 64, "4" * 64, created_at=7.5)
+DEVICE = DeviceRecord(
+    "a", first_seen=1.5, last_seen=2.5, client_version="0.1.0", classes=("cat", "dög"), input_shape=(8, 8),
+    num_examples=2**40, isa="avx2", machine="x86_64", threads=4, memory_bytes=2**40,
+)  # fmt: skip
+
+
+@pytest.fixture
+def reopen(database_url: str) -> Iterator[Callable[[], Storage]]:
+    """Open the database, closing the one that was open, as a restart does."""
+    opened: list[Storage] = []
+
+    def open_() -> Storage:
+        while opened:
+            opened.pop().close()
+        opened.append(open_storage(database_url))
+        return opened[-1]
+
+    yield open_
+    while opened:
+        opened.pop().close()
+
+
+@pytest.fixture
+def storage(reopen: Callable[[], Storage]) -> Storage:
+    storage = reopen()
+    storage.add_job(JOB)
+    return storage
+
+
+def test_jobs_come_back_in_the_order_in_which_they_were_added(reopen: Callable[[], Storage]) -> None:
+    storage = reopen()
+    jobs = [replace(JOB, job_id=job_id, created_at=0.0) for job_id in ("z", "a", "m")]
+    for job in jobs:
+        storage.add_job(job)
+
+    storage = reopen()
+
+    assert storage.list_jobs() == jobs
+    assert storage.get_job("a") == jobs[1]
+    assert storage.get_job("none") is None
+
+
+def test_a_job_id_is_used_once(storage: Storage) -> None:
+    with pytest.raises(ConflictError, match="job-1"):
+        storage.add_job(JOB)
+
+
+def test_a_jobs_state_changes(storage: Storage, reopen: Callable[[], Storage]) -> None:
+    storage.set_job_state("job-1", "FAILED", finished_at=9.5, reason="no device")
+
+    assert reopen().get_job("job-1") == replace(JOB, state="FAILED", finished_at=9.5, reason="no device")
+
+
+def test_a_round_is_saved_with_its_tasks_and_saved_again(storage: Storage, reopen: Callable[[], Storage]) -> None:
+    assigned = [UpdateRecord("job-1", 1, device_id, "ASSIGNED") for device_id in ("b", "a")]
+    storage.save_round(ROUND, assigned)
+    storage.save_round(replace(ROUND, attempt=2, reason="quorum missed"))
+    storage.save_round(replace(ROUND, round_number=2))
+
+    storage = reopen()
+
+    assert storage.get_round("job-1", 1) == replace(ROUND, attempt=2, reason="quorum missed")
+    assert [round_.round_number for round_ in storage.list_rounds("job-1")] == [1, 2]
+    assert storage.list_updates("job-1", 1) == assigned[::-1]
+    assert storage.get_round("job-1", 3) is None
+
+
+def test_what_became_of_a_task_is_written_over_its_assignment(storage: Storage, reopen: Callable[[], Storage]) -> None:
+    storage.save_round(ROUND, [UpdateRecord("job-1", 1, "a", "ASSIGNED")])
+    storage.record_update(ACCEPTED)
+
+    storage = reopen()
+
+    assert storage.get_update("job-1", 1, "a") == ACCEPTED
+    assert storage.list_updates("job-1") == [ACCEPTED]
+    assert storage.get_update("job-1", 1, "b") is None
+
+
+def test_committing_a_round_adds_its_version(storage: Storage, reopen: Callable[[], Storage]) -> None:
+    storage.save_round(ROUND, [UpdateRecord("job-1", 1, "b", "ASSIGNED")])
+    committed = replace(ROUND, state="COMMITTED", committed_at=8.5, weights_digest="4" * 64)
+    storage.commit_round(committed, VERSION, [UpdateRecord("job-1", 1, "b", "MISSED")])
+    storage.set_evaluation("job-1", 1, accuracy=93.25, loss=0.5)
+
+    storage = reopen()
+
+    assert storage.get_round("job-1", 1) == replace(committed, accuracy=93.25, loss=0.5)
+    assert storage.get_version("job-1", 1) == VERSION
+    assert [row.status for row in storage.list_updates("job-1", 1)] == ["MISSED"]
+
+
+def test_a_commit_that_fails_leaves_nothing_behind(storage: Storage) -> None:
+    storage.save_round(ROUND)
+    foreign = UpdateRecord("no such job", 1, "b", "MISSED")  # refused by the foreign key
+
+    with pytest.raises(Exception, match=r"(?i)foreign key"):
+        storage.commit_round(replace(ROUND, state="COMMITTED"), VERSION, [foreign])
+
+    assert storage.get_round("job-1", 1) == ROUND
+    assert storage.get_version("job-1", 1) is None
+
+
+def test_versions_are_listed_and_found_by_their_payload(storage: Storage) -> None:
+    storage.add_version(VERSION)
+    storage.add_version(replace(VERSION, version=0))
+    storage.add_version(VERSION)
+
+    assert [version.version for version in storage.list_versions("job-1")] == [0, 1]
+    assert storage.find_payload("2" * 64) == 2**33
+    assert storage.find_payload("3" * 64) is None  # the full state is not for devices
+
+
+def test_a_device_keeps_the_time_it_was_first_seen(reopen: Callable[[], Storage]) -> None:
+    storage = reopen()
+    storage.save_device(DEVICE)
+    storage.save_device(replace(DEVICE, first_seen=50.0, last_seen=60.0, threads=2))
+
+    assert reopen().list_devices() == [replace(DEVICE, last_seen=60.0, threads=2)]
+
+
+def test_payloads_of_versions_and_of_open_rounds_are_referenced(storage: Storage) -> None:
+    storage.save_round(ROUND, [ACCEPTED, UpdateRecord("job-1", 1, "b", "REJECTED", update_digest="5" * 64)])
+    assert storage.referenced_digests() == {"1" * 64}
+
+    storage.commit_round(replace(ROUND, state="COMMITTED"), VERSION)
+
+    assert storage.referenced_digests() == {"2" * 64, "3" * 64}
+
+
+def test_the_migrations_build_the_tables_that_the_code_uses(reopen: Callable[[], Storage], database_url: str) -> None:
+    reopen()
+    engine = create_engine(database_url)
+
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), tables.metadata)
+        names = set(inspect(connection).get_table_names())
+    engine.dispose()
+
+    assert differences == []
+    assert names == {*tables.metadata.tables, "alembic_version"}
+
+
+def test_a_transaction_on_sqlite_is_on_disk_when_it_returns(tmp_path: object) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/x.db")
+
+    with storage._engine.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    storage.close()
+
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "--database must be a URL"),
+        ("oracle+none://x", "--database must be a URL of an installed driver"),
+        ("sqlite:////no/such/folder/x.db", "cannot open the database sqlite:////no/such/folder/x.db"),
+        ("postgresql+psycopg://me:secret@/x?host=/no/such/folder", "cannot open the database"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_a_configuration_error(url: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        open_storage(url)
+    assert "secret" not in str(caught.value)
