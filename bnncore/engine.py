@@ -51,6 +51,7 @@ class PlanEntry:
       offset: first byte in the arena.
       phases: of forward, loss, normalise, weights, inputs: those in which it holds something. All of them means that it
         lasts between steps.
+      member: the thread whose scratch it is; -1 for what all threads share.
     """
 
     name: str
@@ -60,6 +61,7 @@ class PlanEntry:
     num_bytes: int
     offset: int
     phases: tuple[str, ...]
+    member: int
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Engine:
     @property
     def arena(self) -> NDArray[np.uint8]:
         """The whole arena, uint8 [plan.peak_bytes], for inspection."""
-        return self._native.arena  # type: ignore[no-any-return]
+        return self._native.arena
 
     @property
     def steps_done(self) -> int:
@@ -206,7 +208,7 @@ class Engine:
     def step_traced(self, step_scale: float = 1.0) -> dict[str, Any]:
         """Like ``step``, and give every intermediate (see native/include/bnncore/trace.h); for tests."""
         self._ensure_ready()
-        return self._native.step_traced(step_scale)  # type: ignore[no-any-return]
+        return self._native.step_traced(step_scale)
 
     def evaluate_batch(self, count: int) -> StepResult:
         """Loss and hits of the first ``count`` samples in ``input``, normalised by the running statistics.
@@ -230,22 +232,24 @@ class Engine:
         self._ensure_ready()
         self._check_count(count)
         self.labels[:count] = 0
-        return self._native.predict(count)  # type: ignore[no-any-return]
+        return self._native.predict(count)
 
-    def state(self) -> State:
-        """Copy the model out: weights (int8, float32 under adam), beta and running statistics, in spec order."""
+    def state(self, *, copy: bool = True) -> State:
+        """Give the model: weights (int8, float32 under adam), beta and running statistics, in spec order.
+
+        Args:
+          copy: False gives views of the arena, which the next step changes, and takes no memory (but under bop, whose
+            weights are unpacked).
+        """
         self._ensure_ready()
-        dtype = np.float32 if self.preset.optimizer.name == "adam" else np.int8
         state: State = {}
         for i, block in enumerate(self.spec.blocks):
-            weight = np.empty((block.out_features, block.in_features), dtype)
-            self._native.read_weights(i, weight)
             beta, mean, mean_abs_dev = self._native.norm(i)
-            state[f"{block.dense}.weight"] = weight
-            state[f"{block.norm}.beta"] = beta.copy()
-            state[f"{block.norm}.mean"] = mean.copy()
-            state[f"{block.norm}.mean_abs_dev"] = mean_abs_dev.copy()
-        return state
+            state[f"{block.dense}.weight"] = self._native.weights(i)
+            state[f"{block.norm}.beta"] = beta
+            state[f"{block.norm}.mean"] = mean
+            state[f"{block.norm}.mean_abs_dev"] = mean_abs_dev
+        return {name: array.copy() for name, array in state.items()} if copy else state
 
     def load_state(self, state: State) -> None:
         """Replace the model; optimizer history is forgotten. Without statistics, those of the next steps are taken.
@@ -295,7 +299,7 @@ def isa_selected() -> str:
 
 def permutation(count: int, seed: int, epoch: int) -> NDArray[np.uint32]:
     """Shuffle 0 .. count - 1 (uint32 [count]): a function of its arguments alone."""
-    return _native.permutation(count, seed, epoch)  # type: ignore[no-any-return]
+    return _native.permutation(count, seed, epoch)
 
 
 def read_rows(fd: int, offset: int, row_bytes: int, indices: NDArray[np.uint32], out: NDArray[np.uint8]) -> None:

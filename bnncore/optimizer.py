@@ -33,7 +33,7 @@ class OptimizerConfig:
     """The constants of one optimizer. Those that an optimizer does not use keep their defaults.
 
     The 8-bit optimizers divide a layer's weight gradient by its mean magnitude, averaged over the first
-    ``normaliser_steps`` steps and fixed from then on: a normaliser that follows every step keeps learning from settling.
+    ``normaliser_steps`` steps and fixed from then on: a normaliser that follows every step never lets learning settle.
     """
 
     name: str
@@ -45,7 +45,7 @@ class OptimizerConfig:
     """latent8m: integer momentum that stands for a mean normalised gradient of 1, so that 127 stands for about 4."""
     gamma: float = 1e-3
     """bop: adaptivity rate, the share of the newest gradient in the average; the schedule scales it."""
-    threshold: float = 0.05
+    threshold: float = 0.03
     """bop: average normalised gradient beyond which a weight flips."""
     range: float = 0.25
     """bop: average normalised gradient that the integer 127 stands for."""
@@ -57,7 +57,7 @@ class OptimizerConfig:
     """Adam's addend to the square root."""
     beta_step_size: float = 1e-3
     """Adam step size of the batch norms' beta."""
-    init_limit: int = 40
+    init_limit: int = 20
     """latent8*: latent weights start uniform in [-init_limit, init_limit], in units of 1/127."""
     normaliser_steps: int = 500
     """8-bit optimizers: steps over which the gradient normaliser is averaged."""
@@ -88,8 +88,8 @@ class OptimizerConfig:
 
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
-    "latent8m": OptimizerConfig("latent8m", step_size=2e-3),
-    "latent8": OptimizerConfig("latent8", step_size=2e-3),
+    "latent8m": OptimizerConfig("latent8m", step_size=8e-3),
+    "latent8": OptimizerConfig("latent8", step_size=8e-3),
     "bop": OptimizerConfig("bop", step_size=1.0),
     "adam": OptimizerConfig("adam", step_size=1e-3),
 }

@@ -13,7 +13,7 @@ gradients are 8-bit integers with stochastic rounding instead of float16 and sig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ _MASK64 = (1 << 64) - 1
 _F = np.float32
 
 
-# --- Randomness: a function of (seed, step, block, purpose, index) ---------------------------------------------------
+# Randomness: a function of (seed, step, block, purpose, index).
 
 
 def _split_mix64(x: int) -> int:
@@ -67,7 +67,7 @@ def round_stochastic(x: NDArray[np.float32], random16: NDArray[np.uint32]) -> In
     return (fixed + random16.astype(np.int64)) >> 16
 
 
-# --- exp and log without libm ------------------------------------------------------------------------------------------
+# exp and log without libm.
 
 
 def exp(x: Floats) -> Floats:
@@ -97,7 +97,7 @@ def log(x: Floats) -> Floats:
     return exponent * 0.6931471805599453 + 2.0 * s * total
 
 
-# --- l1 batch norm ------------------------------------------------------------------------------------------------------
+# l1 batch norm.
 
 
 def l1_batch_norm(y: Floats, beta: Floats) -> tuple[Floats, Floats, Floats]:
@@ -121,7 +121,8 @@ def l1_batch_norm_gradient(y: Floats, grad_x: Floats) -> Floats:
     x0, mu, psi = l1_batch_norm(y, np.zeros(y.shape[1]))
     v = np.divide(grad_x, psi, out=np.zeros_like(grad_x), where=psi > 0)
     s = np.sign(y - mu)
-    return v - v.mean(axis=0) - (s - s.mean(axis=0)) * (v * x0).mean(axis=0)
+    gradient: Floats = v - v.mean(axis=0) - (s - s.mean(axis=0)) * (v * x0).mean(axis=0)
+    return gradient
 
 
 @dataclass
@@ -160,8 +161,8 @@ def _channels(y: Ints, beta: NDArray[np.float32], *, is_last: bool) -> _Channels
 class _Scales:
     """Delayed scales of one block; zero means not measured yet."""
 
-    max_grad_y: np.float32 = _F(0)
-    max_grad_x: np.float32 = _F(0)
+    max_grad_y: np.float32 = field(default_factory=lambda: _F(0))
+    max_grad_x: np.float32 = field(default_factory=lambda: _F(0))
     normaliser_sum: float = 0.0
     normaliser_count: int = 0
 
@@ -242,8 +243,6 @@ class ReferenceEngine:
             scales.max_grad_y = max(seen_y, scales.max_grad_y * _F(self.optimizer.scale_decay))
         self.steps += 1
         return {"blocks": trace, "logits": logits, "loss": loss, "correct": correct}
-
-    # -- parts of a step -------------------------------------------------------------------------------------------------
 
     def _softmax(self, logits: NDArray[np.float32], labels: NDArray[np.int32]) -> tuple[float, int, Ints]:
         """Mean loss (nats), hits, and the gradient p - target [B, classes] rounded to 1/127."""

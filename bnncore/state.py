@@ -45,12 +45,14 @@ WEIGHT_STEPS = 127
 def to_int8(weights: NDArray[Any]) -> NDArray[np.int8]:
     """Round latent weights to int8: ``round_half_even(127 w)``, kept within [-127, 127]. int8 is passed through.
 
-    A weight below half a step (|w| < 1/254) becomes 0, whose sign is +1.
+    The sign, which is the weight in use, is kept: a negative weight that would round to 0 becomes -1, since sign(0) = +1.
     """
     if weights.dtype == np.int8:
         return weights
     scaled = np.rint(weights * np.float32(WEIGHT_STEPS))
-    return np.clip(scaled, -WEIGHT_STEPS, WEIGHT_STEPS, out=scaled).astype(np.int8)
+    np.clip(scaled, -WEIGHT_STEPS, WEIGHT_STEPS, out=scaled)
+    scaled[(scaled == 0) & (weights < 0)] = -1
+    return scaled.astype(np.int8)
 
 
 def to_float32(weights: NDArray[Any]) -> NDArray[np.float32]:

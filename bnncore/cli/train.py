@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
         result = _train_and_evaluate(args, engine, train_set, test_set)
     if args.max_steps != 0 or args.save:
-        state = engine.state()
+        state = engine.state(copy=False)
         result["weights_digest"] = weights_digest(spec, state)
         if args.save:
             extra = {key: result[key] for key in ("accuracy", "preset", "optimizer", "preset_digest", "seed")}

@@ -94,6 +94,12 @@ def test_every_int8_weight_survives_float32() -> None:
     assert np.array_equal(to_int8(spread), steps)
 
 
+def test_rounding_to_int8_never_changes_the_binary_weight() -> None:
+    weights = np.array([-1e-9, -1 / 300, -0.0, 0.0, 1e-9, -1.0], np.float32)
+
+    assert to_int8(weights).tolist() == [-1, -1, 0, 0, 0, -127]
+
+
 def test_conversion_to_the_dtype_it_has_changes_nothing() -> None:
     int8, float32 = np.array([3], np.int8), np.array([0.3], np.float32)
 

@@ -51,7 +51,7 @@ nb::list describe(const MemoryPlan& plan) {
       if ((e.phases & bit) != 0) phases.append(name);
     }
     entries.append(nb::make_tuple(e.name, e.role, e.dtype, nb::tuple(nb::cast(e.shape)), e.bytes, e.offset,
-                                  nb::tuple(phases)));
+                                  nb::tuple(phases), e.member));
   }
   return entries;
 }
@@ -233,13 +233,24 @@ NB_MODULE(_native, m) {
       .def_prop_ro("plan_entries", [](const Engine& self) { return describe(self.plan()); })
       .def_prop_ro("plan_peak_bytes", [](const Engine& self) { return self.plan().peak_bytes(); })
       .def(
-          "read_weights",
-          [](const Engine& self, size_t block, Array<int8_t, nb::ndim<2>> out) { self.read_weights(block, out.data()); },
-          "block"_a, "out"_a)
-      .def(
-          "read_weights",
-          [](const Engine& self, size_t block, Array<float, nb::ndim<2>> out) { self.read_weights(block, out.data()); },
-          "block"_a, "out"_a)
+          "weights",
+          [](nb::handle self, size_t block) -> nb::object {
+            Engine& engine = nb::cast<Engine&>(self);
+            const BlockSpec& spec = engine.blocks()[block];
+            const size_t out = static_cast<size_t>(spec.out_features), in = static_cast<size_t>(spec.in_features);
+            switch (engine.optimizer_kind()) {
+              case OptimizerKind::kAdam:
+                return nb::cast(view(self, engine.latent_float(block), {out, in}));
+              case OptimizerKind::kBop: {
+                std::vector<int8_t> weights(out * in);
+                engine.unpack_weights(block, weights.data());
+                return nb::cast(owned(std::move(weights), {out, in}));
+              }
+              default:
+                return nb::cast(view(self, engine.latent_int8(block), {out, in}));
+            }
+          },
+          "block"_a, "A view of the latent weights; under Bop, which keeps none, a new array of -127 and 127.")
       .def(
           "write_weights",
           [](Engine& self, size_t block, Array<const int8_t, nb::ndim<2>> values) {
@@ -253,13 +264,15 @@ NB_MODULE(_native, m) {
           },
           "block"_a, "values"_a)
       .def("keep_statistics", &Engine::keep_statistics)
-      .def("norm", [](nb::handle self, size_t block) {
+      .def(
+          "norm",
+          [](nb::handle self, size_t block) {
         Engine& engine = nb::cast<Engine&>(self);
         const size_t channels = static_cast<size_t>(engine.blocks()[block].out_features);
         return nb::make_tuple(view(self, engine.beta(block), {channels}),
                               view(self, engine.running_mean(block), {channels}),
                               view(self, engine.running_mean_abs_dev(block), {channels}));
-      });
+      }, "block"_a);
 
   m.def(
       "plan",

@@ -17,14 +17,21 @@ size_t item_size(const std::string& dtype) {
   throw std::logic_error("memory plan: unknown dtype " + dtype);
 }
 
+bool live_together(const PlanEntry& a, const PlanEntry& b) {
+  constexpr uint32_t kTileLoop = kNormalise | kWeights;
+  const auto widened = [](uint32_t phases) { return (phases & kTileLoop) != 0 ? phases | kTileLoop : phases; };
+  if (a.member != kShared && a.member == b.member) return (a.phases & b.phases) != 0;
+  return (widened(a.phases) & widened(b.phases)) != 0;
+}
+
 }  // namespace
 
 size_t MemoryPlan::add(std::string name, std::string role, std::string dtype, std::vector<int64_t> shape,
-                       uint32_t phases, size_t padding_bytes) {
+                       uint32_t phases, size_t padding_bytes, int member) {
   size_t bytes = item_size(dtype);
   for (int64_t extent : shape) bytes *= static_cast<size_t>(extent);
   entries_.push_back({std::move(name), std::move(role), std::move(dtype), std::move(shape), bytes + padding_bytes, 0,
-                      phases});
+                      phases, member});
   return entries_.size() - 1;
 }
 
@@ -48,7 +55,7 @@ void MemoryPlan::lay_out() {
     size_t offset = base;
     for (size_t other_index : placed) {
       const PlanEntry& other = entries_[other_index];
-      if ((other.phases & entry.phases) == 0) continue;
+      if (!live_together(other, entry)) continue;
       if (offset + entry.bytes <= other.offset) break;
       offset = std::max(offset, round_up(other.offset + other.bytes, kAlignment));
     }

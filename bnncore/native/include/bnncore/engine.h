@@ -97,11 +97,13 @@ class Engine {
   uint8_t* arena() { return arena_; }
   const char* isa() const { return kernels_.isa; }
 
-  // Parameters in and out. Weights as int8 in units of 1/127 (exact for the 8-bit optimizers; Bop: +-127)
-  // or as float32.
+  // Latent weights [out][in] of latent8*, in units of 1/127, and of Adam.
   OptimizerKind optimizer_kind() const { return optimizer_.kind; }
-  void read_weights(size_t block, int8_t* out) const;
-  void read_weights(size_t block, float* out) const;
+  int8_t* latent_int8(size_t block) { return at<int8_t>(layout_.blocks[block].latent); }
+  float* latent_float(size_t block) { return at<float>(layout_.blocks[block].latent); }
+  // Bop's weights as -127 or 127, int8 [out][in].
+  void unpack_weights(size_t block, int8_t* out) const;
+  // Either form is converted to what the optimizer keeps.
   void write_weights(size_t block, const int8_t* values);
   void write_weights(size_t block, const float* values);
   float* beta(size_t block) { return at<float>(layout_.blocks[block].beta); }

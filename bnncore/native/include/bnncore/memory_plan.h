@@ -1,7 +1,8 @@
 // Every byte of training, laid out before the first step.
 //
-// An entry lives in some phases of a step; two entries that never live in the same phase may share bytes. Persistent
-// entries live in all of them.
+// An entry lives in some phases of a step; two entries that never live at the same time may share bytes. Threads pass
+// from phase to phase together, but for kNormalise and kWeights: there each goes its own way from tile to tile, so only
+// entries of the same thread may tell those two apart.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,7 @@ enum Phase : uint32_t {
   kForward = 1,     // products, statistics, signs
   kLoss = 2,        // softmax cross-entropy and its gradient
   kNormalise = 4,   // a tile's products again, the batch-norm gradient in 8 bits
-  kWeights = 8,     // weight gradients, straight into the optimizer state
+  kWeights = 8,     // weight gradients, straight into the optimizer state; alternates with kNormalise, tile by tile
   kInputs = 16,     // the gradient for the layer below
   kPersistent = 31  // between steps too
 };
@@ -30,7 +31,10 @@ struct PlanEntry {
   size_t bytes;  // shape times item size, plus any padding that kernels may read
   size_t offset;
   uint32_t phases;
+  int member;  // the thread whose scratch it is, or kShared
 };
+
+inline constexpr int kShared = -1;
 
 class MemoryPlan {
  public:
@@ -39,7 +43,7 @@ class MemoryPlan {
 
   // Returns the entry's index.
   size_t add(std::string name, std::string role, std::string dtype, std::vector<int64_t> shape, uint32_t phases,
-             size_t padding_bytes = 0);
+             size_t padding_bytes = 0, int member = kShared);
 
   // Gives every entry its offset: persistent ones in order, then the others by size at the lowest free place.
   void lay_out();

@@ -53,7 +53,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const std::vector<BlockSpec>& blocks
   }
   const std::string name = "scratch" + std::to_string(member) + ".";
   const auto add = [&](const char* part, const char* dtype, std::vector<int64_t> shape, uint32_t phases) {
-    return plan.add(name + part, "scratch", dtype, std::move(shape), phases);
+    return plan.add(name + part, "scratch", dtype, std::move(shape), phases, 0, member);
   };
   const auto extent = [](size_t value) { return static_cast<int64_t>(value); };
   ScratchLayout layout{};

@@ -10,8 +10,10 @@ namespace bitfleet {
 
 namespace {
 
+// Keeps the sign, which is the weight in use: a negative weight that would round to 0 becomes -1.
 int8_t round_to_int8(float weight) {
-  return static_cast<int8_t>(std::clamp(std::nearbyint(weight * 127.0f), -127.0f, 127.0f));
+  const float rounded = std::clamp(std::nearbyint(weight * 127.0f), -127.0f, 127.0f);
+  return static_cast<int8_t>(rounded == 0.0f && weight < 0.0f ? -1.0f : rounded);
 }
 
 }  // namespace
@@ -135,30 +137,15 @@ void Engine::update_beta(size_t block, int channel, float grad, float step_scale
               at<float>(layout.beta_square)[channel], grad, adam_step(optimizer_.beta_step_size * step_scale));
 }
 
-void Engine::read_weights(size_t block, int8_t* out) const {
+void Engine::unpack_weights(size_t block, int8_t* out) const {
   const BlockSpec& spec = blocks_[block];
-  const BlockLayout& layout = layout_.blocks[block];
-  const size_t count = size_t(spec.in_features) * size_t(spec.out_features);
-  switch (optimizer_.kind) {
-    case OptimizerKind::kAdam:
-      std::transform(at<float>(layout.latent), at<float>(layout.latent) + count, out, round_to_int8);
-      break;
-    case OptimizerKind::kBop: {
-      const size_t words = static_cast<size_t>(words_for(spec.in_features));
-      for (size_t i = 0; i < count; ++i) {
-        const size_t row = i / spec.in_features, k = i % spec.in_features;
-        out[i] = at<uint64_t>(layout.packed)[row * words + k / kWordBits] >> (k % kWordBits) & 1u ? -127 : 127;
-      }
-      break;
+  const size_t words = static_cast<size_t>(words_for(spec.in_features));
+  const uint64_t* packed = at<uint64_t>(layout_.blocks[block].packed);
+  for (int row = 0; row < spec.out_features; ++row) {
+    for (int k = 0; k < spec.in_features; ++k) {
+      *out++ = packed[row * words + k / kWordBits] >> (k % kWordBits) & 1u ? -127 : 127;
     }
-    default:
-      std::copy_n(at<int8_t>(layout.latent), count, out);
   }
-}
-
-void Engine::read_weights(size_t block, float* out) const {
-  const size_t count = size_t(blocks_[block].in_features) * size_t(blocks_[block].out_features);
-  std::copy_n(at<float>(layout_.blocks[block].latent), count, out);
 }
 
 void Engine::write_weights(size_t block, const int8_t* values) {

@@ -1,0 +1,208 @@
+"""Every kernel against plain NumPy, under every instruction set of this machine, at sizes around words and vectors.
+
+Integers must be equal. Outputs are wider than what a kernel may write, and what lies past it must stay untouched.
+"""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bnncore import _native
+from bnncore.engine import isa_available
+from bnncore.packing import pack_signs
+from bnncore.reference import random_words, round_stochastic
+
+K = _native.kernels
+SIZES = [1, 2, 7, 31, 32, 33, 63, 64, 65, 127, 129, 784, 1000]
+GUARD = 0x55555555
+
+pytestmark = pytest.mark.parametrize("isa", isa_available())
+
+
+def generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)
+
+
+def signs(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.int8]:
+    return rng.choice(np.array([-1, 1], np.int8), (rows, count))
+
+
+@pytest.mark.parametrize("depth", SIZES)
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (5, 3), (17, 16), (100, 10)])
+def test_xnor_gemm(isa: str, depth: int, batch: int, rows: int) -> None:
+    rng = generator(depth, batch, rows)
+    x, w = signs(rng, batch, depth), signs(rng, rows, depth)
+    y = np.full((rows, batch + 3), GUARD, np.int32)
+
+    K.xnor_gemm(isa, pack_signs(x), pack_signs(w), depth, y)
+
+    assert np.array_equal(y[:, :batch], w.astype(np.int32) @ x.T.astype(np.int32))
+    assert np.all(y[:, batch:] == GUARD)
+
+
+@pytest.mark.parametrize("depth", [*SIZES, 2047, 2048, 2049, 4200])
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (5, 3), (17, 16)])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_input_gemm(isa: str, depth: int, batch: int, rows: int, extreme: bool) -> None:
+    rng = generator(depth, batch, rows)
+    u = np.full(batch * depth + 32, 201, np.uint8)  # 32 readable bytes past the last row
+    if not extreme:
+        u[: batch * depth] = rng.integers(0, 256, batch * depth)
+    else:
+        u[: batch * depth] = 255  # the largest sums
+    rows_of_u = u[: batch * depth].reshape(batch, depth)
+    w = np.ones((rows, depth), np.int8) if extreme else signs(rng, rows, depth)
+    y = np.full((rows, batch + 3), GUARD, np.int32)
+
+    K.input_gemm(isa, rows_of_u, batch, pack_signs(w), depth, y)
+
+    assert np.array_equal(y[:, :batch], w.astype(np.int64) @ (2 * rows_of_u.astype(np.int64) - 255).T)
+    assert np.all(y[:, batch:] == GUARD)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 100, 127, 128, 129, 255, 256, 257, 1000])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 16])
+@pytest.mark.parametrize(("width", "k0"), [(10, 0), (32, 0), (100, 32), (100, 96), (129, 128)])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_sign_gemm(isa: str, depth: int, rows: int, width: int, k0: int, extreme: bool) -> None:
+    rng = generator(depth, rows, width, k0)
+    stride = depth + 1 + depth % 2
+    g = np.full((rows, stride), 99, np.int8)  # what lies past the depth must not count
+    g[:, :depth] = 127 if extreme else rng.integers(-127, 128, (rows, depth))
+    s = -np.ones((depth, width), np.int8) if extreme else signs(rng, depth, width)
+    columns = min(32, width - k0)
+    out = np.full((rows + 1, 32), GUARD, np.int32)
+    sums = g[:, :depth].sum(axis=1, dtype=np.int32)
+
+    K.sign_gemm(isa, g, sums, depth, pack_signs(s), k0, columns, out)
+
+    expected = g[:, :depth].astype(np.int64) @ s.astype(np.int64)
+    assert np.array_equal(out[:rows, :columns], expected[:, k0 : k0 + columns])
+    assert np.all(out[rows:] == GUARD)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 63, 64, 65, 100, 129, 1000])
+@pytest.mark.parametrize("rows", [1, 3, 4, 16])
+@pytest.mark.parametrize(("width", "k0"), [(10, 0), (32, 0), (784, 768), (100, 32)])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_input_grad(isa: str, samples: int, rows: int, width: int, k0: int, extreme: bool) -> None:
+    rng = generator(samples, rows, width, k0)
+    g = np.full((rows, samples + 2), 99, np.int8)
+    g[:, :samples] = -127 if extreme else rng.integers(-127, 128, (rows, samples))
+    flat = np.full(samples * width + 32, 7, np.uint8)
+    flat[: samples * width] = 255 if extreme else rng.integers(0, 256, samples * width)
+    u = flat[: samples * width].reshape(samples, width)
+    columns = min(32, width - k0)
+    out = np.full((rows + 1, 32), GUARD, np.int32)
+
+    K.input_grad(isa, g, g[:, :samples].sum(axis=1, dtype=np.int32), samples, u, k0, columns, out)
+
+    expected = g[:, :samples].astype(np.int64) @ (2 * u.astype(np.int64) - 255)
+    assert np.array_equal(out[:rows, :columns], expected[:, k0 : k0 + columns])
+    assert np.all(out[rows:] == GUARD)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 100])
+def test_transpose_bytes(isa: str, rows: int, columns: int) -> None:
+    source = generator(rows, columns).integers(-128, 128, (rows, columns + 5), dtype=np.int8)
+    target = np.full((columns, rows + 4), 77, np.int8)
+
+    K.transpose_bytes(isa, source, rows, columns, target)
+
+    assert np.array_equal(target[:, :rows], source[:, :columns].T)
+    assert np.all(target[:, rows:] == 77)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 33, 100, 1000])
+@pytest.mark.parametrize("bound", [1, 10, 200_000, 16_000_000])
+def test_statistics_are_exact(isa: str, count: int, bound: int) -> None:
+    y = generator(count, bound).integers(-bound, bound + 1, count, dtype=np.int32)
+
+    total, deviation = K.statistics(isa, y)
+
+    assert total == y.sum(dtype=np.int64)
+    assert deviation == np.abs(count * y.astype(np.int64) - total).sum()
+
+
+@pytest.mark.parametrize("count", [1, 7, 33, 100])
+@pytest.mark.parametrize("rows", [1, 10, 16])
+def test_emitted_signs_compare_with_the_threshold(isa: str, count: int, rows: int) -> None:
+    rng = generator(count, rows)
+    y = rng.integers(-5, 6, (rows, count + 2), dtype=np.int32)
+    sign_from = rng.integers(-3, 4, rows, dtype=np.int32)
+    sign_from[0] = np.iinfo(np.int32).min  # a dead channel with beta >= 0: all +1
+    bits = np.full(count + 1, 0xABCD, np.uint16)
+
+    K.emit_signs(isa, y, count, sign_from, bits)
+
+    expected = ((y[:, :count] < sign_from[:, None]).astype(np.int64) << np.arange(rows)[:, None]).sum(axis=0)
+    assert np.array_equal(bits[:count], expected)
+    assert bits[count] == 0xABCD
+
+
+@pytest.mark.parametrize("count", [1, 8, 33, 1000])
+def test_integer_quantise_rounds_like_the_reference(isa: str, count: int) -> None:
+    values = generator(count).integers(-3000, 3001, count, dtype=np.int32)
+    q = np.full(count + 1, 55, np.int8)
+    gain = np.float32(0.05)
+
+    saturated, largest = K.integer_quantise(isa, values, q[:count], float(gain), 11, 22, 33)
+
+    real = values.astype(np.float32) * gain
+    words = random_words((11, 22), np.arange(count, dtype=np.int64) + 33)
+    assert np.array_equal(q[:count], round_stochastic(real, words >> np.uint32(16)))
+    assert saturated == (np.abs(real) > 127).sum()
+    assert largest == np.abs(real).max()
+    assert q[count] == 55
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 100, 1000])
+@pytest.mark.parametrize("bound", [3, 256, 199_920])
+@pytest.mark.parametrize("beta", [0.0, -0.6, 1.5])
+def test_channel_gradient_is_the_exact_derivative(isa: str, count: int, bound: int, beta: float) -> None:
+    rng = generator(count, bound)
+    y = rng.integers(-bound, bound + 1, count, dtype=np.int32)
+    q = rng.integers(-127, 128, count, dtype=np.int8)
+    if np.ptp(y) == 0:
+        return  # a dead channel never gets here
+    rounded = q.copy()
+
+    _, _, largest, _, _ = K.channel_gradient(isa, y, rounded, bound, beta, 1.0, 1, 2, 3, 4)
+
+    # The formula of the module docstring, in float64 from the definition.
+    mu = y.mean()
+    psi = np.abs(y - mu).mean()
+    x = (y - mu) / psi + np.float32(beta)
+    masked = np.where(np.abs(x) <= 1, q, 0).astype(float)
+    side = np.sign(count * y.astype(np.int64) - y.sum(dtype=np.int64))
+    exact = masked - masked.mean() - (side - side.mean()) * (masked * (y - mu) / psi).mean()
+    on_the_edge = np.any(np.abs(np.abs(x) - 1) < 1e-12)  # there a float64 comparison may differ from the integer one
+    if not on_the_edge:
+        # offset and difference are each rounded to float32: at most two half-ulps of the largest magnitude.
+        assert largest == pytest.approx(np.abs(exact).max(), abs=4 * 127 * 2.0**-24 * 4)
+        error = rounded - np.clip(exact, -127, 127)
+        assert np.all(np.abs(error) < 1 + 1e-3)  # stochastic rounding goes to one of the two neighbours
+
+
+@pytest.mark.parametrize("count", [1, 7, 32])
+def test_updates_are_the_same_on_every_instruction_set(isa: str, count: int) -> None:
+    rng = generator(count)
+    grad = rng.integers(-10_000, 10_001, count, dtype=np.int32)
+    start = rng.integers(-127, 128, count, dtype=np.int8)
+    moment = rng.integers(-127, 128, count, dtype=np.int8)
+
+    def run(name: str) -> list[NDArray[np.generic] | int]:
+        u, m, v = start.copy(), moment.copy(), moment.copy()
+        K.latent8(name, u, grad, 1e-3, 0.3, 5, 6, 7)
+        K.latent8_momentum(name, v, m, grad, 1e-3, 0.9, 3.2, 0.01, 5, 6, 7)
+        average = moment.copy()
+        flips = K.bop(name, 0xA5A5A5A5, average, grad, 1e-3, 0.999, 0.5, 25.0, 5, 6, 7)
+        w = (start / np.float32(127)).astype(np.float32)
+        first, second = np.zeros(count, np.float32), np.zeros(count, np.float32)
+        K.adam(name, w, first, second, grad, 1e-5, 0.9, 0.999, 0.01, 1000.0, 1e-8)
+        return [u, v, m, average, flips, w, first, second]
+
+    for here, portable in zip(run(isa), run("portable"), strict=True):
+        assert np.array_equal(here, portable)
+    assert not np.array_equal(run(isa)[0], start) or count == 1
