@@ -45,7 +45,7 @@ WEIGHT_STEPS = 127
 def to_int8(weights: NDArray[Any]) -> NDArray[np.int8]:
     """Round latent weights to int8: ``round_half_even(127 w)``, kept within [-127, 127]. int8 is passed through.
 
-    The sign, which is the weight in use, is kept: a negative weight that would round to 0 becomes -1, since sign(0) = +1.
+    The sign, which is the weight in use, is kept: a negative weight that would round to 0 becomes -1, as sign(0) = +1.
     """
     if weights.dtype == np.int8:
         return weights

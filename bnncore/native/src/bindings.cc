@@ -1,4 +1,6 @@
 // The Python face of the engine. Shapes are checked in bnncore/engine.py; here they are only handed over.
+#include "bindings.h"
+
 #include <fcntl.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -12,7 +14,6 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "bindings.h"
 #include "bnncore/engine.h"
 
 namespace nb = nanobind;
@@ -42,11 +43,8 @@ nb::list describe(const MemoryPlan& plan) {
   nb::list entries;
   for (const PlanEntry& e : plan.entries()) {
     nb::list phases;
-    const std::pair<uint32_t, const char*> names[] = {{kForward, "forward"},
-                                                      {kLoss, "loss"},
-                                                      {kNormalise, "normalise"},
-                                                      {kWeights, "weights"},
-                                                      {kInputs, "inputs"}};
+    const std::pair<uint32_t, const char*> names[] = {
+        {kForward, "forward"}, {kLoss, "loss"}, {kNormalise, "normalise"}, {kWeights, "weights"}, {kInputs, "inputs"}};
     for (const auto& [bit, name] : names) {
       if ((e.phases & bit) != 0) phases.append(name);
     }
@@ -151,25 +149,38 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
 
   nb::class_<OptimizerParams>(m, "OptimizerParams")
-      .def("__init__",
-           [](OptimizerParams* self, const std::string& name, float step_size, float momentum, float momentum_unit,
-              float gamma, float threshold, float range, float beta1, float beta2, float epsilon,
-              float beta_step_size, int init_limit, int normaliser_steps, float headroom, float scale_decay) {
-             new (self) OptimizerParams{optimizer_kind(name), step_size, momentum,   momentum_unit,
-                                        gamma,                threshold, range,      beta1,
-                                        beta2,                epsilon,   beta_step_size, init_limit,
-                                        normaliser_steps,     headroom,  scale_decay};
-           },
-           nb::kw_only(), "name"_a, "step_size"_a, "momentum"_a, "momentum_unit"_a, "gamma"_a, "threshold"_a,
-           "range"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "beta_step_size"_a, "init_limit"_a, "normaliser_steps"_a,
-           "headroom"_a, "scale_decay"_a);
+      .def(
+          "__init__",
+          [](OptimizerParams* self, const std::string& name, float step_size, float momentum, float momentum_unit,
+             float gamma, float threshold, float range, float beta1, float beta2, float epsilon, float beta_step_size,
+             int init_limit, int normaliser_steps, float headroom, float scale_decay) {
+            new (self) OptimizerParams{optimizer_kind(name),
+                                       step_size,
+                                       momentum,
+                                       momentum_unit,
+                                       gamma,
+                                       threshold,
+                                       range,
+                                       beta1,
+                                       beta2,
+                                       epsilon,
+                                       beta_step_size,
+                                       init_limit,
+                                       normaliser_steps,
+                                       headroom,
+                                       scale_decay};
+          },
+          nb::kw_only(), "name"_a, "step_size"_a, "momentum"_a, "momentum_unit"_a, "gamma"_a, "threshold"_a, "range"_a,
+          "beta1"_a, "beta2"_a, "epsilon"_a, "beta_step_size"_a, "init_limit"_a, "normaliser_steps"_a, "headroom"_a,
+          "scale_decay"_a);
 
   nb::class_<BlockSpec>(m, "BlockSpec")
-      .def("__init__",
-           [](BlockSpec* self, std::string dense, std::string norm, int in_features, int out_features) {
-             new (self) BlockSpec{std::move(dense), std::move(norm), in_features, out_features};
-           },
-           "dense"_a, "norm"_a, "in_features"_a, "out_features"_a);
+      .def(
+          "__init__",
+          [](BlockSpec* self, std::string dense, std::string norm, int in_features, int out_features) {
+            new (self) BlockSpec{std::move(dense), std::move(norm), in_features, out_features};
+          },
+          "dense"_a, "norm"_a, "in_features"_a, "out_features"_a);
 
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
@@ -267,12 +278,13 @@ NB_MODULE(_native, m) {
       .def(
           "norm",
           [](nb::handle self, size_t block) {
-        Engine& engine = nb::cast<Engine&>(self);
-        const size_t channels = static_cast<size_t>(engine.blocks()[block].out_features);
-        return nb::make_tuple(view(self, engine.beta(block), {channels}),
-                              view(self, engine.running_mean(block), {channels}),
-                              view(self, engine.running_mean_abs_dev(block), {channels}));
-      }, "block"_a);
+            Engine& engine = nb::cast<Engine&>(self);
+            const size_t channels = static_cast<size_t>(engine.blocks()[block].out_features);
+            return nb::make_tuple(view(self, engine.beta(block), {channels}),
+                                  view(self, engine.running_mean(block), {channels}),
+                                  view(self, engine.running_mean_abs_dev(block), {channels}));
+          },
+          "block"_a);
 
   m.def(
       "plan",

@@ -44,16 +44,15 @@ void bind_kernels(nb::module_& m) {
   m.def("pack_float", [](const std::string& isa, Vector<const float> values, Vector<uint64_t> words) {
     kernels_for(isa).pack_float(values.data(), extent(values.shape(0)), words.data());
   });
-  m.def("transpose_bytes",
-        [](const std::string& isa, Matrix<const int8_t> source, int rows, int columns, Matrix<int8_t> target) {
-          kernels_for(isa).transpose_bytes(source.data(), source.shape(1), rows, columns, target.data(),
-                                           target.shape(1));
-        });
-  m.def("xnor_gemm", [](const std::string& isa, Matrix<const uint64_t> x, Matrix<const uint64_t> w, int depth,
-                        Matrix<int32_t> y) {
-    kernels_for(isa).xnor_gemm(x.data(), x.shape(1), extent(x.shape(0)), w.data(), w.shape(1), extent(w.shape(0)), depth,
-                               y.data(), y.shape(1));
+  m.def("transpose_bytes", [](const std::string& isa, Matrix<const int8_t> source, int rows, int columns,
+                              Matrix<int8_t> target) {
+    kernels_for(isa).transpose_bytes(source.data(), source.shape(1), rows, columns, target.data(), target.shape(1));
   });
+  m.def("xnor_gemm",
+        [](const std::string& isa, Matrix<const uint64_t> x, Matrix<const uint64_t> w, int depth, Matrix<int32_t> y) {
+          kernels_for(isa).xnor_gemm(x.data(), x.shape(1), extent(x.shape(0)), w.data(), w.shape(1), extent(w.shape(0)),
+                                     depth, y.data(), y.shape(1));
+        });
   m.def("input_gemm", [](const std::string& isa, Matrix<const uint8_t> u, int batch, Matrix<const uint64_t> w,
                          int depth, Matrix<int32_t> y) {
     AlignedBytes expanded(input_gemm_scratch(depth));
@@ -90,9 +89,8 @@ void bind_kernels(nb::module_& m) {
     const ChannelMoments moments = channel_moments(statistics, count);
     const ChannelThresholds t = channel_thresholds(moments.mean, moments.mean_abs_dev, beta);
     const int64_t floor_mean = floor_divide(statistics.sum, count);
-    const GradientSums sums = channel.gradient_sums(y.data(), q.data(), count, y_bound, t,
-                                                    static_cast<int32_t>(floor_mean),
-                                                    floor_mean * count == statistics.sum);
+    const GradientSums sums = channel.gradient_sums(
+        y.data(), q.data(), count, y_bound, t, static_cast<int32_t>(floor_mean), floor_mean * count == statistics.sum);
     const GradientCoefficients c = gradient_coefficients(statistics, t, sums, count);
     const float largest = channel.gradient_max(y.data(), q.data(), count, c);
     const QuantiseResult r = channel.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first, stride);
@@ -100,23 +98,22 @@ void bind_kernels(nb::module_& m) {
   });
   m.def("integer_quantise", [](const std::string& isa, Vector<const int32_t> values, Vector<int8_t> q, float gain,
                                uint32_t low, uint32_t high, uint32_t first) {
-    const QuantiseResult r = kernels_for(isa).channel->integer_quantise(values.data(), q.data(),
-                                                                        extent(values.shape(0)), gain, {low, high},
-                                                                        first);
+    const QuantiseResult r = kernels_for(isa).channel->integer_quantise(
+        values.data(), q.data(), extent(values.shape(0)), gain, {low, high}, first);
     return std::make_tuple(r.saturated, r.max_abs);
   });
   m.def("latent8", [](const std::string& isa, Vector<int8_t> u, Vector<const int32_t> grad, float gain, float step,
                       uint32_t low, uint32_t high, uint32_t first) {
     kernels_for(isa).update->latent8(u.data(), grad.data(), extent(u.shape(0)), gain, {step}, {low, high}, first);
   });
-  m.def("latent8_momentum", [](const std::string& isa, Vector<int8_t> u, Vector<int8_t> momentum,
-                               Vector<const int32_t> grad, float gain, float decay, float inflow, float step,
-                               uint32_t low, uint32_t high, uint32_t first) {
-    kernels_for(isa).update->latent8_momentum(u.data(), momentum.data(), grad.data(), extent(u.shape(0)), gain,
-                                              {decay, inflow, step}, {low, high}, first);
-  });
-  m.def("bop", [](const std::string& isa, uint32_t signs, Vector<int8_t> average, Vector<const int32_t> grad, float gain,
-                  float keep, float inflow, float threshold, uint32_t low, uint32_t high, uint32_t first) {
+  m.def("latent8_momentum",
+        [](const std::string& isa, Vector<int8_t> u, Vector<int8_t> momentum, Vector<const int32_t> grad, float gain,
+           float decay, float inflow, float step, uint32_t low, uint32_t high, uint32_t first) {
+          kernels_for(isa).update->latent8_momentum(u.data(), momentum.data(), grad.data(), extent(u.shape(0)), gain,
+                                                    {decay, inflow, step}, {low, high}, first);
+        });
+  m.def("bop", [](const std::string& isa, uint32_t signs, Vector<int8_t> average, Vector<const int32_t> grad,
+                  float gain, float keep, float inflow, float threshold, uint32_t low, uint32_t high, uint32_t first) {
     return kernels_for(isa).update->bop(signs, average.data(), grad.data(), extent(average.shape(0)), gain,
                                         {keep, inflow, threshold}, {low, high}, first);
   });

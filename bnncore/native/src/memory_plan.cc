@@ -30,8 +30,8 @@ size_t MemoryPlan::add(std::string name, std::string role, std::string dtype, st
                        uint32_t phases, size_t padding_bytes, int member) {
   size_t bytes = item_size(dtype);
   for (int64_t extent : shape) bytes *= static_cast<size_t>(extent);
-  entries_.push_back({std::move(name), std::move(role), std::move(dtype), std::move(shape), bytes + padding_bytes, 0,
-                      phases, member});
+  entries_.push_back(
+      {std::move(name), std::move(role), std::move(dtype), std::move(shape), bytes + padding_bytes, 0, phases, member});
   return entries_.size() - 1;
 }
 

@@ -67,8 +67,8 @@ int main() {
   }
 
   int failures = 0;
-  for (OptimizerKind kind : {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop,
-                             OptimizerKind::kAdam}) {
+  for (OptimizerKind kind :
+       {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop, OptimizerKind::kAdam}) {
     for (int threads : {1, 2, 3}) {
       const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
                                       0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};

@@ -37,21 +37,21 @@ struct BlockScales {
 
 // Offsets into the arena of everything a block owns.
 struct BlockLayout {
-  size_t latent, momentum, square, packed;       // weights and their moments, by optimizer
-  size_t beta, beta_mean, beta_square;           // float32 [out]
-  size_t running_mean, running_mean_abs_dev;     // float32 [out]
-  size_t signs;                                  // uint64 [batch][words]; none in the last block
+  size_t latent, momentum, square, packed;    // weights and their moments, by optimizer
+  size_t beta, beta_mean, beta_square;        // float32 [out]
+  size_t running_mean, running_mean_abs_dev;  // float32 [out]
+  size_t signs;                               // uint64 [batch][words]; none in the last block
 };
 
 struct ScratchLayout {
-  size_t y;         // int32 [16][y_stride]
-  size_t weights;   // uint64 [16][words of the widest input]
+  size_t y;                 // int32 [16][y_stride]
+  size_t weights;           // uint64 [16][words of the widest input]
   size_t expanded_weights;  // int8, first layer
-  size_t bits;      // uint16 [batch]
-  size_t grad_t;    // int8 [16][y_stride]
-  size_t expanded;  // sign_gemm and input_grad
-  size_t products;  // int32 [16][32]
-  size_t staged;    // int8 [16][widest inner input]
+  size_t bits;              // uint16 [batch]
+  size_t grad_t;            // int8 [16][y_stride]
+  size_t expanded;          // sign_gemm and input_grad
+  size_t products;          // int32 [16][32]
+  size_t staged;            // int8 [16][widest inner input]
 };
 
 struct EngineLayout {

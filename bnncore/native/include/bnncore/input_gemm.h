@@ -31,12 +31,12 @@ using InputGemm = void (*)(const uint8_t* u, size_t u_stride, int batch, const u
 using InputGrad = void (*)(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples,
                            const uint8_t* u, size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);
 
-#define BITFLEET_DECLARE(isa)                                                                                     \
-  namespace isa {                                                                                                 \
-  void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,     \
-                  int depth, int8_t* expanded, int32_t* y, size_t y_stride);                                      \
-  void input_grad(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples,                 \
-                  const uint8_t* u, size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);       \
+#define BITFLEET_DECLARE(isa)                                                                                       \
+  namespace isa {                                                                                                   \
+  void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,       \
+                  int depth, int8_t* expanded, int32_t* y, size_t y_stride);                                        \
+  void input_grad(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples, const uint8_t* u, \
+                  size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);                           \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

@@ -26,12 +26,12 @@ using PackFloat = void (*)(const float* values, int count, uint64_t* words);
 using TransposeBytes = void (*)(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,
                                 size_t target_stride);
 
-#define BITFLEET_DECLARE_PACKING(isa)                                                       \
-  namespace isa {                                                                           \
-  void pack_int8(const int8_t* values, int count, uint64_t* words);                         \
-  void pack_float(const float* values, int count, uint64_t* words);                         \
-  void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns,   \
-                       int8_t* target, size_t target_stride);                               \
+#define BITFLEET_DECLARE_PACKING(isa)                                                                     \
+  namespace isa {                                                                                         \
+  void pack_int8(const int8_t* values, int count, uint64_t* words);                                       \
+  void pack_float(const float* values, int count, uint64_t* words);                                       \
+  void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target, \
+                       size_t target_stride);                                                             \
   }
 BITFLEET_DECLARE_PACKING(portable)
 BITFLEET_DECLARE_PACKING(avx2)

@@ -22,10 +22,10 @@ inline constexpr size_t kSignGemmScratch = size_t{kSignGemmDepth} * kColumnBlock
 using SignGemm = void (*)(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int depth,
                           const uint64_t* s, size_t s_stride, int k0, int columns, uint8_t* expanded, int32_t* out);
 
-#define BITFLEET_DECLARE(isa)                                                                                    \
-  namespace isa {                                                                                                \
+#define BITFLEET_DECLARE(isa)                                                                                     \
+  namespace isa {                                                                                                 \
   void sign_gemm(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int depth, const uint64_t* s, \
-                 size_t s_stride, int k0, int columns, uint8_t* expanded, int32_t* out);                         \
+                 size_t s_stride, int k0, int columns, uint8_t* expanded, int32_t* out);                          \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

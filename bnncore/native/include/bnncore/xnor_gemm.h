@@ -13,10 +13,10 @@ namespace bitfleet {
 using XnorGemm = void (*)(const uint64_t* x, size_t x_stride, int batch, const uint64_t* w, size_t w_stride, int rows,
                           int depth, int32_t* y, size_t y_stride);
 
-#define BITFLEET_DECLARE(isa)                                                                                    \
-  namespace isa {                                                                                                \
-  void xnor_gemm(const uint64_t* x, size_t x_stride, int batch, const uint64_t* w, size_t w_stride, int rows,    \
-                 int depth, int32_t* y, size_t y_stride);                                                        \
+#define BITFLEET_DECLARE(isa)                                                                                 \
+  namespace isa {                                                                                             \
+  void xnor_gemm(const uint64_t* x, size_t x_stride, int batch, const uint64_t* w, size_t w_stride, int rows, \
+                 int depth, int32_t* y, size_t y_stride);                                                     \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

@@ -133,32 +133,31 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
 }  // namespace bitfleet::loops
 
 // Defines the kernels of one instruction set in namespace `isa`; `target` is its function attribute (may be empty).
-#define BITFLEET_DEFINE_CHANNEL_KERNELS(isa, target)                                                                 \
-  namespace bitfleet::isa {                                                                                          \
-  namespace {                                                                                                        \
-  target ChannelStatistics statistics(const int32_t* y, int count) { return loops::statistics(y, count); }           \
-  target void emit_signs(const int32_t* y, size_t stride, const int32_t* from, int rows, int count,                  \
-                         uint16_t* bits) {                                                                           \
-    loops::emit_signs(y, stride, from, rows, count, bits);                                                           \
-  }                                                                                                                  \
-  target GradientSums gradient_sums(const int32_t* y, const int8_t* q, int count, int64_t bound,                     \
-                                    const ChannelThresholds& t, int32_t floor_mean, bool integer) {                  \
-    return loops::gradient_sums(y, q, count, bound, t, floor_mean, integer);                                         \
-  }                                                                                                                  \
-  target float gradient_max(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& c) {           \
-    return loops::gradient_max(y, q, count, c);                                                                      \
-  }                                                                                                                  \
-  target QuantiseResult gradient_quantise(const int32_t* y, int8_t* q, int count, const GradientCoefficients& c,     \
-                                          float gain, RandomStream s, uint32_t first, uint32_t stride) {             \
-    return loops::gradient_quantise(y, q, count, c, gain, s, first, stride);                                         \
-  }                                                                                                                  \
-  target QuantiseResult integer_quantise(const int32_t* v, int8_t* q, int count, float gain, RandomStream s,         \
-                                         uint32_t first) {                                                           \
-    return loops::integer_quantise(v, q, count, gain, s, first);                                                     \
-  }                                                                                                                  \
-  target int32_t integer_max(const int32_t* v, int count) { return loops::integer_max(v, count); }                   \
-  target int64_t integer_abs_sum(const int32_t* v, int count) { return loops::integer_abs_sum(v, count); }           \
-  }                                                                                                                  \
-  const ChannelKernels channel_kernels = {statistics,        emit_signs,       gradient_sums, gradient_max,          \
-                                          gradient_quantise, integer_quantise, integer_max,   integer_abs_sum};      \
+#define BITFLEET_DEFINE_CHANNEL_KERNELS(isa, target)                                                                  \
+  namespace bitfleet::isa {                                                                                           \
+  namespace {                                                                                                         \
+  target ChannelStatistics statistics(const int32_t* y, int count) { return loops::statistics(y, count); }            \
+  target void emit_signs(const int32_t* y, size_t stride, const int32_t* from, int rows, int count, uint16_t* bits) { \
+    loops::emit_signs(y, stride, from, rows, count, bits);                                                            \
+  }                                                                                                                   \
+  target GradientSums gradient_sums(const int32_t* y, const int8_t* q, int count, int64_t bound,                      \
+                                    const ChannelThresholds& t, int32_t floor_mean, bool integer) {                   \
+    return loops::gradient_sums(y, q, count, bound, t, floor_mean, integer);                                          \
+  }                                                                                                                   \
+  target float gradient_max(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& c) {            \
+    return loops::gradient_max(y, q, count, c);                                                                       \
+  }                                                                                                                   \
+  target QuantiseResult gradient_quantise(const int32_t* y, int8_t* q, int count, const GradientCoefficients& c,      \
+                                          float gain, RandomStream s, uint32_t first, uint32_t stride) {              \
+    return loops::gradient_quantise(y, q, count, c, gain, s, first, stride);                                          \
+  }                                                                                                                   \
+  target QuantiseResult integer_quantise(const int32_t* v, int8_t* q, int count, float gain, RandomStream s,          \
+                                         uint32_t first) {                                                            \
+    return loops::integer_quantise(v, q, count, gain, s, first);                                                      \
+  }                                                                                                                   \
+  target int32_t integer_max(const int32_t* v, int count) { return loops::integer_max(v, count); }                    \
+  target int64_t integer_abs_sum(const int32_t* v, int count) { return loops::integer_abs_sum(v, count); }            \
+  }                                                                                                                   \
+  const ChannelKernels channel_kernels = {statistics,        emit_signs,       gradient_sums, gradient_max,           \
+                                          gradient_quantise, integer_quantise, integer_max,   integer_abs_sum};       \
   }

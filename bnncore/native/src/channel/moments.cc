@@ -34,7 +34,8 @@ ChannelThresholds channel_thresholds(double mean, double mean_abs_dev, float bet
     const bool passes = b >= -1.0 && b <= 1.0;
     return {b >= 0.0 ? kMin : kMax, passes ? kMin : kMax, passes ? kMax : kMin};
   }
-  return {clamp_to_int32(std::ceil(mean - b * mean_abs_dev)), clamp_to_int32(std::ceil(mean - (1.0 + b) * mean_abs_dev)),
+  return {clamp_to_int32(std::ceil(mean - b * mean_abs_dev)),
+          clamp_to_int32(std::ceil(mean - (1.0 + b) * mean_abs_dev)),
           clamp_to_int32(std::floor(mean + (1.0 - b) * mean_abs_dev))};
 }
 

@@ -102,9 +102,9 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
       thresholds.mask_to = std::numeric_limits<int32_t>::max();
     }
     const int64_t floor_mean = floor_divide(statistics.sum, batch_size_);
-    const GradientSums sums = kernels_.channel->gradient_sums(
-        row, grad, batch_size_, y_bound, thresholds, static_cast<int32_t>(floor_mean),
-        floor_mean * batch_size_ == statistics.sum);
+    const GradientSums sums =
+        kernels_.channel->gradient_sums(row, grad, batch_size_, y_bound, thresholds, static_cast<int32_t>(floor_mean),
+                                        floor_mean * batch_size_ == statistics.sum);
     if (trace != nullptr) {
       BlockTrace& t = trace->blocks[block];
       std::copy_n(row, batch_size_, t.y_again.begin() + size_t(channel) * batch_size_);
@@ -125,9 +125,9 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
         result.max_abs = std::max(result.max_abs, largest * real_gain);
         continue;
       }
-      const QuantiseResult rounded = kernels_.channel->gradient_quantise(
-          row, grad, batch_size_, coefficients, real_gain / scale_y, random, static_cast<uint32_t>(channel),
-          static_cast<uint32_t>(spec.out_features));
+      const QuantiseResult rounded =
+          kernels_.channel->gradient_quantise(row, grad, batch_size_, coefficients, real_gain / scale_y, random,
+                                              static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_features));
       result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
       result.saturated += rounded.saturated;
     }
@@ -170,8 +170,9 @@ int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, f
       kernels_.input_grad(grad_t, layout_.y_stride, sums, rows, batch_size_, at<uint8_t>(layout_.input),
                           static_cast<size_t>(depth), k0, columns, at<int16_t>(scratch.expanded), products);
     } else {
-      kernels_.sign_gemm(grad_t, layout_.y_stride, sums, rows, batch_size_, at<uint64_t>(layout_.blocks[block - 1].signs),
-                         static_cast<size_t>(words_for(depth)), k0, columns, at<uint8_t>(scratch.expanded), products);
+      kernels_.sign_gemm(grad_t, layout_.y_stride, sums, rows, batch_size_,
+                         at<uint64_t>(layout_.blocks[block - 1].signs), static_cast<size_t>(words_for(depth)), k0,
+                         columns, at<uint8_t>(scratch.expanded), products);
     }
     for (int r = 0; r < rows; ++r) {
       const int32_t* run = products + r * kColumnBlock;
@@ -230,11 +231,12 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
     for (int r = 0; r < rows; ++r) {
       const int32_t* run = products + r * kColumnBlock;
       if (measure) {
-        result.max_abs = std::max(result.max_abs, static_cast<float>(kernels_.channel->integer_max(run, columns)) * scale_y);
+        result.max_abs =
+            std::max(result.max_abs, static_cast<float>(kernels_.channel->integer_max(run, columns)) * scale_y);
         continue;
       }
-      const uint32_t first = static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) +
-                             static_cast<uint32_t>(k0);
+      const uint32_t first =
+          static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) + static_cast<uint32_t>(k0);
       const QuantiseResult rounded =
           kernels_.channel->integer_quantise(run, staged + r * staged_stride + k0, columns, gain, random, first);
       result.max_abs = std::max(result.max_abs, rounded.max_abs / gain * scale_y);

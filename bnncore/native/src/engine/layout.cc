@@ -59,12 +59,12 @@ ScratchLayout add_scratch(MemoryPlan& plan, const std::vector<BlockSpec>& blocks
   ScratchLayout layout{};
   layout.y = add("products_y", "int32", {kTileRows, extent(y_stride)}, kForward | kNormalise);
   layout.weights = add("weights", "uint64", {kTileRows, words_for(widest)}, kForward | kNormalise);
-  layout.expanded_weights = add("expanded_weights", "int8", {extent(input_gemm_scratch(blocks[0].in_features))},
-                                kForward | kNormalise);
+  layout.expanded_weights =
+      add("expanded_weights", "int8", {extent(input_gemm_scratch(blocks[0].in_features))}, kForward | kNormalise);
   layout.bits = add("sign_bits", "uint16", {batch_size}, kForward);
   layout.grad_t = add("grad_y", "int8", {kTileRows, extent(y_stride)}, kNormalise | kWeights);
-  layout.expanded = add("expanded", "uint8", {extent(std::max(kSignGemmScratch, kInputGradScratch))},
-                        kWeights | kInputs);
+  layout.expanded =
+      add("expanded", "uint8", {extent(std::max(kSignGemmScratch, kInputGradScratch))}, kWeights | kInputs);
   layout.products = add("products", "int32", {kTileRows, kColumnBlock}, kWeights | kInputs);
   if (widest_inner > 0) {
     layout.staged = add("grad_x", "int8", {kTileRows, extent(round_up(widest_inner, kColumnBlock))}, kInputs);
@@ -91,18 +91,18 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
   }
   layout.gradient_stride = round_up(static_cast<size_t>(widest_output), 16);
   layout.y_stride = round_up(static_cast<size_t>(batch_size), 16);
-  layout.scales = plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))},
-                           kPersistent);
+  layout.scales =
+      plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
   layout.input = plan.add("input", "input", "uint8", {batch_size, blocks[0].in_features}, kPersistent, kReadPastInput);
   layout.labels = plan.add("labels", "input", "int32", {batch_size}, kPersistent);
-  layout.logits = plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_features},
-                           kForward | kLoss);
-  layout.gradient = plan.add("gradient", "gradients", "int8",
-                             {batch_size, static_cast<int64_t>(layout.gradient_stride)},
-                             kLoss | kNormalise | kWeights | kInputs);
+  layout.logits =
+      plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_features}, kForward | kLoss);
+  layout.gradient =
+      plan.add("gradient", "gradients", "int8", {batch_size, static_cast<int64_t>(layout.gradient_stride)},
+               kLoss | kNormalise | kWeights | kInputs);
   if (inner_words > 0) {
-    layout.packed_weights = plan.add("packed_weights", "weights", "uint64", {inner_words},
-                                     kNormalise | kWeights | kInputs);
+    layout.packed_weights =
+        plan.add("packed_weights", "weights", "uint64", {inner_words}, kNormalise | kWeights | kInputs);
   }
   for (int member = 0; member < num_threads; ++member) {
     layout.scratch.push_back(add_scratch(plan, blocks, batch_size, layout.y_stride, member));
@@ -116,13 +116,13 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
   }
   for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field : {&s.y, &s.weights, &s.expanded_weights, &s.bits, &s.grad_t, &s.expanded, &s.products,
-                          &s.staged}) {
+    for (size_t* field :
+         {&s.y, &s.weights, &s.expanded_weights, &s.bits, &s.grad_t, &s.expanded, &s.products, &s.staged}) {
       resolve(plan, *field);
     }
   }
-  for (size_t* field : {&layout.input, &layout.labels, &layout.logits, &layout.gradient, &layout.packed_weights,
-                        &layout.scales}) {
+  for (size_t* field :
+       {&layout.input, &layout.labels, &layout.logits, &layout.gradient, &layout.packed_weights, &layout.scales}) {
     resolve(plan, *field);
   }
   return layout;

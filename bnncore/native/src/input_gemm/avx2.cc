@@ -1,5 +1,6 @@
 // Forward: VPMADDUBSW of 32 input bytes by 32 weights of +-1; a pair sum is at most 510, so 64 of them fit int16.
-// Gradient: VPMADDWD of sample pairs (u_j, u_j+1) by (g_j, g_j+1) in int16; a VPMADDUBSW would saturate at 2 * 255 * 127.
+// Gradient: VPMADDWD of sample pairs (u_j, u_j+1) by (g_j, g_j+1) in int16; a VPMADDUBSW would saturate at 2 * 255 *
+// 127.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -17,8 +18,8 @@ namespace {
 // Writes signs as +-1 bytes and pads the row to a multiple of 32 with zeros; returns their sum.
 BITFLEET_AVX2 int32_t expand_weights(const uint64_t* w, int depth, int8_t* expanded) {
   const int padded = (depth + 31) / 32 * 32;
-  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                          3, 3, 3, 3, 3, 3);
+  const __m256i spread =
+      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
   const __m256i select = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
   int32_t negative = 0;
   for (int k = 0; k < padded; k += 32) {

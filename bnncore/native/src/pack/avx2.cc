@@ -14,8 +14,8 @@ namespace bitfleet::avx2 {
 BITFLEET_AVX2 void pack_int8(const int8_t* values, int count, uint64_t* words) {
   int i = 0;
   for (; i + kWordBits <= count; i += kWordBits) {
-    const uint32_t low = static_cast<uint32_t>(
-        _mm256_movemask_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i))));
+    const uint32_t low =
+        static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i))));
     const uint32_t high = static_cast<uint32_t>(
         _mm256_movemask_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i + 32))));
     words[i / kWordBits] = uint64_t{high} << 32 | low;

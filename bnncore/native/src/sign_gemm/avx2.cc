@@ -1,6 +1,6 @@
 // VPMADDUBSW multiplies 32 unsigned bytes, the sign bits as 0 or 1, by 32 signed ones and adds neighbours: 32 products
-// an instruction. With the sum P over the set bits, sum g * sign = sum g - 2 P. The bits of two rows j, j + 1 are expanded
-// to interleaved bytes once and serve all rows of g. Sums stay below 128 * 127 = 16,256, so int16 holds them.
+// an instruction. With the sum P over the set bits, sum g * sign = sum g - 2 P. The bits of two rows j, j + 1 are
+// expanded to interleaved bytes once and serve all rows of g. Sums stay below 128 * 127 = 16,256, so int16 holds them.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -17,8 +17,8 @@ namespace {
 
 // 32 bits to 32 bytes of 0 or 1.
 BITFLEET_AVX2 inline __m256i expand_bits(uint32_t bits) {
-  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                          3, 3, 3, 3, 3, 3);
+  const __m256i spread =
+      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
   const __m256i select = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
   const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bits)), spread);
   return _mm256_min_epu8(_mm256_and_si256(bytes, select), _mm256_set1_epi8(1));

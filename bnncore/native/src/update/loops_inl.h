@@ -11,8 +11,8 @@
 
 namespace bitfleet::loops {
 
-BITFLEET_INLINE void latent8(int8_t* __restrict latent, const int32_t* __restrict grad, int count, float gain, const Latent8Step s,
-                             RandomStream stream, uint32_t first_index) {
+BITFLEET_INLINE void latent8(int8_t* __restrict latent, const int32_t* __restrict grad, int count, float gain,
+                             const Latent8Step s, RandomStream stream, uint32_t first_index) {
   const float factor = gain * s.step;
   for (int k = 0; k < count; ++k) {
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
@@ -72,24 +72,24 @@ BITFLEET_INLINE void adam(float* __restrict latent, float* __restrict mean, floa
 
 }  // namespace bitfleet::loops
 
-#define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target)                                                                   \
-  namespace bitfleet::isa {                                                                                           \
-  namespace {                                                                                                         \
-  target void latent8(int8_t* u, const int32_t* g, int count, float gain, const Latent8Step& s, RandomStream stream,  \
-                      uint32_t first) {                                                                               \
-    loops::latent8(u, g, count, gain, s, stream, first);                                                              \
-  }                                                                                                                   \
-  target void latent8_momentum(int8_t* u, int8_t* m, const int32_t* g, int count, float gain,                         \
-                               const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                   \
-    loops::latent8_momentum(u, m, g, count, gain, s, stream, first);                                                  \
-  }                                                                                                                   \
-  target uint32_t bop(uint32_t signs, int8_t* m, const int32_t* g, int count, float gain, const BopStep& s,           \
-                      RandomStream stream, uint32_t first) {                                                          \
-    return loops::bop(signs, m, g, count, gain, s, stream, first);                                                    \
-  }                                                                                                                   \
-  target void adam(float* w, float* m, float* v, const int32_t* g, int count, float gain, const AdamStep& s) {        \
-    loops::adam(w, m, v, g, count, gain, s);                                                                          \
-  }                                                                                                                   \
-  }                                                                                                                   \
-  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam};                                        \
+#define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target)                                                                  \
+  namespace bitfleet::isa {                                                                                          \
+  namespace {                                                                                                        \
+  target void latent8(int8_t* u, const int32_t* g, int count, float gain, const Latent8Step& s, RandomStream stream, \
+                      uint32_t first) {                                                                              \
+    loops::latent8(u, g, count, gain, s, stream, first);                                                             \
+  }                                                                                                                  \
+  target void latent8_momentum(int8_t* u, int8_t* m, const int32_t* g, int count, float gain,                        \
+                               const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                  \
+    loops::latent8_momentum(u, m, g, count, gain, s, stream, first);                                                 \
+  }                                                                                                                  \
+  target uint32_t bop(uint32_t signs, int8_t* m, const int32_t* g, int count, float gain, const BopStep& s,          \
+                      RandomStream stream, uint32_t first) {                                                         \
+    return loops::bop(signs, m, g, count, gain, s, stream, first);                                                   \
+  }                                                                                                                  \
+  target void adam(float* w, float* m, float* v, const int32_t* g, int count, float gain, const AdamStep& s) {       \
+    loops::adam(w, m, v, g, count, gain, s);                                                                         \
+  }                                                                                                                  \
+  }                                                                                                                  \
+  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam};                                       \
   }

@@ -1,6 +1,5 @@
-#include "bnncore/xnor_gemm.h"
-
 #include "bnncore/packing.h"
+#include "bnncore/xnor_gemm.h"
 
 namespace bitfleet::portable {
 
