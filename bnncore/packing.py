@@ -1,7 +1,7 @@
 """Signs held as bits, 64 to a word.
 
-Bit 1 means -1 and bit 0 means +1; element i of a row is bit ``i % 64`` of word ``i // 64``; unused bits of a row's last
-word are zero. sign(0) = sign(-0.0) = +1. NaN has no sign and is refused.
+Bit 1 means -1 and bit 0 means +1; element i of a row is bit ``i % 64`` of word ``i // 64``; unused bits of a row's
+last word are zero. sign(0) = sign(-0.0) = +1. NaN has no sign and is refused.
 """
 
 from __future__ import annotations

@@ -111,3 +111,46 @@ def test_a_channel_of_equal_values_passes_no_gradient() -> None:
     assert psi[0] == 0
     assert np.all(x == 0.5)
     assert np.all(l1_batch_norm_gradient(y, np.ones((5, 1))) == 0)
+
+
+def test_the_backward_pass_is_the_gradient_of_the_float_network() -> None:
+    """With clip(x, -1, 1) in the sign's place the straight-through rule is no longer an estimate but the derivative."""
+    rng = np.random.default_rng(8)
+    inputs, labels = rng.normal(0, 1, (12, 5)), rng.integers(0, 3, 12)
+    rows = np.arange(12)
+    parameters = {
+        "w1": rng.normal(0, 1, (6, 5)),
+        "b1": rng.normal(0, 0.5, 6),
+        "w2": rng.normal(0, 1, (3, 6)),
+        "b2": rng.normal(0, 0.5, 3),
+    }
+
+    def forward(p: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        y1 = inputs @ p["w1"].T
+        x1, _, _ = l1_batch_norm(y1, p["b1"])
+        hidden = np.clip(x1, -1, 1)
+        y2 = hidden @ p["w2"].T
+        logits, _, _ = l1_batch_norm(y2, p["b2"])
+        return y1, x1, hidden, y2, logits
+
+    def loss(p: dict[str, np.ndarray]) -> float:
+        logits = forward(p)[-1]
+        return float((np.log(np.exp(logits).sum(axis=1)) - logits[rows, labels]).mean())
+
+    y1, x1, hidden, y2, logits = forward(parameters)
+    grad = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    grad[rows, labels] -= 1
+    grad /= 12
+    grad_y2 = l1_batch_norm_gradient(y2, grad)
+    masked = (grad_y2 @ parameters["w2"]) * (np.abs(x1) <= 1)
+    grad_y1 = l1_batch_norm_gradient(y1, masked)
+    found = {"w1": grad_y1.T @ inputs, "b1": masked.sum(axis=0), "w2": grad_y2.T @ hidden, "b2": grad.sum(axis=0)}
+
+    h = 1e-6
+    for name, value in parameters.items():
+        for place in np.ndindex(value.shape):
+            shifted = {key: array.copy() for key, array in parameters.items()}
+            shifted[name][place] += h
+            up = loss(shifted)
+            shifted[name][place] -= 2 * h
+            assert found[name][place] == pytest.approx((up - loss(shifted)) / (2 * h), abs=1e-8, rel=1e-5), name

@@ -1,0 +1,1 @@
+"""Side-by-side runs: each writes JSON and, where it helps, a plot. They report; they do not judge."""
