@@ -20,6 +20,7 @@ class Disk:
         self.storage = storage
         self.blobs = blobs
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="storage")
+        self._is_closed = False
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call ``function`` on the storage thread, after all calls that were made before."""
@@ -39,6 +40,8 @@ class Disk:
             self.blobs.delete(digest)
 
     async def close(self) -> None:
-        """Finish what was asked for, then close the database."""
-        await self.run(self.storage.close)
-        self._thread.shutdown(wait=True)
+        """Finish what was asked for, then close the database; closing again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            await self.run(self.storage.close)
+            self._thread.shutdown(wait=True)

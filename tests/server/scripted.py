@@ -69,7 +69,8 @@ class ScriptedDevice:
     _calls: list[Any] = field(default_factory=list)
 
     async def __aenter__(self) -> ScriptedDevice:
-        self.channel = grpc.aio.insecure_channel(self.address)
+        # a channel of its own: a shared one would make a device wait out the backoff of another
+        self.channel = grpc.aio.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
         self.stub: Any = pb_grpc.FleetStub(self.channel)  # type: ignore[no-untyped-call]
         return self
 
@@ -161,8 +162,7 @@ class ScriptedDevice:
                 chunk = pb.UpdateChunk(offset=start, data=payload[start : start + chunk_bytes])
                 yield self._sent(pb.SubmitUpdateRequest(chunk=chunk))
 
-        answer = await asyncio.wait_for(self.stub.SubmitUpdate(parts()), 20)
-        return answer  # type: ignore[no-any-return]
+        return await asyncio.wait_for(self.stub.SubmitUpdate(parts()), 20)  # type: ignore[no-any-return]
 
     def _sent(self, message: pb.SubmitUpdateRequest) -> pb.SubmitUpdateRequest:
         self.up_bytes += message.ByteSize()

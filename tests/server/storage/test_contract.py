@@ -1,4 +1,4 @@
-"""The contract of ``Storage``, on every kind of database: what was written is there after the database is opened again."""
+"""The contract of ``Storage``, on every kind of database: what was written is there after it is opened again."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_identical_updates_return_that_update(strategy: Strategy, dtype: Any) ->
         if tensor.role == "weight" and dtype == np.int8:
             np.testing.assert_array_equal(result[tensor.name], to_float32(update[tensor.name]))
         else:
-            # half a step of the coarsest unit here (2^-19: fan-in 15 of inputs up to 255 < 2^12), and float32's own rounding
+            # half a step of the coarsest unit here (2^-19: fan-in 15, inputs up to 255 < 2^12), and float32's rounding
             bound = 2.0**-20 + np.abs(update[tensor.name]) * 2.0**-24
             assert np.all(np.abs(result[tensor.name] - update[tensor.name]) <= bound)
 

@@ -84,6 +84,7 @@ def test_the_division_is_correctly_rounded(seed: int) -> None:
     result = mean_of(*updates)["dense1.weight"].ravel()
 
     for index in range(4):
-        exact = sum(Fraction(int(state["dense1.weight"].ravel()[index])) * n for state, n in updates) / (127 * total)
+        weighted = sum(int(state["dense1.weight"].ravel()[index]) * n for state, n in updates)
+        exact = Fraction(weighted, 127 * total)
         # float64 carries the ratio to 2^-52, far below float32's half step
         assert abs(Fraction(float(result[index])) - exact) <= Fraction(1, 2**24) * abs(exact) + Fraction(1, 2**50)

@@ -1,0 +1,96 @@
+"""A process that runs coordinators and lets them be killed, as by ``kill -9``, around a given call to the disk.
+
+It forks one child for each line on standard input: ``{"state": DIR, "port": N, "point": "before:commit_round:2"}``.
+The child runs the job in the state folder to its end, printing its port, and is killed at the point. The parent prints
+how the child ended. Forking spares every restart the imports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from server.coordinator import Coordinator, Limits
+from server.rpc import FleetService, create_server
+from server.storage.blobs import LocalBlobs
+from server.storage.sql import open_storage
+from tests.server.conftest import make_job
+
+ROUNDS = 2
+DEVICES = ("a", "b")
+
+
+class Trap:
+    """Kills the process with SIGKILL at the nth call of one method."""
+
+    def __init__(self, point: str | None) -> None:
+        self._when, self._method, count = (point or "never:none:0").split(":")
+        self._left = int(count)
+
+    def wrap(self, target: Any) -> Any:
+        return _Trapped(target, self)
+
+    def reached(self, when: str, method: str) -> None:
+        if (when, method) == (self._when, self._method):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Trapped:
+    """Passes every call on, through the trap."""
+
+    def __init__(self, target: Any, trap: Trap) -> None:
+        self._target, self._trap = target, trap
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._trap.reached("before", name)
+            result = value(*args, **kwargs)
+            self._trap.reached("after", name)
+            return self._trap.wrap(result) if name == "writer" else result
+
+        return call
+
+
+async def run(state: Path, port: int, point: str | None) -> None:
+    trap = Trap(point)
+    coordinator = Coordinator(
+        trap.wrap(open_storage(f"sqlite:///{state / 'bitfleet.db'}")),
+        trap.wrap(LocalBlobs(state / "blobs")),
+        limits=Limits(settle_s=0.05),
+    )
+    server = create_server(FleetService(coordinator, version="0.1.0"), max_chunk_bytes=256 * 1024)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await coordinator.ensure_job(make_job(rounds=ROUNDS, min_devices=len(DEVICES)))
+    await coordinator.start()
+    print(json.dumps({"port": port}), flush=True)
+    await coordinator.wait_until_idle()
+    coordinator.dismiss_devices()
+    await server.stop(1)
+    await coordinator.stop()
+
+
+def main() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            asyncio.run(run(Path(order["state"]), order["port"], order["point"]))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"ended": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

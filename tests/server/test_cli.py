@@ -1,0 +1,282 @@
+"""``bitfleet-server`` as a user meets it: a real process, real ports, exit codes and words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from bnncore.checkpoint import load_checkpoint
+from server.cli import main
+from tests.server.conftest import make_job
+from tests.server.scripted import connected
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+READY = re.compile(r"bitfleet-server ready: devices at (\S+), people at (http://\S+)/")
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    grpc: str
+    http: str
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Stop it; returns its exit code and its log."""
+        self.process.send_signal(number)
+        _, log = self.process.communicate(timeout=20)
+        return self.process.returncode, log
+
+
+@contextlib.contextmanager
+def serving(state: Path, *options: str) -> Iterator[Server]:
+    """Run ``bitfleet-server serve`` on free ports."""
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'proto'}"}
+    command = [sys.executable, "-m", "server", "serve", "--insecure", "--state", str(state)]
+    addresses = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        [*command, *addresses, *options], env=environment, cwd=REPOSITORY, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = READY.fullmatch(line.strip())
+        assert found, line + process.communicate(timeout=20)[1]
+        yield Server(process, found[1], found[2])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.json"
+    path.write_text(make_job(rounds=2).to_json())
+    return path
+
+
+def test_it_says_where_it_listens_and_stops_cleanly_on_sigterm(tmp_path: Path) -> None:
+    with serving(tmp_path / "state") as server:
+        answers = [httpx.get(server.http + path) for path in ("/healthz", "/readyz", "/")]
+        code, log = server.end()
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert code == 0
+    assert "Traceback" not in log
+
+
+async def test_it_stops_cleanly_with_devices_in_the_middle_of_a_round(tmp_path: Path, job_file: Path) -> None:
+    with serving(tmp_path / "state", "--job", str(job_file)) as server:
+        async with connected(server.grpc, "a", "b") as (a, _):
+            await a.next_task()
+            code, log = server.end()
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await a.stream.read()
+            ended = await a.stream.code()
+
+    assert code == 0
+    assert ended == grpc.StatusCode.UNAVAILABLE
+    assert "Traceback" not in log
+
+
+async def test_a_job_goes_on_after_kill_9_with_the_same_command(tmp_path: Path, job_file: Path) -> None:
+    options = ("--job", str(job_file))
+    with serving(tmp_path / "state", *options) as server:
+        async with connected(server.grpc, "a", "b") as (a, _):
+            await a.work(1)  # acknowledged; the other device has not delivered
+            first = httpx.get(server.http + "/api/v1/jobs").json()  # noqa: ASYNC210 - nothing else runs here
+            code, _ = server.end(signal.SIGKILL)
+    with serving(tmp_path / "state", *options, "--exit-when-done") as server:
+        async with connected(server.grpc, "a", "b") as (a, b):
+            again = httpx.get(server.http + "/api/v1/jobs").json()  # noqa: ASYNC210
+            await b.work(1)  # a is not asked again
+            assert (await a.next_task()).round_number == 2
+            await b.vanish()
+            await a.vanish()
+            await a.connect()
+            await b.connect()
+            await a.work(1)
+            await b.work(1)
+            server.process.communicate(timeout=20)
+
+    assert code == -signal.SIGKILL
+    assert [job["id"] for job in again] == [job["id"] for job in first]
+    assert server.process.returncode == 0
+
+
+def test_it_ends_when_there_is_nothing_to_do(tmp_path: Path) -> None:
+    with serving(tmp_path / "state", "--exit-when-done") as server:
+        server.process.communicate(timeout=20)
+
+    assert server.process.returncode == 0
+
+
+async def test_it_ends_with_1_when_a_job_has_failed(tmp_path: Path) -> None:
+    from bitfleet.v1 import fleet_pb2 as pb
+
+    (tmp_path / "job.json").write_text(make_job(min_devices=1, max_attempts=1).to_json())
+    options = ("--exit-when-done", "--job", str(tmp_path / "job.json"))
+    with serving(tmp_path / "state", *options) as server:
+        async with connected(server.grpc, "a") as (a,):
+            await a.report(await a.next_task(), pb.TASK_OUTCOME_FAILED, "out of memory")
+            server.process.communicate(timeout=20)
+
+    assert server.process.returncode == 1
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run a command in this process."""
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("flag", ["--grpc", "--http"])
+def test_a_port_in_use_is_named_with_its_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        addresses = {"--grpc": "127.0.0.1:0", "--http": "127.0.0.1:0"} | {flag: address}
+        options = [part for pair in addresses.items() for part in pair]
+        code, _, err = run(capsys, "serve", "--insecure", "--state", str(tmp_path / "state"), *options)
+
+    assert code == 3
+    assert f"cannot listen on {flag} {address}" in err
+    assert "in use" in err
+
+
+def test_a_state_folder_has_one_coordinator(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    addresses = ("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0")
+    with serving(tmp_path / "state"):
+        code, _, err = run(capsys, "serve", "--insecure", "--state", str(tmp_path / "state"), *addresses)
+
+    assert code == 3
+    assert "is in use by another coordinator" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--insecure", "--grpc", "0.0.0.0:7070"), "is reachable from other machines, which needs TLS"),
+        ((), "add --insecure"),
+        (("--insecure", "--state", "/proc/nowhere"), "--state /proc/nowhere cannot be used"),
+        (("--insecure", "--job", "/no/such/job.json"), "cannot read the job file /no/such/job.json"),
+        (("--insecure", "--database", "nonsense"), "--database must be a URL"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_exit_3(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    defaults = ("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+    code, _, err = run(capsys, "serve", *defaults, *options)
+
+    assert code == 3
+    assert err.startswith("bitfleet: error: ")
+    assert words in err
+
+
+def test_the_effective_settings_are_shown_with_their_sources(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITFLEET_SERVER_SETTLE_S", "2")
+    code, out, _ = run(capsys, "serve", "--insecure", "--database", "postgresql://me:s3cret@db/x", "--print-config")
+
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert lines["settle_s"].split()[1:] == ["2.0", "(environment)"]
+    assert lines["grpc"].split()[1:] == ["127.0.0.1:7070", "(default)"]
+    assert "(command line)" in lines["database"]
+    assert "s3cret" not in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["sing"], ["jobs"], ["jobs", "show"], ["serve", "--colour"]])
+def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    assert caught.value.code == 2
+    assert "usage: bitfleet-server" in capsys.readouterr().err
+
+
+def test_no_answer_ends_with_4(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+
+    code, _, err = run(capsys, "jobs", "list", "--server", f"http://127.0.0.1:{port}")
+
+    assert code == 4
+    assert f"no answer from http://127.0.0.1:{port}" in err
+
+
+def test_an_address_that_is_no_url_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "jobs", "list", "--server", "localhost:8080")[0] == 3
+
+
+async def test_jobs_devices_and_models_from_the_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, job_file: Path
+) -> None:
+    def ask(server: Server, *arguments: str) -> Any:
+        code, out, err = run(capsys, *arguments, "--server", server.http, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    with serving(tmp_path / "state") as server:
+        created = ask(server, "jobs", "create", str(job_file))
+        async with connected(server.grpc, "a", "b") as devices:
+            for _ in range(2):
+                for device in devices:
+                    await device.work(1)
+            shown = ask(server, "jobs", "show", created["id"])
+            while shown["state"] == "RUNNING":
+                shown = ask(server, "jobs", "show", created["id"])
+            listed = ask(server, "devices", "list")
+        readable = [
+            run(capsys, *words, "--server", server.http)
+            for words in (["jobs", "list"], ["jobs", "show", created["id"]], ["devices", "list"], ["models", "list"])
+        ]
+        models = ask(server, "models", "list")
+        exported = ask(server, "models", "export", created["id"], "--output", str(tmp_path / "m.safetensors"))
+        initial = ask(
+            server,
+            "models",
+            "export",
+            created["id"],
+            "--model-version",
+            "0",
+            "--output",
+            str(tmp_path / "m0.safetensors"),
+        )
+        unwritable = run(
+            capsys, "models", "export", created["id"], "--output", "/no/such/folder/m", "--server", server.http
+        )
+        missing = run(capsys, "jobs", "cancel", "nope", "--server", server.http)
+        ended = run(capsys, "jobs", "cancel", created["id"], "--server", server.http)
+        invalid = tmp_path / "invalid.json"
+        invalid.write_text("{}")
+        refused = run(capsys, "jobs", "create", str(invalid), "--server", server.http)
+
+    assert (shown["state"], [round_["state"] for round_ in shown["rounds"]]) == ("COMPLETED", ["COMMITTED"] * 2)
+    assert [device["device_id"] for device in listed] == ["a", "b"]
+    assert [code for code, _, _ in readable] == [0, 0, 0, 0]
+    assert all(created["id"][:20] in out for _, out, _ in (readable[0], readable[1], readable[3]))
+    assert [(model["id"], model["latest"]["version"]) for model in models] == [(created["id"], 2)]
+    assert (exported["version"], initial["version"]) == (2, 0)
+    assert load_checkpoint(tmp_path / "m.safetensors").weights_digest == models[0]["latest"]["weights_digest"]
+    assert load_checkpoint(tmp_path / "m0.safetensors").extra["version"] == 0
+    assert unwritable[0] == 3
+    assert (missing[0], "there is no job 'nope'" in missing[2]) == (1, True)
+    assert (ended[0], "is COMPLETED and can no longer be cancelled" in ended[2]) == (1, True)
+    assert (refused[0], "invalid.json: the job is not valid" in refused[2]) == (3, True)

@@ -1,0 +1,131 @@
+"""The job file: what is filled in, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnncore.errors import ConfigurationError
+from bnncore.zoo import mlp
+from server.errors import InvalidJobError
+from server.jobs import load_job, parse_job
+
+JOB: dict[str, Any] = {
+    "name": "digits",
+    "model": {"zoo": "mlp", "params": {"widths": [16]}},
+    "classes": ["0", "1", "2"],
+    "input_shape": [4, 4],
+    "rounds": 10,
+    "local_steps": 5,
+}
+
+
+def test_what_is_left_out_is_filled_in() -> None:
+    job = parse_job(JOB)
+
+    assert (job.min_devices, job.cohort_size, job.quorum, job.deadline_s) == (1, 0, None, 600.0)
+    assert (job.batch_size, job.preset, job.optimizer, job.step_schedule) == (100, "bitfleet", None, "linear")
+    assert (job.strategy, job.up_codec, job.down_codec, job.seed) == ("fedavg", "int8", "int8", 0)
+    assert (job.evaluation, job.max_attempts) == (None, 3)
+    assert job.spec == mlp((4, 4), (16,), 3)
+
+
+def test_a_network_may_be_written_out() -> None:
+    spec = mlp((4, 4), (7,), 3)
+
+    assert parse_job({**JOB, "model": {"spec": spec.to_dict()}}).spec == spec
+
+
+def test_a_job_survives_being_stored() -> None:
+    job = parse_job({**JOB, "seed": 2**64 - 1, "evaluation": {"dataset": "digits"}})
+
+    assert parse_job(json.loads(job.to_json())) == job
+    assert parse_job(json.loads(job.to_json())).to_json() == job.to_json()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [1, 1, 1]), ("linear", [1, 0.55, 0.1]), ("cosine", [1, 0.55, 0.1])]
+)
+def test_the_step_size_follows_its_schedule(schedule: str, expected: list[float]) -> None:
+    job = parse_job({**JOB, "rounds": 11, "step_schedule": schedule})
+
+    assert [job.step_scale(number) for number in (1, 6, 11)] == pytest.approx(expected)
+
+
+def test_cosine_is_slow_at_both_ends() -> None:
+    job = parse_job({**JOB, "rounds": 11, "step_schedule": "cosine"})
+
+    assert job.step_scale(2) > 1 - 0.09  # linear: 1 - 0.9 / 10
+    assert job.step_scale(10) < 0.1 + 0.09
+
+
+def test_a_single_round_takes_full_steps() -> None:
+    assert parse_job({**JOB, "rounds": 1}).step_scale(1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"model": {"zoo": "mlp", "width": 3}}, r"model\.width: Extra inputs"),
+        ({"rounds": 0}, "rounds: .*greater than or equal to 1"),
+        ({"rounds": "10"}, "rounds: .*valid integer"),
+        ({"name": "../x"}, "name: .*pattern"),
+        ({"model": {}}, "exactly one of"),
+        ({"model": {"zoo": "mlp", "spec": {}}}, "exactly one of"),
+        ({"model": {"spec": {"format": "x"}}}, "the job is not valid"),
+        ({"model": {"zoo": "resnet"}}, r"model must be one of \['mlp'\], got 'resnet'"),
+        ({"model": {"zoo": "mlp", "params": {"depth": 3}}}, "depth"),
+        ({"model": {"zoo": "mlp", "params": {"classes": 4}}}, "tells 4 classes apart, but the job names 3"),
+        (
+            {"model": {"spec": mlp((5, 5), (7,), 3).to_dict()}},
+            r"samples of shape \[5, 5\], but input_shape is \[4, 4\]",
+        ),
+        ({"classes": ["a", "a", "b"]}, "classes must differ"),
+        ({"cohort_size": 3, "quorum": 4}, r"quorum \(4\) can never be reached with a cohort_size of 3"),
+        ({"deadline_s": float("inf")}, "deadline_s"),
+        ({"strategy": "best"}, "strategy must be one of fedavg"),
+        ({"up_codec": "gzip"}, "codec must be one of"),
+        ({"step_schedule": "steep"}, "step_schedule"),
+        ({"seed": -1}, "seed"),
+        ({"evaluation": {"set": "digits"}}, r"evaluation\.set: Extra inputs"),
+    ],
+)
+def test_a_job_that_cannot_run_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidJobError, match=words):
+        parse_job({**JOB, **changes})
+
+
+@pytest.mark.parametrize("value", [None, [], "digits", 3])
+def test_a_job_is_an_object(value: object) -> None:
+    with pytest.raises(InvalidJobError, match="valid dictionary"):
+        parse_job(value)
+
+
+def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(JOB))
+    (tmp_path / "job.toml").write_text(
+        'name = "digits"\nclasses = ["0", "1", "2"]\ninput_shape = [4, 4]\nrounds = 10\nlocal_steps = 5\n'
+        '[model]\nzoo = "mlp"\nparams = {widths = [16]}\n'
+    )
+
+    assert load_job(tmp_path / "job.toml") == load_job(tmp_path / "job.json") == parse_job(JOB)
+
+
+@pytest.mark.parametrize(("name", "text"), [("j.json", "{"), ("j.toml", "= 3"), ("j.json", '"\ud800"'), ("none", None)])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text, errors="surrogatepass")
+
+    with pytest.raises(ConfigurationError, match=f"cannot read the job file .*{name}"):
+        load_job(tmp_path / name)
+
+
+def test_a_job_in_a_file_that_is_not_valid_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps({**JOB, "rounds": -1}))
+
+    with pytest.raises(InvalidJobError, match=r"job\.json: the job is not valid: rounds"):
+        load_job(tmp_path / "job.json")
