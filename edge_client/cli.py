@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bnncore.errors import BitfleetError
+from bnncore.errors import BitfleetError, ConfigurationError
 from edge_client.outbox import UNANSWERED
+from edge_client.pss import use_one_heap
 from edge_client.settings import ClientSettings, default_state_dir
 from edge_client.state_dir import StateDir
 
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except BitfleetError as error:
         print(f"bitfleet: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"bitfleet: error: {error}", file=sys.stderr)
+        return ConfigurationError.exit_code
     except KeyboardInterrupt:
         return 130
     return 0
@@ -69,7 +73,8 @@ def _run(arguments: argparse.Namespace) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's own lines on standard error say the same less clearly
-    from edge_client.agent import run_agent  # after the line above, and not for the other commands: gRPC is 20 MB
+    use_one_heap()
+    from edge_client.agent import run_agent  # after the two lines above, and not for every command: gRPC is 20 MB
 
     return asyncio.run(run_agent(settings))
 
@@ -121,10 +126,9 @@ def _outbox(state: StateDir) -> tuple[list[dict[str, Any]], str]:
     ]
     lines = [f"{'at':<25} {'bytes':>10} {'status':<10} {'round':>5}  {'digest':<12}  job"]
     lines += ["{at:<25} {bytes:>10} {status:<10} {round:>5}  {digest:.12}  {job_id}".format(**row) for row in rows]
-    lines.append(
-        f"{sum(row['bytes'] for row in rows)} bytes in {len(rows)} updates"
-        + (f"; {UNANSWERED}: the coordinator's answer never came, some or all of the bytes left" if rows else "")
-    )
+    lines.append(f"{sum(row['bytes'] for row in rows)} bytes in {len(rows)} updates")
+    if any(row["status"] == UNANSWERED for row in rows):
+        lines.append(f"{UNANSWERED}: no answer came, so some or all of the bytes left")
     return rows, "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Memory of the device's processes as the kernel counts it: the proportional set size.
+"""Memory of the device's processes as the kernel counts it, the proportional set size, and how it is kept small.
 
 A page that k processes map counts 1/k in each, so the sum over processes counts every page once. RSS would count
 shared libraries twice.
@@ -6,10 +6,14 @@ shared libraries twice.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
-__all__ = ["peak_pss_bytes", "process_tree", "pss_bytes", "tree_pss_bytes"]
+__all__ = ["peak_pss_bytes", "process_tree", "pss_bytes", "tree_pss_bytes", "use_one_heap"]
+
+_M_ARENA_MAX = -8
 
 
 def pss_bytes(pid: int) -> int:
@@ -53,6 +57,15 @@ def process_tree(pid: int) -> list[int]:
 def tree_pss_bytes(pid: int) -> int:
     """Sum the proportional set sizes of a process and all of its descendants; 0 when unknown."""
     return sum(pss_bytes(process) for process in process_tree(pid))
+
+
+def use_one_heap() -> None:
+    """Have all threads of this process share one heap: gRPC's seven would keep one each, 2 MB together.
+
+    Call it before they start. Does nothing where the C library knows no such choice.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _parent_of(name: str) -> int:

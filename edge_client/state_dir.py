@@ -121,7 +121,8 @@ class StateDir:
         """Give the device its lasting name: the kept one, else the given one, else a new one.
 
         Raises:
-          StateFolderError: the given name is not the kept one; an update of another device may lie in the folder.
+          StateFolderError: the given name is not the kept one (an update of another device may lie in the folder),
+            or a new one cannot be kept.
         """
         kept = self.device_id()
         if kept is not None:
@@ -132,7 +133,10 @@ class StateDir:
                 )
             return kept
         device_id = given or f"dev-{secrets.token_hex(6)}"
-        _write(self.root / "device_id", f"{device_id}\n")
+        try:
+            _write(self.root / "device_id", f"{device_id}\n")
+        except OSError as error:
+            raise StateFolderError(f"the device's name cannot be kept in {self.root}: {error}") from error
         return device_id
 
     def new_task(self) -> Path:

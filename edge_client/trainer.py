@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -183,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("task_dir", type=Path, metavar="TASK_DIR")
     arguments = parser.parse_args(argv)
     bind_to_parent(arguments.parent)
-    logging.basicConfig(level=os.environ.get("BITFLEET_CLIENT_LOG_LEVEL", "info").upper(), stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     events = EventWriter()
     try:
         task = json.loads((arguments.task_dir / TASK_FILE).read_bytes())

@@ -25,7 +25,7 @@ __all__ = ["KilledBySignalError", "TrainingResult", "ask_child", "run_child", "r
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_INTERVAL_S = 0.5
+SAMPLE_INTERVAL_S = 1.0
 """Between two measurements of the device's memory while a trainer runs."""
 
 _MAX_LINE_BYTES = 1 << 20

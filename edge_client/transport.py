@@ -121,7 +121,7 @@ class Transport:
         """
         call: _Connect = self._stub.Connect()
         try:
-            with _link_errors(self.address, refusal=ProtocolError):
+            with _link_errors("connecting", refusal=ProtocolError):
                 await _in_time(call.write(wire.ConnectRequest(hello=hello)))
                 answer = await _in_time(_read(call))
             chosen = answer.welcome.protocol

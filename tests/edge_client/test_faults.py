@@ -183,6 +183,47 @@ async def test_a_full_disk_fails_the_task_and_not_the_agent(coordinator: Coordin
     assert not list(device.state.models.root.iterdir())
 
 
+async def test_a_signal_is_obeyed_while_the_cable_is_pulled(coordinator: Coordinator, wire: Wire, start: Start) -> None:
+    device = start(wire.port)
+    await coordinator.give(make_task(steps=LONG)[0])
+    await device.trainer()
+
+    wire.stall()
+    device.signal(signal.SIGTERM)
+
+    assert await device.ended() == 0
+
+
+async def test_a_download_can_be_cancelled(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port)
+    task, model = make_task(1, from_seed=False, widths=WIDE)
+    coordinator.download_gate.clear()
+    await coordinator.give(task, model=model)
+    await device.until(lambda: device.state.models.partial_bytes(task.model_digest))
+
+    await coordinator.cancel(task)
+    await coordinator.give(make_task(2)[0])
+    await coordinator.until(lambda: coordinator.updates)
+
+    assert coordinator.updates[0][0].round_number == 2
+    assert coordinator.reports == []
+
+
+async def test_without_a_ledger_nothing_leaves(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port)
+    await device.until(lambda: device.state.root.exists())
+    (device.state.root / "outbox.jsonl").mkdir()  # a ledger that cannot be written
+
+    await coordinator.give(make_task()[0])
+    await device.until(lambda: "the outbox ledger cannot be written" in device.log)
+    device.signal(signal.SIGTERM)
+    assert await device.ended() == 0
+    assert coordinator.updates == []
+    (device.state.root / "outbox.jsonl").rmdir()
+    start(coordinator.port)
+    await coordinator.until(lambda: coordinator.updates)
+
+
 @pytest.mark.slow
 async def test_an_agent_killed_at_any_instant_counts_once(coordinator: Coordinator, start: Start) -> None:
     task, model = make_task(from_seed=False, widths=WIDE)

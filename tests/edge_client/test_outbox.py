@@ -45,7 +45,7 @@ def test_a_line_that_a_power_cut_left_unfinished_harms_no_other(tmp_path: Path) 
     path = tmp_path / "outbox.jsonl"
     whole = path.read_bytes()
 
-    for length in range(len(whole) + 1):
+    for length in (*range(0, len(whole), 9), len(whole)):
         path.write_bytes(whole[:length])
         before = [row.round_number for row in outbox.dispatches()]
         send(outbox, 3)

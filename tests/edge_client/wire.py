@@ -174,6 +174,8 @@ class Wire:
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
         self._bytes_left: int | None = None
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.cuts = 0
 
     async def __aenter__(self) -> Self:
@@ -185,6 +187,7 @@ class Wire:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._server.close()
+        self._flows.set()
         self.cut()
 
     def cut(self) -> None:
@@ -197,6 +200,10 @@ class Wire:
     def cut_after(self, num_bytes: int) -> None:
         """Cut once so many more bytes have passed, either way."""
         self._bytes_left = num_bytes
+
+    def stall(self) -> None:
+        """Let nothing through any more, and say nothing about it: a cable that was pulled."""
+        self._flows.clear()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -216,6 +223,7 @@ class Wire:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(1024):
+                await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
                 if self._bytes_left is not None:
