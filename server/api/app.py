@@ -45,7 +45,7 @@ def create_app(coordinator: Coordinator, *, version: str) -> FastAPI:
     @app.get("/readyz", response_class=PlainTextResponse)
     async def readyz() -> Response:
         """Whether jobs are worked on and the database answers."""
-        if not coordinator.is_ready:
+        if not coordinator.jobs.is_working:
             return problem(503, "the coordinator is starting or stopping")
         await coordinator.disk.run(coordinator.disk.storage.list_jobs)
         return PlainTextResponse("ready")

@@ -51,11 +51,11 @@ class Queries:
 
     async def job(self, job_id: str) -> JobView:
         """Return one job."""
-        return await self._job_view(await self._coordinator.get_job(job_id))
+        return await self._job_view(await self._coordinator.jobs.get(job_id))
 
     async def rounds(self, job_id: str) -> list[RoundView]:
         """Return a job's rounds with their updates."""
-        await self._coordinator.get_job(job_id)
+        await self._coordinator.jobs.get(job_id)
         rounds = await self._disk.run(self._storage.list_rounds, job_id)
         rows = await self._disk.run(self._storage.list_updates, job_id)
         return [
@@ -77,7 +77,7 @@ class Queries:
 
     async def versions(self, job_id: str) -> list[VersionView]:
         """Return all versions of a model."""
-        await self._coordinator.get_job(job_id)
+        await self._coordinator.jobs.get(job_id)
         rounds = {record.round_number: record for record in await self._disk.run(self._storage.list_rounds, job_id)}
         versions = await self._disk.run(self._storage.list_versions, job_id)
         return [VersionView.of(record, rounds.get(record.version)) for record in versions]
@@ -89,7 +89,7 @@ class Queries:
 
     async def checkpoint(self, job_id: str, version: int) -> Path:
         """Write a version as a checkpoint into a temporary file, which the caller removes."""
-        job = await self._coordinator.get_job(job_id)
+        job = await self._coordinator.jobs.get(job_id)
         record = await self._version_record(job_id, version)
         round_ = await self._disk.run(self._storage.get_round, job_id, version)
         extra = {"job_id": job_id, "job_name": job.name, "version": version}

@@ -31,7 +31,7 @@ def create_router(coordinator: Coordinator, queries: Queries) -> APIRouter:
     @router.post("/jobs", status_code=201)
     async def create_job(job: Annotated[dict[str, Any], Body()], response: Response) -> JobView:
         """Create a job from the same object that a job file holds; 422 says what is wrong with it."""
-        record = await coordinator.create_job(parse_job(job))
+        record = await coordinator.jobs.create(parse_job(job))
         response.headers["Location"] = f"/api/v1/jobs/{record.job_id}"
         return await queries.job(record.job_id)
 
@@ -43,7 +43,7 @@ def create_router(coordinator: Coordinator, queries: Queries) -> APIRouter:
     @router.post("/jobs/{job_id}/cancel")
     async def cancel_job(job_id: str) -> JobView:
         """Cancel a pending or running job; 409 when it has ended. What it committed stays."""
-        await coordinator.cancel_job(job_id)
+        await coordinator.jobs.cancel(job_id)
         return await queries.job(job_id)
 
     @router.get("/jobs/{job_id}/rounds")

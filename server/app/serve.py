@@ -69,7 +69,7 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
         try:
             async with _grpc(coordinator, settings) as grpc_address, _http(coordinator, http_socket):
                 for job in jobs:
-                    await coordinator.ensure_job(job)
+                    await coordinator.jobs.ensure(job)
                 await coordinator.start()
                 host, port = http_socket.getsockname()[:2]
                 announce(f"bitfleet-server ready: devices at {grpc_address}, people at http://{Address(host, port)}/")
@@ -85,7 +85,7 @@ async def _wait(stop: asyncio.Event, coordinator: Coordinator | None) -> bool:
     """Wait for a signal, or until all jobs are done when a coordinator is given; returns whether it was a signal."""
     waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
     if coordinator is not None:
-        waits.append(asyncio.ensure_future(coordinator.wait_until_idle()))
+        waits.append(asyncio.ensure_future(coordinator.jobs.wait_until_idle()))
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:

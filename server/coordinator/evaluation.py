@@ -13,12 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from bnncore.data import open_dataset
 from bnncore.engine import Engine
 from bnncore.errors import BitfleetError
 from bnncore.optimizer import resolve_preset
 from bnncore.state import State
 from bnncore.training import evaluate
+from server.coordinator.cohort import why_ineligible
 from server.coordinator.disk import Disk
 from server.coordinator.versions import read_deployed_state
 from server.errors import InvalidJobError
@@ -36,16 +39,19 @@ class HeldOutSet:
         self._config = config
         root = None if choice.data is None else Path(choice.data)
         self._dataset = open_dataset(choice.dataset, root, split="test")
-        if (
-            tuple(self._dataset.input_shape) != tuple(config.input_shape)
-            or list(self._dataset.classes) != config.classes
-        ):
-            shape, classes = list(self._dataset.input_shape), list(self._dataset.classes)
+        problem = why_ineligible(
+            job_classes=config.classes,
+            job_input_shape=config.input_shape,
+            device_classes=self._dataset.classes,
+            device_input_shape=self._dataset.input_shape,
+            device_num_examples=self._dataset.num_examples,
+        )
+        if problem is not None:
             self._dataset.close()
-            raise InvalidJobError(
-                f"the evaluation set has shape {shape} and classes {classes}, "
-                f"the job has {config.input_shape} and {config.classes}"
-            )
+            raise InvalidJobError(f"the evaluation set does not fit the job: {problem}")
+        # Labels are matched by name, as on devices.
+        numbers = np.array([config.classes.index(name) for name in self._dataset.classes], dtype=np.uint8)
+        self._dataset.labels = numbers[self._dataset.labels]
 
     def evaluate(self, state: State) -> tuple[float, float]:
         """Return (accuracy in percent, mean loss in nats) of a state with statistics."""

@@ -127,7 +127,8 @@ class Intake:
             except UpdateRejected as error:
                 return await active.refuse(header, str(error))
         finally:
-            await asyncio.to_thread(writer.discard)
+            # Shielded: a call that was cancelled may be cancelled again while it cleans up.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, writer.discard))
 
     async def _write_chunks(
         self, active: RoundRunner, header: UpdateHeader, chunks: AsyncIterator[Chunk], writer: BlobWriter

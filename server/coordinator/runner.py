@@ -7,7 +7,6 @@ after an error.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +26,8 @@ from server.errors import ServerError
 from server.jobs import JobConfig
 from server.storage.base import JobRecord, RoundRecord
 
-_log = logging.getLogger(__name__)
-
 RETURN_GRACE_S = 45.0
 """After a restart devices have this long to come back before they count as gone: more than their longest backoff."""
-
-_MAX_FAULTS = 5
-_FAULT_PAUSE_S = 1.0
 
 
 class RoundMissed(ServerError):
@@ -67,6 +61,7 @@ class JobRunner:
         self._disk = parts.disk
         self._writer = VersionWriter(job.job_id, self._spec, config.down_codec, parts.disk.blobs)
         self._cancel_reason: str | None = None
+        self.rounds_committed = 0
         self.active: RoundRunner | None = None
         """The round being played; None between rounds."""
 
@@ -103,46 +98,35 @@ class JobRunner:
         """
         storage = self._disk.storage
         async with Evaluator(self._disk, self.job_id, self.config) as evaluator:
-            rounds = await self._disk.run(storage.list_rounds, self.job_id)
-            committed = [round_ for round_ in rounds if round_.state == Phase.COMMITTED]
-            for round_ in committed:
-                if round_.accuracy is None:
-                    evaluator.submit(round_.round_number)
+            records = await self._disk.run(storage.list_rounds, self.job_id)
+            committed = [record for record in records if record.state == Phase.COMMITTED]
+            for record in committed:
+                if record.accuracy is None:
+                    evaluator.submit(record.round_number)
             if await self._disk.run(storage.get_version, self.job_id, 0) is None:
                 state = await asyncio.to_thread(self._parts.initial_state, self.config)
                 version = await asyncio.to_thread(self._writer.write, 0, state, time.time())
                 await self._disk.run(storage.add_version, version)
+            self.rounds_committed = len(committed)
             for number in range(len(committed) + 1, self.config.rounds + 1):
-                await self._play(number)
+                self._check_cancelled()
+                round_ = await self._play(number)
+                self._check_cancelled()
+                if round_.phase is Phase.FAILED:
+                    raise RoundMissed(f"round {number}: {round_.reason}")
+                self.rounds_committed = number
                 evaluator.submit(number)
             await evaluator.drain()
+        self._check_cancelled()
 
-    async def _play(self, number: int) -> None:
-        """Play a round; after an error take it up again from storage, a few times."""
-        for fault in range(1, _MAX_FAULTS + 1):
-            if self._cancel_reason is not None:
-                raise JobCancelled(self._cancel_reason)
-            try:
-                round_ = await self._play_once(number)
-            except ServerError:
-                raise
-            except Exception as error:
-                _log.exception("event=round_interrupted job=%s round=%d fault=%d", self.job_id, number, fault)
-                if fault == _MAX_FAULTS:
-                    raise RoundMissed(f"round {number} was interrupted {fault} times, last by: {error}") from error
-                await asyncio.sleep(_FAULT_PAUSE_S)
-                continue
-            if self._cancel_reason is not None:
-                raise JobCancelled(self._cancel_reason)
-            if round_.phase is Phase.FAILED:
-                raise RoundMissed(f"round {number}: {round_.reason}")
-            return
+    def _check_cancelled(self) -> None:
+        if self._cancel_reason is not None:
+            raise JobCancelled(self._cancel_reason)
 
-    async def _play_once(self, number: int) -> Round:
+    async def _play(self, number: int) -> Round:
+        """Play one round from where it stands to its end."""
         storage = self._disk.storage
         record = await self._disk.run(storage.get_round, self.job_id, number)
-        if record is not None and record.state == Phase.COMMITTED:
-            return Round(self._rules(number), phase=Phase.COMMITTED)
         base = await self._disk.run(storage.get_version, self.job_id, number - 1)
         if base is None:
             raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")

@@ -12,6 +12,7 @@ from server.errors import InvalidRequestError
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_CLASSES = 100_000
+_MAX_CLASS_NAME = 200
 
 
 def hello_of(message: pb.Hello) -> DeviceHello:
@@ -26,15 +27,20 @@ def hello_of(message: pb.Hello) -> DeviceHello:
         raise InvalidRequestError(f"data.classes must be at most {_MAX_CLASSES} different names")
     return DeviceHello(
         device_id=message.device_id,
-        client_version=message.client_version[:64],
-        classes=tuple(data.classes),
+        client_version=_text(message.client_version, 64),
+        classes=tuple(_text(name, _MAX_CLASS_NAME) for name in data.classes),
         input_shape=tuple(data.input_shape),
         num_examples=_count("data.num_examples", data.num_examples),
-        isa=capabilities.isa[:64],
+        isa=_text(capabilities.isa, 64),
         threads=min(capabilities.threads, 2**16),
         memory_bytes=_count("capabilities.memory_bytes", capabilities.memory_bytes),
-        machine=capabilities.machine[:64],
+        machine=_text(capabilities.machine, 64),
     )
+
+
+def _text(value: str, limit: int) -> str:
+    """Cut a text that goes into logs and the database, and replace what is not printable: it could forge a line."""
+    return "".join(character if character.isprintable() else "?" for character in value[:limit])
 
 
 def check_device_id(device_id: str) -> None:
@@ -48,11 +54,16 @@ def heartbeat_of(message: pb.Heartbeat) -> Heartbeat:
     state = message.state if message.state in pb.DeviceState.values() else pb.DEVICE_STATE_UNSPECIFIED
     return Heartbeat(
         state=pb.DeviceState.Name(state).removeprefix("DEVICE_STATE_"),
-        task_id=message.task_id[:256],
+        task_id=_text(message.task_id, 256),
         step=message.step,
         total_steps=message.total_steps,
         pss_bytes=_count("pss_bytes", message.pss_bytes),
     )
+
+
+def report_of(message: pb.TaskReport) -> tuple[str, TaskOutcome, str]:
+    """Convert a report to (task id, outcome, reason)."""
+    return _text(message.task_id, 256), outcome_of(message), _text(message.reason, 500)
 
 
 def outcome_of(message: pb.TaskReport) -> TaskOutcome:
@@ -76,16 +87,16 @@ def header_of(message: pb.UpdateHeader) -> UpdateHeader:
     metrics = message.metrics
     return UpdateHeader(
         device_id=message.device_id,
-        task_id=message.task_id[:256],
-        job_id=message.job_id[:80],
+        task_id=_text(message.task_id, 256),
+        job_id=_text(message.job_id, 80),
         round_number=min(message.round_number, 2**31 - 1),
-        model_digest=message.model_digest[:64],
-        update_digest=message.update_digest[:64],
+        model_digest=_text(message.model_digest, 64),
+        update_digest=_text(message.update_digest, 64),
         total_bytes=_count("total_bytes", message.total_bytes),
         num_examples=_count("num_examples", message.num_examples),
-        codec=message.codec[:32],
+        codec=_text(message.codec, 32),
         loss=metrics.loss if message.HasField("metrics") and math.isfinite(metrics.loss) else None,
-        seconds=metrics.seconds if message.HasField("metrics") and math.isfinite(metrics.seconds) else None,
+        seconds=metrics.seconds if message.HasField("metrics") and 0 <= metrics.seconds < math.inf else None,
         peak_pss_bytes=_count("peak_pss_bytes", metrics.peak_pss_bytes),
     )
 

@@ -105,9 +105,7 @@ class FleetService(pb_grpc.FleetServicer):
                 case "heartbeat":
                     self._coordinator.heartbeat(session, convert.heartbeat_of(request.heartbeat))
                 case "report":
-                    report = request.report
-                    outcome = convert.outcome_of(report)
-                    self._coordinator.report(session, report.task_id, outcome, report.reason)
+                    self._coordinator.report(session, *convert.report_of(request.report))
                 case "hello":
                     raise InvalidRequestError("only the first event of a stream is a Hello")
                 case _:

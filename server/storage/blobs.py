@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,6 +103,8 @@ class LocalBlobWriter:
         self._hash = hashlib.sha256()
         self._size = 0
         self._file: BinaryIO | None = path.open("xb", buffering=0)
+        # A call that is cancelled leaves its thread writing; nobody may close the file under it.
+        self._lock = threading.Lock()
 
     @property
     def size(self) -> int:
@@ -115,13 +118,14 @@ class LocalBlobWriter:
 
     def write(self, data: bytes) -> None:
         """Append bytes to the temporary file; they are not on disk yet."""
-        if self._file is None:
-            raise ValueError("the payload was kept or discarded: nothing more can be written to it")
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-        self._hash.update(data)
-        self._size += len(data)
+        with self._lock:
+            if self._file is None:
+                raise ValueError("the payload was kept or discarded: nothing more can be written to it")
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+            self._hash.update(data)
+            self._size += len(data)
 
     def read(self) -> bytes:
         """Read the temporary file."""
@@ -129,22 +133,24 @@ class LocalBlobWriter:
 
     def keep(self) -> str:
         """Flush, rename, flush the folder."""
-        if self._file is None:
-            raise ValueError("the payload was kept or discarded before")
-        os.fsync(self._file.fileno())
-        destination = self._blobs.path(self.digest)
-        if not destination.parent.exists():
-            destination.parent.mkdir(exist_ok=True)
-            sync_folder(destination.parent.parent)
-        os.replace(self._path, destination)
-        self._file.close()
-        self._file = None
-        sync_folder(destination.parent)
-        return self.digest
+        with self._lock:
+            if self._file is None:
+                raise ValueError("the payload was kept or discarded before")
+            os.fsync(self._file.fileno())
+            destination = self._blobs.path(self.digest)
+            if not destination.parent.exists():
+                destination.parent.mkdir(exist_ok=True)
+                sync_folder(destination.parent.parent)
+            os.replace(self._path, destination)
+            self._file.close()
+            self._file = None
+            sync_folder(destination.parent)
+            return self.digest
 
     def discard(self) -> None:
         """Remove the temporary file unless the payload was kept."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            self._path.unlink(missing_ok=True)
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+                self._path.unlink(missing_ok=True)

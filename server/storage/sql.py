@@ -39,7 +39,7 @@ def open_storage(url: str) -> SqlStorage:
       ConfigurationError: the URL is malformed, its driver is not installed, or the database cannot be opened.
     """
     try:
-        engine = create_engine(make_url(url), poolclass=QueuePool)
+        engine = create_engine(make_url(url), poolclass=QueuePool, pool_pre_ping=True)
         shown = engine.url.render_as_string(hide_password=True)
     except (SQLAlchemyError, ImportError) as error:
         raise ConfigurationError(f"--database must be a URL of an installed driver: {error}") from error

@@ -24,7 +24,7 @@ def job_object(**changes: Any) -> dict[str, Any]:
 
 
 async def finish(house: House) -> None:
-    await asyncio.wait_for(house.coordinator.wait_until_idle(), 30)
+    await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
 
 
 async def test_a_job_is_created_shown_and_listed(open_house: OpenHouse) -> None:
@@ -63,7 +63,10 @@ async def problem_of(house: House, method: str, path: str, **options: Any) -> tu
         ({"optimizer": "sgd"}, "there is no optimizer 'sgd'"),
         ({"preset": "tiny"}, "there is no preset 'tiny'"),
         ({"evaluation": {"dataset": "idx", "data": "/no/such/folder"}}, "/no/such/folder"),
-        ({"evaluation": {"dataset": "digits"}}, "the evaluation set has shape [8, 8]"),
+        (
+            {"evaluation": {"dataset": "digits"}},
+            "the evaluation set does not fit the job: its samples have shape [8, 8], the job needs [4, 4]",
+        ),
     ],
 )
 async def test_a_job_that_cannot_run_is_a_problem(open_house: OpenHouse, changes: dict[str, Any], words: str) -> None:
@@ -101,7 +104,7 @@ async def test_every_error_is_a_problem(
 
 async def test_a_job_is_cancelled_once(open_house: OpenHouse) -> None:
     async with open_house() as house:
-        job = await house.coordinator.create_job(make_job())
+        job = await house.coordinator.jobs.create(make_job())
         await until(lambda: house.coordinator.running_job is not None)
         first = await house.http.post(f"/api/v1/jobs/{job.job_id}/cancel")
         second = await problem_of(house, "POST", f"/api/v1/jobs/{job.job_id}/cancel")
@@ -114,8 +117,8 @@ async def test_a_job_is_cancelled_once(open_house: OpenHouse) -> None:
 
 async def test_a_pending_job_is_cancelled_before_it_runs(open_house: OpenHouse) -> None:
     async with open_house() as house:
-        first = await house.coordinator.create_job(make_job())
-        second = await house.coordinator.create_job(make_job())
+        first = await house.coordinator.jobs.create(make_job())
+        second = await house.coordinator.jobs.create(make_job())
         await house.http.post(f"/api/v1/jobs/{second.job_id}/cancel")
         await house.http.post(f"/api/v1/jobs/{first.job_id}/cancel")
         await finish(house)
@@ -138,7 +141,7 @@ async def test_every_committed_version_is_evaluated_as_devices_receive_it(
     write_held_out_set(tmp_path / "held-out")
     config = make_job(rounds=3, evaluation={"dataset": "idx", "data": str(tmp_path / "held-out")}, local_steps=8)
     async with open_house() as house, connected(house.address, "a", "b") as devices:
-        job = await house.coordinator.create_job(config)
+        job = await house.coordinator.jobs.create(config)
         await asyncio.gather(*(device.work(3) for device in devices))
         await finish(house)
         rounds = await house.rounds(job.job_id)
@@ -165,7 +168,7 @@ async def test_every_committed_version_is_evaluated_as_devices_receive_it(
 
 async def test_a_model_version_is_exported_as_a_checkpoint(open_house: OpenHouse, tmp_path: Path) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as devices:
-        job = await house.coordinator.create_job(make_job(rounds=1))
+        job = await house.coordinator.jobs.create(make_job(rounds=1))
         await asyncio.gather(*(device.work(1) for device in devices))
         await finish(house)
         models = await house.get("/api/v1/models")
@@ -188,7 +191,7 @@ async def test_status_counts_jobs_and_devices(open_house: OpenHouse) -> None:
             pass
         await until(lambda: len(house.coordinator.fleet) == 0)
         async with connected(house.address, "b"):
-            job = await house.coordinator.create_job(make_job())
+            job = await house.coordinator.jobs.create(make_job())
             await until(lambda: house.coordinator.running_job is not None)
             status = await house.get("/api/v1/status")
             devices = await house.get("/api/v1/devices")
@@ -213,7 +216,7 @@ async def test_health_and_readiness(open_house: OpenHouse) -> None:
 
 async def test_metrics_count_what_happened(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as devices:
-        await house.coordinator.create_job(make_job(rounds=2))
+        await house.coordinator.jobs.create(make_job(rounds=2))
         await asyncio.gather(*(device.work(2) for device in devices))
         await finish(house)
         response = await house.http.get("/metrics")

@@ -18,7 +18,7 @@ from tests.server.scripted import ScriptedDevice, connected
 
 
 async def finish(house: House) -> None:
-    await asyncio.wait_for(house.coordinator.wait_until_idle(), 30)
+    await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
 
 
 async def ended(device: ScriptedDevice) -> tuple[grpc.StatusCode, str]:
@@ -33,7 +33,7 @@ async def ended(device: ScriptedDevice) -> tuple[grpc.StatusCode, str]:
 
 async def test_a_fleet_trains_all_rounds_of_a_job(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b", "c") as devices:
-        job = await house.coordinator.create_job(make_job(rounds=3))
+        job = await house.coordinator.jobs.create(make_job(rounds=3))
         answers = await asyncio.gather(*(device.work(3) for device in devices))
         await finish(house)
 
@@ -50,7 +50,7 @@ async def test_a_fleet_trains_all_rounds_of_a_job(open_house: OpenHouse) -> None
 async def digests_of(open_house: OpenHouse, order: str) -> list[str]:
     """Run two rounds in which the devices submit in a given order; returns the digests of the models."""
     async with open_house() as house, connected(house.address, *"abc") as devices:
-        job = await house.coordinator.create_job(make_job(rounds=2, name=f"order-{order}"))
+        job = await house.coordinator.jobs.create(make_job(rounds=2, name=f"order-{order}"))
         by_name = {device.device_id: device for device in devices}
         for _ in range(2):
             tasks = {name: await device.next_task() for name, device in by_name.items()}
@@ -67,7 +67,7 @@ async def test_the_order_of_arrival_does_not_enter_the_model(open_house: OpenHou
 async def test_a_task_says_all_that_training_needs(open_house: OpenHouse) -> None:
     job = make_job(rounds=3, seed=2**63 + 5, optimizer="bop", step_schedule="linear", down_codec="float32")
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        record = await house.coordinator.create_job(job)
+        record = await house.coordinator.jobs.create(job)
         first, _ = await asyncio.gather(a.next_task(), b.work(1))
         await a.submit(first, await a.train(first))
         second = await a.next_task()
@@ -95,7 +95,7 @@ async def test_a_device_can_make_the_initial_model_itself(
 
     job = make_job(rounds=1, seed=77, optimizer=optimizer, down_codec=down_codec)
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(job)
+        await house.coordinator.jobs.create(job)
         task = await a.next_task()
         downloaded = await a.download(task.model_digest)
 
@@ -110,7 +110,7 @@ async def test_a_device_can_make_the_initial_model_itself(
 async def test_float32_updates_under_adam_train_too(open_house: OpenHouse) -> None:
     job = make_job(rounds=2, optimizer="adam", up_codec="float32", down_codec="float32")
     async with open_house() as house, connected(house.address, "a", "b") as devices:
-        await house.coordinator.create_job(job)
+        await house.coordinator.jobs.create(job)
         answers = await asyncio.gather(*(device.work(2) for device in devices))
         await finish(house)
 
@@ -120,7 +120,7 @@ async def test_float32_updates_under_adam_train_too(open_house: OpenHouse) -> No
 async def test_a_download_resumes_at_an_offset(open_house: OpenHouse) -> None:
     job = make_job(model={"zoo": "mlp", "params": {"widths": [200]}})  # some chunks of 1 KiB
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(job)
+        await house.coordinator.jobs.create(job)
         task = await a.next_task()
         whole = await a.download(task.model_digest)
 
@@ -137,7 +137,7 @@ async def test_a_download_resumes_at_an_offset(open_house: OpenHouse) -> None:
 
 async def test_an_update_of_another_device_is_not_for_download(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         update = await a.train(task)
         header = a.header(task, update)
@@ -150,7 +150,7 @@ async def test_an_update_of_another_device_is_not_for_download(open_house: OpenH
 
 async def test_bytes_are_those_that_were_serialised(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as devices:
-        job = await house.coordinator.create_job(make_job(rounds=1))
+        job = await house.coordinator.jobs.create(make_job(rounds=1))
         await asyncio.gather(*(device.work(1) for device in devices))
         await finish(house)
         (round_,) = await house.rounds(job.job_id)
@@ -166,7 +166,7 @@ async def test_bytes_are_those_that_were_serialised(open_house: OpenHouse) -> No
 
 async def test_a_reconnecting_device_gets_its_task_again(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        await house.coordinator.create_job(make_job(rounds=1))
+        await house.coordinator.jobs.create(make_job(rounds=1))
         first = await a.next_task()
         await a.vanish()
         await a.connect()
@@ -181,7 +181,7 @@ async def test_a_reconnecting_device_gets_its_task_again(open_house: OpenHouse) 
 
 async def test_a_device_that_delivered_gets_no_task_after_a_reconnect(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        await house.coordinator.create_job(make_job(rounds=2))
+        await house.coordinator.jobs.create(make_job(rounds=2))
         await a.work(1)
         await a.vanish()
         await a.connect()
@@ -193,7 +193,7 @@ async def test_a_device_that_delivered_gets_no_task_after_a_reconnect(open_house
 async def test_a_second_stream_replaces_the_first(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "a") as (first, second):
         code, details = await ended(first)
-        await house.coordinator.create_job(make_job(min_devices=1))
+        await house.coordinator.jobs.create(make_job(min_devices=1))
         task = await second.next_task()
         devices = await house.get("/api/v1/devices")
 
@@ -205,7 +205,7 @@ async def test_a_second_stream_replaces_the_first(open_house: OpenHouse) -> None
 
 async def test_a_lost_device_is_not_waited_for_when_the_quorum_is_reached(open_house: OpenHouse) -> None:
     async with open_house(heartbeat_interval_s=0.2) as house, connected(house.address, *"abc") as (a, b, c):
-        job = await house.coordinator.create_job(make_job(rounds=1, min_devices=3, quorum=2, deadline_s=600.0))
+        job = await house.coordinator.jobs.create(make_job(rounds=1, min_devices=3, quorum=2, deadline_s=600.0))
         tasks = [(device, await device.next_task()) for device in (a, b, c)]
         beats = asyncio.create_task(keep_alive(a, b))
         await c.vanish()
@@ -262,7 +262,7 @@ async def test_a_device_that_does_not_fit_stays_idle_and_is_explained(
         connected(house.address, "a", "b") as devices,
         connected(house.address, "misfit", **fields),
     ):
-        job = await house.coordinator.create_job(make_job(rounds=1))
+        job = await house.coordinator.jobs.create(make_job(rounds=1))
         await until(lambda: house.coordinator.running_job is not None)
         shown = {device["device_id"]: device for device in await house.get("/api/v1/devices")}
         await asyncio.gather(*(device.work(1) for device in devices))
@@ -276,7 +276,7 @@ async def test_a_device_that_does_not_fit_stays_idle_and_is_explained(
 
 async def test_a_device_with_fewer_classes_in_another_order_takes_part(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", classes=("two", "zero")) as (a,):
-        await house.coordinator.create_job(make_job(min_devices=1))
+        await house.coordinator.jobs.create(make_job(min_devices=1))
 
         assert (await a.next_task()).round_number == 1
 
@@ -333,8 +333,8 @@ async def test_a_stream_begins_with_one_hello(open_house: OpenHouse) -> None:
 
 async def test_a_cancelled_job_tells_its_devices_and_the_next_job_runs(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        job = await house.coordinator.create_job(make_job(name="first"))
-        after = await house.coordinator.create_job(make_job(name="second", rounds=1))
+        job = await house.coordinator.jobs.create(make_job(name="first"))
+        after = await house.coordinator.jobs.create(make_job(name="second", rounds=1))
         task = await a.next_task()
         response = await house.http.post(f"/api/v1/jobs/{job.job_id}/cancel")
         cancel = (await a.next_event()).cancel
@@ -352,7 +352,7 @@ async def test_a_cancelled_job_tells_its_devices_and_the_next_job_runs(open_hous
 
 async def test_a_job_fails_when_no_device_can_do_its_task(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a") as (a,):
-        job = await house.coordinator.create_job(make_job(min_devices=1, max_attempts=2))
+        job = await house.coordinator.jobs.create(make_job(min_devices=1, max_attempts=2))
         for _ in range(2):
             await a.report(await a.next_task(), pb.TASK_OUTCOME_FAILED, "the trainer was killed")
         await finish(house)
@@ -367,7 +367,7 @@ async def test_a_job_fails_when_no_device_can_do_its_task(open_house: OpenHouse)
 
 async def test_a_device_may_decline_and_the_others_go_on(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, *"abc") as (a, b, c):
-        job = await house.coordinator.create_job(make_job(rounds=1))
+        job = await house.coordinator.jobs.create(make_job(rounds=1))
         await c.report(await c.next_task(), pb.TASK_OUTCOME_DECLINED, "it needs 9 MiB, 4 are allowed")
         await asyncio.gather(a.work(1), b.work(1))
         await finish(house)
@@ -378,7 +378,7 @@ async def test_a_device_may_decline_and_the_others_go_on(open_house: OpenHouse) 
 
 async def test_a_missed_deadline_opens_another_attempt_without_the_lost_device(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, *"abc") as (a, b, c):
-        job = await house.coordinator.create_job(make_job(rounds=1, deadline_s=1.0))
+        job = await house.coordinator.jobs.create(make_job(rounds=1, deadline_s=1.0))
         await c.next_task()
         await c.vanish()
         await asyncio.gather(a.work(1), b.work(1))

@@ -73,12 +73,12 @@ async def test_a_bad_payload_is_rejected_with_its_reason_and_the_round_goes_on(
 ) -> None:
     spoil, words = BAD_PAYLOADS[kind]
     async with open_house() as house, connected(house.address, *"abc") as (a, b, bad):
-        job = await house.coordinator.create_job(make_job(rounds=1, quorum=2))
+        job = await house.coordinator.jobs.create(make_job(rounds=1, quorum=2))
         task = await bad.next_task()
         answer = await bad.submit(task, spoil(await bad.train(task)))
         written = (await refusals(house, job.job_id))["c"]
         await asyncio.gather(a.work(1), b.work(1))
-        await asyncio.wait_for(house.coordinator.wait_until_idle(), 30)
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
         (round_,) = await house.rounds(job.job_id)
 
     assert answer.status == pb.SUBMIT_STATUS_REJECTED
@@ -106,7 +106,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
 async def test_a_bad_header_is_rejected_and_a_good_update_after_it_counts(open_house: OpenHouse, kind: str) -> None:
     changes, words = BAD_HEADERS[kind]
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         payload = await a.train(task)
         bad = await a.submit(task, payload, **changes)
@@ -118,7 +118,7 @@ async def test_a_bad_header_is_rejected_and_a_good_update_after_it_counts(open_h
 
 async def test_a_stranger_is_rejected(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         payload = await a.train(task)
         task_id = task.task_id.removesuffix("a") + "stranger"
@@ -130,7 +130,7 @@ async def test_a_stranger_is_rejected(open_house: OpenHouse) -> None:
 
 async def test_the_same_update_twice_is_counted_once(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        job = await house.coordinator.create_job(make_job(rounds=2))
+        job = await house.coordinator.jobs.create(make_job(rounds=2))
         task = await a.next_task()
         payload = await a.train(task)
         answers = [await a.submit(task, payload) for _ in range(2)]
@@ -147,7 +147,7 @@ async def test_the_same_update_twice_is_counted_once(open_house: OpenHouse) -> N
 
 async def test_the_same_update_at_the_same_time_is_counted_once(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         payload = await a.train(task)
         answers = await asyncio.gather(*(a.submit(task, payload) for _ in range(5)))
@@ -158,7 +158,7 @@ async def test_the_same_update_at_the_same_time_is_counted_once(open_house: Open
 
 async def test_a_late_update_is_told_so_and_written_down(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, *"abc") as (a, b, slow):
-        job = await house.coordinator.create_job(make_job(rounds=2, quorum=2, deadline_s=1.5))
+        job = await house.coordinator.jobs.create(make_job(rounds=2, quorum=2, deadline_s=1.5))
         task = await slow.next_task()
         payload = await slow.train(task)
         await asyncio.gather(a.work(1), b.work(1))
@@ -174,11 +174,11 @@ async def test_a_late_update_is_told_so_and_written_down(open_house: OpenHouse) 
 
 async def test_an_update_for_a_finished_job_is_late(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, *"abc") as (a, b, slow):
-        await house.coordinator.create_job(make_job(rounds=1, quorum=2, deadline_s=1.0))
+        await house.coordinator.jobs.create(make_job(rounds=1, quorum=2, deadline_s=1.0))
         task = await slow.next_task()
         payload = await slow.train(task)
         await asyncio.gather(a.work(1), b.work(1))
-        await asyncio.wait_for(house.coordinator.wait_until_idle(), 30)
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
         answer = await slow.submit(task, payload)
 
     assert answer.status == pb.SUBMIT_STATUS_LATE
@@ -208,7 +208,7 @@ async def test_a_malformed_stream_is_an_error_and_the_update_may_be_sent_again(
     open_house: OpenHouse, kind: str, words: str
 ) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         payload = await a.train(task)
         header = pb.SubmitUpdateRequest(header=a.header(task, payload))
@@ -237,7 +237,7 @@ async def test_an_upload_that_falls_silent_is_given_up(open_house: OpenHouse) ->
         await asyncio.sleep(60)
 
     async with open_house(upload_idle_s=0.2) as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await a.stub.SubmitUpdate(stalling(a, task, await a.train(task)))
@@ -249,7 +249,7 @@ async def test_an_upload_that_falls_silent_is_given_up(open_house: OpenHouse) ->
 
 async def test_an_upload_that_breaks_off_leaves_nothing(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
-        await house.coordinator.create_job(make_job())
+        await house.coordinator.jobs.create(make_job())
         task = await a.next_task()
         payload = await a.train(task)
         call = a.stub.SubmitUpdate()
@@ -266,7 +266,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(open_house: OpenHouse) -
 async def test_a_chunk_larger_than_agreed_is_refused(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, _):
         job = make_job(model={"zoo": "mlp", "params": {"widths": [4000]}})
-        await house.coordinator.create_job(job)
+        await house.coordinator.jobs.create(job)
         task = await a.next_task()
         payload = await a.train(task)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -279,7 +279,7 @@ async def test_a_chunk_larger_than_agreed_is_refused(open_house: OpenHouse) -> N
 
 async def test_payloads_of_updates_go_after_the_commit(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
-        job = await house.coordinator.create_job(make_job(rounds=2))
+        job = await house.coordinator.jobs.create(make_job(rounds=2))
         task = await a.next_task()
         payload = await a.train(task)
         await a.submit(task, payload)

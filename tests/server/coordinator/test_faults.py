@@ -1,0 +1,135 @@
+"""A disk or a database that fails for a moment: nothing is lost, nobody has to restart anything."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from bitfleet.v1 import fleet_pb2 as pb
+from bnncore.errors import ConfigurationError
+from server.coordinator import JobState
+from server.coordinator.coordinator import Coordinator
+from tests.server.conftest import OpenHouse, make_job, until
+from tests.server.scripted import ScriptedDevice, connected
+
+
+def fail_once(target: Any, method: str, calls_before: int = 0) -> None:
+    """Make one call of a real object's method fail as a full disk does."""
+    real, left = getattr(target, method), [calls_before]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if left[0] == 0:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        left[0] -= 1
+        return real(*args, **kwargs)
+
+    setattr(target, method, call)
+
+
+async def deliver_all(devices: list[ScriptedDevice], rounds: int) -> None:
+    """Deliver every round, sending again what was answered with "try again"."""
+
+    async def one(device: ScriptedDevice) -> None:
+        done: set[int] = set()
+        while len(done) < rounds:
+            task = await device.next_task()
+            payload = await device.train(task)
+            while task.round_number not in done:
+                try:
+                    answer = await device.submit(task, payload)
+                    assert answer.status in (pb.SUBMIT_STATUS_ACCEPTED, pb.SUBMIT_STATUS_DUPLICATE), answer.reason
+                    done.add(task.round_number)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() != grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    await asyncio.sleep(0.05)
+
+    await asyncio.gather(*(one(device) for device in devices))
+
+
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [
+        ("storage", "record_update"),
+        ("storage", "commit_round"),
+        ("storage", "save_round"),
+        ("storage", "set_job_state"),
+        ("storage", "list_jobs"),
+        ("blobs", "put"),
+        ("blobs", "delete"),
+    ],
+)
+async def test_a_fault_of_the_disk_is_waited_out(open_house: OpenHouse, part: str, method: str) -> None:
+    async with open_house() as house, connected(house.address, "a", "b") as devices:
+        job = await house.coordinator.jobs.create(make_job(rounds=1))
+        if method in ("put", "save_round"):  # let the job begin undisturbed
+            await until(lambda: len(house.coordinator.disk.blobs.digests()) == 2)
+        fail_once(getattr(house.coordinator.disk, part), method)
+        if method == "list_jobs":
+            house.coordinator.jobs._changed.set()
+        await deliver_all(devices, 1)
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        (round_,) = await house.rounds(job.job_id)
+        view = await house.get(f"/api/v1/jobs/{job.job_id}")
+
+    assert (view["state"], round_["state"], round_["accepted"]) == ("COMPLETED", "COMMITTED", 2)
+
+
+async def test_a_payload_lost_on_disk_is_asked_for_again(open_house: OpenHouse) -> None:
+    async with open_house() as house, connected(house.address, "a", "b") as (a, _):
+        await house.coordinator.jobs.create(make_job(rounds=1))
+        task = await a.next_task()
+        payload = await a.train(task)
+        digest = a.header(task, payload).update_digest
+        await a.submit(task, payload)
+    next(house.state.glob(f"blobs/*/{digest}")).write_bytes(b"damaged")
+
+    async with open_house() as house, connected(house.address, "a", "b") as devices:
+        answers = await asyncio.gather(*(device.work(1) for device in devices))
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+
+    assert {answer.status for (answer,) in answers} == {pb.SUBMIT_STATUS_ACCEPTED}
+
+
+async def test_a_job_whose_network_cannot_be_made_fails_and_the_next_one_runs(open_house: OpenHouse) -> None:
+    def broken(config: Any) -> Any:
+        raise ConfigurationError(f"no room for {config.name}")
+
+    async with open_house() as house:
+        object.__setattr__(house.coordinator.jobs._parts, "initial_state", broken)
+        job = await house.coordinator.jobs.create(make_job())
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        view = await house.get(f"/api/v1/jobs/{job.job_id}")
+
+    assert (view["state"], view["reason"]) == ("FAILED", "no room for stripes")
+
+
+async def test_a_job_cancelled_before_it_was_started_does_not_start(open_house: OpenHouse) -> None:
+    async with open_house() as house:
+        coordinator: Coordinator = house.coordinator
+        job = await coordinator.jobs.create(make_job())
+        await coordinator.jobs.cancel(job.job_id)
+        await asyncio.wait_for(coordinator.jobs.wait_until_idle(), 30)
+
+        assert (await coordinator.jobs.get(job.job_id)).state == JobState.CANCELLED
+    async with open_house() as house:
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+
+        assert (await house.coordinator.jobs.get(job.job_id)).state == JobState.CANCELLED
+
+
+async def test_what_a_device_says_cannot_forge_a_log_line_or_break_the_database(open_house: OpenHouse) -> None:
+    async with open_house() as house, connected(house.address, "a", "b", "c") as (a, b, c):
+        job = await house.coordinator.jobs.create(make_job(rounds=1))
+        task = await c.next_task()
+        await c.report(task, pb.TASK_OUTCOME_DECLINED, "no\x00\nlevel=ERROR event=forged")
+        await asyncio.gather(a.work(1), b.work(1))
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        (round_,) = await house.rounds(job.job_id)
+
+    (declined,) = [update for update in round_["updates"] if update["device_id"] == "c"]
+    assert (declined["status"], declined["reason"]) == ("DECLINED", "no??level=ERROR event=forged")
