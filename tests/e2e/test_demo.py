@@ -1,0 +1,101 @@
+"""The demo as a newcomer runs it, only shorter."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from server.demo.fleet import Child, ChildFailedError
+from tests.e2e.processes import wait_for
+
+DEMO = [sys.executable, "-P", "-c", "from server.cli import main; raise SystemExit(main())", "demo"]
+
+
+def living(folder: Path) -> list[str]:
+    """List the processes whose working folder is the demo's."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder.resolve() and process.name != str(os.getpid()):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_short_demo_shows_and_leaves_its_numbers(tmp_path: Path) -> None:
+    command = [*DEMO, "--devices", "2", "--rounds", "2", "--json", "build/demo.json"]
+
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    numbers = json.loads((tmp_path / "build" / "demo.json").read_text())
+    assert list(numbers) == [
+        "accuracy",
+        "best_alone",
+        "rounds",
+        "devices",
+        "down_bytes_per_device_round",
+        "up_bytes_per_device_round",
+        "device_pss_peak_bytes",
+        "coordinator_rss_peak_bytes",
+        "seconds",
+    ]
+    assert (numbers["rounds"], numbers["devices"]) == (2, 2)
+    assert 0 < numbers["device_pss_peak_bytes"] <= 80e6
+    assert re.search(r"status page http://127\.0\.0\.1:\d+/", result.stdout)
+    assert re.search(r"^2 of 2 .* % +2 of 2 ", result.stdout, re.M)
+    assert living(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_takes_its_processes_along(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(DEMO, cwd=tmp_path, stdout=subprocess.DEVNULL) as demo:
+        wait_for("the devices to run", lambda: len(living(tmp_path)) >= 6)
+
+        demo.send_signal(number)
+
+        assert demo.wait(timeout=30) == 130
+    assert living(tmp_path) == []
+
+
+def test_a_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with subprocess.Popen(DEMO, cwd=tmp_path, stdout=subprocess.DEVNULL) as demo:
+        wait_for("the devices to run", lambda: len(living(tmp_path)) >= 3)
+
+        second = subprocess.run(DEMO, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+        demo.terminate()
+    assert second.returncode == 3
+    assert "another demo runs" in second.stderr
+
+
+def test_a_demo_without_its_data_says_what_to_do(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "BITFLEET_DATA"}
+
+    result = subprocess.run(
+        [*DEMO, "--dataset", "mnist"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert result.returncode == 3
+    assert "BITFLEET_DATA" in result.stderr
+
+
+def test_a_child_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    child = Child("device-9", ["-c", "raise SystemExit('no such sensor')"], tmp_path / "device-9.log")
+    child.reap(time.monotonic() + 10)
+
+    with pytest.raises(ChildFailedError, match=r"device-9 ended with status 1[\s\S]*no such sensor"):
+        child.check()
