@@ -43,8 +43,8 @@ SETTLED_S = 5.0
 """A stream that lived shorter than this does not make the next wait short: two agents of one name would take the
 stream from each other without a pause."""
 
-FAREWELL_TIMEOUT_S = 1.0
-"""Longest wait for the coordinator to be told that a task is abandoned."""
+FAREWELL_TIMEOUT_S = 2.0
+"""Longest wait for the coordinator to hear that this device leaves."""
 
 HEARTBEAT_INTERVAL_S = 5.0
 """When the coordinator names none."""
@@ -98,6 +98,7 @@ class Agent:
             ),
             capabilities=wire.Capabilities(isa=survey["isa"], threads=settings.threads, machine=survey["machine"]),
         )
+        self._is_leaving = False
         self._max_retries = settings.max_retries
         self._transport = Transport(settings.server)
         self._link = Link()
@@ -118,8 +119,9 @@ class Agent:
         finally:
             unfinished = self._worker.unfinished_task_id
             await _end(worker)
-            if unfinished:
-                await self._abandon(unfinished)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                    await self._say_goodbye(unfinished)
             await _end(keeper)
             await self._transport.close()
         for task in (keeper, worker):
@@ -136,6 +138,8 @@ class Agent:
                     failures = 0
                     await self._serve(stream)
             except LinkError as error:
+                if self._is_leaving:
+                    return
                 if asyncio.get_running_loop().time() - began > SETTLED_S:
                     delays = backoff()
                 delay_s = next(delays)
@@ -183,18 +187,24 @@ class Agent:
             try:
                 await stream.send(wire.ConnectRequest(heartbeat=heartbeat))
             except LinkError as error:
+                if self._is_leaving:
+                    return
                 logger.warning("heartbeat lost, closing the stream error=%s", error)
                 stream.abort()
                 return
             await asyncio.sleep(interval_s)
 
-    async def _abandon(self, task_id: str) -> None:
-        report = wire.TaskReport(
-            task_id=task_id, outcome=wire.TASK_OUTCOME_ABANDONED, reason="the device's agent was told to stop"
-        )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_TIMEOUT_S):
-                await self._link.report(report)
+    async def _say_goodbye(self, unfinished_task_id: str) -> None:
+        self._is_leaving = True
+        if unfinished_task_id:
+            await self._link.report(
+                wire.TaskReport(
+                    task_id=unfinished_task_id,
+                    outcome=wire.TASK_OUTCOME_ABANDONED,
+                    reason="the device's agent was told to stop",
+                )
+            )
+        await self._link.leave()
 
 
 async def run_agent(settings: ClientSettings) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from bitfleet.v1 import fleet_pb2 as wire
@@ -47,3 +48,9 @@ class Link:
                 await self._stream.send(wire.ConnectRequest(report=report))
             except LinkError as error:
                 logger.warning("report lost task=%s error=%s", report.task_id, error)
+
+    async def leave(self) -> None:
+        """Leave the coordinator politely, if there is a stream."""
+        if self._stream is not None:
+            with contextlib.suppress(LinkError):
+                await self._stream.leave()

@@ -38,15 +38,9 @@ _CLOSE_TIMEOUT_S = 1.0
 _CHUNK_BYTES_DEFAULT = 1 << 16
 _CHUNK_BYTES_MAX = 1 << 20
 
-# The agent's own backoff decides when to try again, so the channel must not hold back for longer by itself; its
-# keepalive finds a link that has died without a word (a power cut at the other end, a moved NAT entry).
-_CHANNEL_OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.enable_http_proxy", 0),
-]
+KEEPALIVE_S = 20.0
+"""A link that has been silent for so long is tested, and is dead when half as long brings no answer: the other end lost
+its power, or a router forgot the connection, without a word."""
 
 _REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -102,18 +96,44 @@ class FleetStream:
         """End the stream at once; ``receive`` raises LinkError then."""
         self._call.cancel()
 
+    async def leave(self) -> None:
+        """Say that no more comes, and wait for the coordinator to end the stream: then it has heard everything.
+
+        Raises:
+          LinkError: the stream had ended.
+        """
+        with _link_errors("the stream"):
+            await self._call.done_writing()
+            await self._call.code()
+
 
 class Transport:
-    """One channel to one coordinator. It may be made while the coordinator is away."""
+    """One channel to one coordinator. It may be made while the coordinator is away.
 
-    def __init__(self, address: str) -> None:
+    Args:
+      address: ``HOST:PORT``.
+      keepalive_s: silence, in seconds, after which the link is tested.
+    """
+
+    def __init__(self, address: str, *, keepalive_s: float = KEEPALIVE_S) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(
+            address,
+            options=[
+                # The agent's own backoff decides when to try again; the channel must not hold back for longer.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 500),
+                ("grpc.keepalive_time_ms", round(keepalive_s * 1000)),
+                ("grpc.keepalive_timeout_ms", round(keepalive_s * 500)),
+                ("grpc.http2.ping_timeout_ms", round(keepalive_s * 500)),  # a minute otherwise, whatever is above
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
         self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]
 
     @contextlib.asynccontextmanager
     async def connect(self, hello: wire.Hello) -> AsyncIterator[FleetStream]:
-        """Open the stream and be welcomed. At the block's end the stream is closed: politely, then for certain.
+        """Open the stream and be welcomed. At the block's end the stream is ended at once, unless it was left before.
 
         Raises:
           LinkError: nobody answers.
@@ -133,11 +153,6 @@ class Transport:
                 )
             yield FleetStream(call, answer.welcome)
         finally:
-            # Half-closed first: a call that is cancelled may lose what was written last.
-            with contextlib.suppress(LinkError), _link_errors("the stream"):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await call.done_writing()
-                    await call.code()
             call.cancel()
 
     async def download(self, device_id: str, digest: str, offset: int) -> AsyncGenerator[bytes, None]:

@@ -28,6 +28,7 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
+        self.protocol = 1
         self.hellos: list[pb.Hello] = []
         self.heartbeats: list[pb.Heartbeat] = []
         self.reports: list[pb.TaskReport] = []
@@ -94,7 +95,9 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         if self.refusal is not None:
             await context.abort(*self.refusal)
         yield pb.ConnectResponse(
-            welcome=pb.Welcome(protocol=1, server_version="test", heartbeat_interval_s=0.1, max_chunk_bytes=CHUNK_BYTES)
+            welcome=pb.Welcome(
+                protocol=self.protocol, server_version="test", heartbeat_interval_s=0.1, max_chunk_bytes=CHUNK_BYTES
+            )
         )
         self._outgoing = outgoing = asyncio.Queue()
         for task in self.tasks.values():
