@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from server.api import create_app
 from server.coordinator import Coordinator, Limits
+from server.coordinator.events import TimePassed
 from server.jobs import JobConfig, parse_job
 from server.rpc import FleetService, create_server
 from server.storage.blobs import LocalBlobs
@@ -38,6 +40,16 @@ def make_job(**changes: Any) -> JobConfig:
 
 
 @dataclass
+class MovableClock:
+    """The monotonic clock, which a test can move forward."""
+
+    offset_s: float = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.offset_s
+
+
+@dataclass
 class House:
     """A running coordinator with both of its doors."""
 
@@ -45,6 +57,13 @@ class House:
     address: str
     http: httpx.AsyncClient
     state: Path
+    clock: MovableClock
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the coordinator's clock and let the round see it, as if its timer had fired."""
+        self.clock.offset_s += seconds
+        assert self.coordinator.running_job is not None
+        self.coordinator.running_job.post(TimePassed())
 
     async def get(self, path: str) -> Any:
         response = await self.http.get(path)
@@ -66,10 +85,12 @@ def open_house(tmp_path: Path) -> OpenHouse:
     @contextlib.asynccontextmanager
     async def open_(**limits: Any) -> AsyncIterator[House]:
         defaults = {"heartbeat_interval_s": 5.0, "settle_s": 0.05, "max_chunk_bytes": 1024}
+        clock = MovableClock()
         coordinator = Coordinator(
             open_storage(f"sqlite:///{tmp_path / 'bitfleet.db'}"),
             LocalBlobs(tmp_path / "blobs"),
             limits=Limits(**{**defaults, **limits}),
+            clock=clock,
         )
         server = create_server(FleetService(coordinator, version="0.1.0"), max_chunk_bytes=1024)
         port = server.add_insecure_port("127.0.0.1:0")
@@ -78,7 +99,7 @@ def open_house(tmp_path: Path) -> OpenHouse:
         try:
             await coordinator.start()
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-                yield House(coordinator, f"127.0.0.1:{port}", http, tmp_path)
+                yield House(coordinator, f"127.0.0.1:{port}", http, tmp_path, clock)
         finally:
             coordinator.dismiss_devices()
             await server.stop(1)

@@ -158,10 +158,11 @@ async def test_the_same_update_at_the_same_time_is_counted_once(open_house: Open
 
 async def test_a_late_update_is_told_so_and_written_down(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, *"abc") as (a, b, slow):
-        job = await house.coordinator.jobs.create(make_job(rounds=2, quorum=2, deadline_s=1.5))
+        job = await house.coordinator.jobs.create(make_job(rounds=2, quorum=2))
         task = await slow.next_task()
         payload = await slow.train(task)
         await asyncio.gather(a.work(1), b.work(1))
+        house.pass_time(60.0)
         cancelled = (await slow.next_event()).cancel
         answer = await slow.submit(task, payload)
         rounds = await house.rounds(job.job_id)
@@ -174,10 +175,11 @@ async def test_a_late_update_is_told_so_and_written_down(open_house: OpenHouse) 
 
 async def test_an_update_for_a_finished_job_is_late(open_house: OpenHouse) -> None:
     async with open_house() as house, connected(house.address, *"abc") as (a, b, slow):
-        await house.coordinator.jobs.create(make_job(rounds=1, quorum=2, deadline_s=1.0))
+        await house.coordinator.jobs.create(make_job(rounds=1, quorum=2))
         task = await slow.next_task()
         payload = await slow.train(task)
         await asyncio.gather(a.work(1), b.work(1))
+        house.pass_time(60.0)
         await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
         answer = await slow.submit(task, payload)
 
