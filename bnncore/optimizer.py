@@ -57,7 +57,7 @@ class OptimizerConfig:
     """Adam's addend to the square root."""
     beta_step_size: float = 1e-3
     """Adam step size of the batch norms' beta."""
-    init_limit: int = 20
+    init_limit: int = 60
     """latent8*: latent weights start uniform in [-init_limit, init_limit], in units of 1/127."""
     normaliser_steps: int = 500
     """8-bit optimizers: steps over which the gradient normaliser is averaged."""
