@@ -20,7 +20,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 8.0
 _READY = re.compile(r"^bitfleet-server ready: devices at (?P<grpc>\S+), people at (?P<http>http://\S+?)/?$", re.M)
 _LOG_LINES = 15
-_SERVER = ["-c", "import sys; from server.cli import main; sys.exit(main())"]
+_SERVER = ["-m", "server"]
 _CLIENT = ["-m", "edge_client"]
 
 

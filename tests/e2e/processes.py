@@ -17,7 +17,7 @@ import httpx
 
 _MARK = "BITFLEET_E2E_RUN"
 _READY = re.compile(r"devices at (?P<grpc>\S+), people at (?P<http>http://\S+?)/?$", re.M)
-_SERVER = ["-c", "import sys; from server.cli import main; sys.exit(main())"]
+_SERVER = ["-m", "server"]
 _T = TypeVar("_T")
 
 

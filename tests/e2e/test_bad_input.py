@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.processes import Fleet
 
-SERVER = ["-c", "from server.cli import main; raise SystemExit(main())", "serve", "--insecure"]
+SERVER = ["-m", "server", "serve", "--insecure"]
 CLIENT = ["-m", "edge_client", "run"]
 
 

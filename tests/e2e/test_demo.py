@@ -14,7 +14,7 @@ import pytest
 from server.demo.fleet import Child, ChildFailedError
 from tests.e2e.processes import wait_for
 
-DEMO = [sys.executable, "-P", "-c", "from server.cli import main; raise SystemExit(main())", "demo"]
+DEMO = [sys.executable, "-P", "-m", "server", "demo"]
 
 
 def living(folder: Path) -> list[str]:

@@ -48,7 +48,7 @@ def test_an_exported_model_is_the_committed_one(undisturbed: Fleet, tmp_path: Pa
     arguments = ["models", "export", undisturbed.job()["id"], "--server", undisturbed.url, "--output", str(path)]
 
     subprocess.run(
-        [sys.executable, "-c", "from server.cli import main; raise SystemExit(main())", *arguments],
+        [sys.executable, "-m", "server", *arguments],
         timeout=30,
         check=True,
     )
