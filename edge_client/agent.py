@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 from typing import Any
@@ -117,11 +118,10 @@ class Agent:
         try:
             await asyncio.wait({worker, keeper}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            unfinished = self._worker.unfinished_task_id
             await _end(worker)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL_TIMEOUT_S):
-                    await self._say_goodbye(unfinished)
+                    await self._say_goodbye(self._worker.unfinished_task_id)
             await _end(keeper)
             await self._transport.close()
         for task in (keeper, worker):
@@ -132,15 +132,16 @@ class Agent:
         failures = 0
         delays = backoff()
         while True:
-            began = asyncio.get_running_loop().time()
+            welcomed_at = math.inf
             try:
                 async with self._transport.connect(self._hello) as stream:
                     failures = 0
+                    welcomed_at = asyncio.get_running_loop().time()
                     await self._serve(stream)
             except LinkError as error:
                 if self._is_leaving:
                     return
-                if asyncio.get_running_loop().time() - began > SETTLED_S:
+                if asyncio.get_running_loop().time() - welcomed_at > SETTLED_S:
                     delays = backoff()
                 delay_s = next(delays)
                 server = self._transport.address

@@ -116,8 +116,8 @@ class Worker:
 
     @property
     def unfinished_task_id(self) -> str:
-        """The task that ends without an update if the agent stops now; empty when there is none."""
-        return "" if self._is_submitting else self.activity.task_id
+        """Once ``run`` was cancelled: the task it broke off; empty when there is none, or its update is pending."""
+        return "" if self._is_submitting or self._state.pending_file.exists() else self.activity.task_id
 
     @property
     def _is_submitting(self) -> bool:
