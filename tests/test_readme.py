@@ -1,0 +1,96 @@
+"""The README keeps its word: its snippets run, its commands exist, its links lead somewhere."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import bnncore.cli.main
+import edge_client.cli
+from server.cli.main import build_parser
+from server.jobs import parse_job
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def commands() -> list[str]:
+    """List the README's command lines: those of sh blocks, and those in tables."""
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return sorted({*lines, *re.findall(r"^\|.*\| `([^`]+)` \|$", README, re.M)})
+
+
+def commands_of(program: str) -> list[str]:
+    return [command for command in commands() if command.split()[0] == program]
+
+
+def test_the_readme_names_every_program() -> None:
+    assert {command.split()[0] for command in commands()} == {"make", "bitfleet", "bitfleet-server", "bitfleet-client"}
+
+
+def test_the_python_snippet_prints_what_it_says() -> None:
+    (snippet,), (promised,) = blocks("python"), blocks("text")
+    output = io.StringIO()
+
+    with contextlib.redirect_stdout(output):
+        exec(compile(snippet, "README.md", "exec"), {})
+
+    number = re.compile(r"\d+(?:\.\d+)?")
+    assert number.sub("N", output.getvalue()) == number.sub("N", promised)
+    measured = [float(text) for text in number.findall(output.getvalue())]
+    assert measured == pytest.approx([float(text) for text in number.findall(promised)], rel=0.02)
+
+
+def test_the_job_is_valid() -> None:
+    (job,) = blocks("json")
+
+    assert parse_job(json.loads(job)).name == "digits"
+
+
+@pytest.mark.parametrize("command", commands_of("make"))
+def test_make_knows_the_target(command: str) -> None:
+    target = command.split()[1]
+    text = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=30, check=True)
+
+    assert f"make {target} " in text.stdout
+
+
+@pytest.mark.parametrize("command", commands_of("bitfleet"))
+def test_a_core_command_runs(command: str, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITFLEET_DATA", str(data_root))
+    arguments = shlex.split(command)[1:]
+    # The whole of it but the training itself.
+    shortened = [*arguments, "--max-steps", "0"] if arguments[0] == "train" else arguments
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert bnncore.cli.main.main(shortened) == 0
+
+
+@pytest.mark.parametrize("command", commands_of("bitfleet-server"))
+def test_a_server_command_is_understood(command: str) -> None:
+    assert callable(build_parser().parse_args(shlex.split(command)[1:]).command)
+
+
+@pytest.mark.parametrize("command", commands_of("bitfleet-client"))
+def test_a_client_command_is_understood(command: str) -> None:
+    assert edge_client.cli._parser().parse_args(shlex.split(command)[1:]).command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_folders_exist(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    named = [name for name in re.findall(r"^\| `([\w./]+)` \|", text, re.M) if "/" in name]
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
