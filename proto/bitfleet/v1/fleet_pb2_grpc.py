@@ -58,7 +58,8 @@ class FleetServicer:
 
     def Connect(self, request_iterator, context):
         """One long-lived stream a device: the device says Hello, is welcomed, then sends heartbeats and receives tasks.
-        Errors: FAILED_PRECONDITION (no common protocol version, or the device's data do not fit any job),
+        A device whose data fit no job stays connected and idle; the operator sees why.
+        Errors: FAILED_PRECONDITION (no common protocol version),
         INVALID_ARGUMENT (the first event is no Hello, or a field is malformed), ALREADY_EXISTS never: a second stream
         of the same device replaces the first, which ends with ABORTED.
         """
