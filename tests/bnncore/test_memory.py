@@ -114,7 +114,7 @@ def test_the_largest_batch_fits_and_one_more_does_not(budget_bytes: int) -> None
 
 
 def test_a_budget_that_is_too_small_is_refused_with_what_would_fit() -> None:
-    preset = resolve_preset()
+    preset = resolve_preset("bitfleet", "latent8m")
     needed = plan_memory(mlp(), batch_size=1, preset=preset).peak_bytes
 
     with pytest.raises(BudgetError, match=rf"needs {needed} bytes.*--optimizer latent8 needs.*--budget {needed}"):
