@@ -24,11 +24,13 @@ def open_split(args: argparse.Namespace, split: Split) -> Dataset:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from bnncore.data.download import download_mnist
+    from bnncore.data.download import DOWNLOADS
 
-    if args.dataset != "mnist":
-        raise DataError(f"--download fetches --dataset mnist, got {args.dataset!r}. Leave --download out")
+    if args.dataset not in DOWNLOADS:
+        raise DataError(
+            f"--download fetches --dataset {' or '.join(DOWNLOADS)}, got {args.dataset!r}. Leave --download out"
+        )
     root = args.data or os.environ.get("BITFLEET_DATA")
     if not root:
         raise DataError("--download needs to know where to: give --data DIR or set BITFLEET_DATA")
-    download_mnist(Path(root))
+    DOWNLOADS[args.dataset](Path(root))

@@ -102,7 +102,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="digits (ships with scikit-learn), mnist, or idx (a folder of idx files); default: what --data holds",
+        help="digits (ships with scikit-learn), mnist, cifar10, or idx (a folder of idx files); "
+        "default: what --data holds",
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="the data folder (default: the environment variable BITFLEET_DATA)"
@@ -118,7 +119,7 @@ def add_preset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimizer",
         metavar="NAME",
-        help="latent8m (2 bytes a weight), latent8 (1), bop (1) or adam (12); default: the preset's",
+        help="latent8 (1 byte a weight), bop (1), latent8m (2) or adam (12); default: the preset's",
     )
     parser.add_argument(
         "--threads", type=positive_int, default=1, metavar="N", help="threads; they never change a result (default: 1)"

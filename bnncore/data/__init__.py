@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from bnncore.data.cifar10 import cifar10_files, open_cifar10
 from bnncore.data.dataset import Dataset, RowSource
 from bnncore.data.digits import FILE_NAME as DIGITS_FILE
 from bnncore.data.digits import open_digits
@@ -62,12 +63,23 @@ def _detect(root: Path) -> str:
         return "idx"
     if any(mnist_folder(root, split) for split in splits):
         return "mnist"
+    if any(_has(cifar10_files, root, split) for split in splits):
+        return "cifar10"
     if (root / DIGITS_FILE).is_file():
         return "digits"
     raise DataError(
         f"no data set in {root}: looked for idx files (train-images-idx3-ubyte[.gz]) there, in mnist/ and in "
-        f"MNIST/raw/, and for {DIGITS_FILE}. Check --data, or name the data set with --dataset"
+        f"MNIST/raw/, for cifar-10-batches-py/ there and in cifar10/, and for {DIGITS_FILE}. "
+        "Check --data, or name the data set with --dataset"
     )
+
+
+def _has(find: Callable[[Path, Split], object], root: Path, split: Split) -> bool:
+    try:
+        find(root, split)
+    except DataError:
+        return False
+    return True
 
 
 def _with_root(opener: Callable[..., Dataset]) -> Callable[[Path | None, Split], Dataset]:
@@ -75,6 +87,7 @@ def _with_root(opener: Callable[..., Dataset]) -> Callable[[Path | None, Split],
 
 
 DATASETS: dict[str, Callable[[Path | None, Split], Dataset]] = {
+    "cifar10": _with_root(open_cifar10),
     "digits": _with_root(open_digits),
     "idx": _with_root(open_idx),
     "mnist": _with_root(open_mnist),

@@ -7,14 +7,14 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 
 from bnncore.durable import replace_file
 from bnncore.errors import DataError
 
-__all__ = ["cache_folder", "cached", "inflate_to_cache"]
+__all__ = ["cache_error", "cache_folder", "cached", "cached_set", "inflate_to_cache"]
 
 _CHUNK_BYTES = 1 << 16
 
@@ -35,14 +35,30 @@ def cached(source: Path) -> Path:
     Raises:
       DataError: the cache folder cannot be made or the source cannot be read.
     """
+    return cached_set(source.name.removesuffix(".gz"), [source])
+
+
+def cached_set(name: str, sources: Sequence[Path]) -> Path:
+    """Where the prepared form of several source files is kept; like ``cached``.
+
+    Args:
+      name: the first part of the entry's name; a new form of the same sources needs another one.
+      sources: all files that it is made from.
+
+    Raises:
+      DataError: the cache folder cannot be made or a source cannot be read.
+    """
+    identity = []
+    source = sources[0]
     try:
-        status = source.stat()
-        identity = f"{source.resolve()} {status.st_size} {status.st_mtime_ns}"
+        for source in sources:
+            status = source.stat()
+            identity.append(f"{source.resolve()} {status.st_size} {status.st_mtime_ns}")
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cache_error(source, error) from error
-    return folder / f"{source.name.removesuffix('.gz')}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    return folder / f"{name}-{hashlib.sha256(chr(10).join(identity).encode()).hexdigest()[:16]}"
 
 
 def cache_error(source: Path, error: OSError) -> DataError:

@@ -49,6 +49,9 @@ class Dataset:
       labels: uint8 [num_examples], each below ``len(classes)``.
       classes: class names in the order of the label numbers.
       input_shape: shape of one sample; its product is ``rows.row_bytes``.
+      groups: which group each sample comes from (the person who wore the sensor), uint8 [num_examples], for splits
+        that keep a group together; None: the data set does not say.
+      description: what the numbers mean, as its files say; empty: uint8 as they are.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Dataset:
         *,
         classes: tuple[str, ...],
         input_shape: tuple[int, ...],
+        groups: NDArray[np.uint8] | None = None,
+        description: dict[str, Any] | None = None,
         order: NDArray[np.uint32] | None = None,
     ) -> None:
         self.name = name
@@ -66,6 +71,8 @@ class Dataset:
         self.labels = labels
         self.classes = classes
         self.input_shape = input_shape
+        self.groups = groups
+        self.description = description or {}
         self._order = order  # row of each example; None: example i is row i
         try:
             self._file = os.open(rows.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -106,6 +113,8 @@ class Dataset:
             self.labels[chosen],
             classes=self.classes,
             input_shape=self.input_shape,
+            groups=None if self.groups is None else self.groups[chosen],
+            description=self.description,
             order=order,
         )
 

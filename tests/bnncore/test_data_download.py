@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import io
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bnncore.data.download import download_mnist
+from bnncore.data.download import download_cifar10, download_mnist
 from bnncore.errors import DataError
 
 CONTENT = bytes(range(256)) * 1000
@@ -65,3 +67,63 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
 def test_a_host_that_does_not_answer_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/images\.gz"):
         download_mnist(tmp_path, urls=["http://127.0.0.1:9/"], sha256=GOOD)
+
+
+def put_archive(folder: Path, files: dict[str, bytes]) -> str:
+    """Write an archive as CIFAR-10's publisher has it; gives its SHA-256."""
+    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return hashlib.sha256((folder / "cifar-10-python.tar.gz").read_bytes()).hexdigest()
+
+
+BATCH = {"test_batch": hashlib.md5(CONTENT).hexdigest()}
+
+
+def test_an_archive_is_unpacked_checked_and_deleted(tmp_path: Path, host: str) -> None:
+    files = {"cifar-10-batches-py/test_batch": CONTENT, "cifar-10-batches-py/readme.html": b"", "../out": b"no"}
+    checksum = put_archive(tmp_path / "host" / "good", files)
+
+    download_cifar10(tmp_path / "data", urls=[host + "bad/", host + "good/"], sha256=checksum, md5=BATCH)
+
+    assert (tmp_path / "data/cifar10/cifar-10-batches-py/test_batch").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and "data" in path.parts] == ["test_batch"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_with_another_checksum_is_not_kept(tmp_path: Path, host: str) -> None:
+    put_archive(tmp_path / "host" / "good", {"cifar-10-batches-py/test_batch": CONTENT})
+
+    with pytest.raises(DataError, match="expected " + "0" * 64):
+        download_cifar10(tmp_path / "data", urls=[host + "good/"], sha256="0" * 64, md5=BATCH)
+
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"cifar-10-batches-py/test_batch": CONTENT[1:]}, f"has MD5 .*expected {BATCH['test_batch']}"),
+        ({"cifar-10-batches-py/readme.html": b""}, "lacks test_batch"),
+    ],
+)
+def test_an_archive_with_the_wrong_files_is_refused(
+    tmp_path: Path, host: str, files: dict[str, bytes], message: str
+) -> None:
+    checksum = put_archive(tmp_path / "host" / "good", files)
+
+    with pytest.raises(DataError, match=message):
+        download_cifar10(tmp_path / "data", urls=[host + "good/"], sha256=checksum, md5=BATCH)
+
+    assert list(tmp_path.rglob("data/**/test_batch")) == []
+
+
+def test_photographs_that_are_there_are_not_fetched_again(tmp_path: Path) -> None:
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch.xz", "batches.meta"]:
+        (tmp_path / name).touch()
+
+    download_cifar10(tmp_path, urls=["http://127.0.0.1:9/"])
+
+    assert not (tmp_path / "cifar10").exists()

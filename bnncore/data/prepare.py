@@ -1,0 +1,48 @@
+"""The process that prepares a data set: ``python -m bnncore.data.prepare NAME SPLIT ROOT FOLDER``.
+
+It writes one split of the data set in ROOT as an idx folder, whose images appear when all is complete. On a mistake it
+prints the reason on standard error and ends with exit code 3.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bnncore.data.cache import cache_error
+from bnncore.data.cifar10 import prepare_cifar10
+from bnncore.data.idx import Split
+from bnncore.errors import BitfleetError
+
+__all__ = ["PREPARERS", "main"]
+
+PREPARERS: dict[str, Callable[[Path, Split, Path], None]] = {"cifar10": prepare_cifar10}
+"""By name of the data set: write one split of what lies in a data folder to an idx folder."""
+
+
+def main(argv: list[str]) -> int:
+    """Prepare one split.
+
+    Args:
+      argv: NAME, SPLIT (train or test), ROOT and FOLDER.
+
+    Returns:
+      The exit code.
+    """
+    name, split, root, folder = argv
+    try:
+        try:
+            PREPARERS[name](Path(root), "train" if split == "train" else "test", Path(folder))
+        except OSError as error:
+            raise cache_error(Path(root), error) from error
+    except BitfleetError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
