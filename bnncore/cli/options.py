@@ -102,7 +102,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="digits (ships with scikit-learn), mnist, cifar10, or idx (a folder of idx files); "
+        help="digits (ships with scikit-learn), mnist, cifar10, har, or idx (a folder of idx files); "
         "default: what --data holds",
     )
     parser.add_argument(

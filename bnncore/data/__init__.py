@@ -14,6 +14,7 @@ from bnncore.data.cifar10 import cifar10_files, open_cifar10
 from bnncore.data.dataset import Dataset, RowSource
 from bnncore.data.digits import FILE_NAME as DIGITS_FILE
 from bnncore.data.digits import open_digits
+from bnncore.data.har import har_files, open_har
 from bnncore.data.idx import Split, find_images, open_idx, write_idx
 from bnncore.data.mnist import mnist_folder, open_mnist
 from bnncore.data.partition import dirichlet_shards
@@ -65,11 +66,14 @@ def _detect(root: Path) -> str:
         return "mnist"
     if any(_has(cifar10_files, root, split) for split in splits):
         return "cifar10"
+    if any(_has(har_files, root, split) for split in splits):
+        return "har"
     if (root / DIGITS_FILE).is_file():
         return "digits"
     raise DataError(
         f"no data set in {root}: looked for idx files (train-images-idx3-ubyte[.gz]) there, in mnist/ and in "
-        f"MNIST/raw/, for cifar-10-batches-py/ there and in cifar10/, and for {DIGITS_FILE}. "
+        f"MNIST/raw/, for cifar-10-batches-py/ there and in cifar10/, for UCI HAR Dataset/ there and in har/, "
+        f"and for {DIGITS_FILE}. "
         "Check --data, or name the data set with --dataset"
     )
 
@@ -89,6 +93,7 @@ def _with_root(opener: Callable[..., Dataset]) -> Callable[[Path | None, Split],
 DATASETS: dict[str, Callable[[Path | None, Split], Dataset]] = {
     "cifar10": _with_root(open_cifar10),
     "digits": _with_root(open_digits),
+    "har": _with_root(open_har),
     "idx": _with_root(open_idx),
     "mnist": _with_root(open_mnist),
 }

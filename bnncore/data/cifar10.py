@@ -92,7 +92,7 @@ def prepare_cifar10(root: Path, split: Split, folder: Path) -> None:
       DataError: files are missing, damaged, or not the publisher's.
       OSError: the folder cannot be written.
 
-    Memory: an xz decoder (65 MiB) and two batches (60 MiB), one after the other.
+    Memory: an xz decoder (65 MiB), then a batch twice (60 MiB), one after the other.
     """
     files = cifar10_files(root, split)
     classes = _read_classes(files.pop(_META))

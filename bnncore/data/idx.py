@@ -250,6 +250,7 @@ def write_idx_parts(
                 raise DataError(f"a part must have samples of {list(shape[1:])}, one a label, got {list(images.shape)}")
             file.write(np.ascontiguousarray(images).data)
             all_labels.append(labels)
+            del images  # before the next part is made
         if (count := sum(map(len, all_labels))) != shape[0]:
             raise DataError(f"the parts must have {shape[0]} samples together, got {count}")
         _write_numbers(folder / f"{_PREFIX[split]}-labels-idx1-ubyte", np.concatenate(all_labels))

@@ -36,7 +36,7 @@ def prepared(name: str, split: Split, root: Path, sources: Sequence[Path]) -> Pa
     if done.returncode < 0:
         raise DataError(
             f"preparing {name} ({split}) in {folder} was ended by signal {-done.returncode}. "
-            "It takes up to 150 MiB: free some memory, or prepare it on another machine and copy the cache folder"
+            "It takes up to 100 MiB: free some memory, or prepare it on another machine and copy the cache folder"
         )
     if done.returncode != 0:
         raise DataError(done.stderr.decode(errors="replace").strip() or f"preparing {name} ({split}) failed")

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from bnncore.data.cache import cache_error
 from bnncore.data.cifar10 import prepare_cifar10
+from bnncore.data.har import prepare_har
 from bnncore.data.idx import Split
 from bnncore.errors import BitfleetError
 
 __all__ = ["PREPARERS", "main"]
 
-PREPARERS: dict[str, Callable[[Path, Split, Path], None]] = {"cifar10": prepare_cifar10}
+PREPARERS: dict[str, Callable[[Path, Split, Path], None]] = {"cifar10": prepare_cifar10, "har": prepare_har}
 """By name of the data set: write one split of what lies in a data folder to an idx folder."""
 
 
