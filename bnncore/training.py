@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore.data.augment import Augmentation, Augmenter
 from bnncore.data.dataset import Dataset
 from bnncore.engine import Engine, permutation
 from bnncore.errors import DataError, ShapeError
@@ -83,6 +84,7 @@ def train(
     epochs: int,
     max_steps: int | None = None,
     seed: int,
+    augment: Augmentation | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainResult:
@@ -93,15 +95,17 @@ def train(
       dataset: training samples.
       epochs: passes over the data.
       max_steps: stop after so many steps; the step size falls over these.
-      seed: decides the order of the samples.
+      seed: decides the order of the samples, and what augmentation does to each.
+      augment: shifts and mirrors the images of each batch; None: they are trained on as they are.
       on_step: called after each step with (steps done, steps to do, loss).
       on_epoch: called after each epoch, the last one too when it was cut short; may evaluate the engine.
 
     Raises:
       ShapeError: samples or classes do not fit the network.
-      DataError: there are fewer samples than one batch, or they cannot be read.
+      DataError: there are fewer samples than one batch, they cannot be read, or they are no images to augment.
     """
     check_fits(engine, dataset)
+    augmenter = None if augment is None else _augmenter(augment, engine, dataset, seed)
     steps_per_epoch = dataset.num_examples // engine.batch_size
     if steps_per_epoch == 0:
         raise DataError(
@@ -116,6 +120,8 @@ def train(
         started, first, loss_sum, correct = time.perf_counter(), done, 0.0, 0
         for indices in batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=len(results)):
             dataset.read(indices, engine.input)
+            if augmenter is not None:
+                augmenter.apply(engine.input, indices, len(results))
             engine.labels[:] = dataset.labels[indices]
             before = time.perf_counter()
             step = engine.step(1.0 - done / total)
@@ -133,6 +139,12 @@ def train(
         if on_epoch is not None:
             on_epoch(results[-1])
     return TrainResult(tuple(results), done, statistics.median(times_ms) if done else None)
+
+
+def _augmenter(augment: Augmentation, engine: Engine, dataset: Dataset, seed: int) -> Augmenter:
+    if dataset.description.get("kind") == "signals":  # its second dimension is no place to shift or mirror along
+        raise DataError(f"augmentation is for images, data set {dataset.name!r} holds signals. Leave --augment out")
+    return Augmenter(augment, dataset.input_shape, batch_size=engine.batch_size, seed=seed)
 
 
 def evaluate(engine: Engine, dataset: Dataset) -> EvalResult:

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnncore.errors import SpecError
+from bnncore.errors import DataError, SpecError
 
 if TYPE_CHECKING:
+    from bnncore.data.augment import Augmentation
     from bnncore.spec import ModelSpec
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "add_model_options",
     "add_preset_options",
     "build_model",
+    "parse_augmentation",
     "parse_bytes",
     "parse_sizes",
     "positive_int",
@@ -55,6 +57,16 @@ def parse_bytes(text: str) -> int:
 def parse_sizes(text: str) -> tuple[int, ...]:
     """Read comma-separated positive integers; an empty text is none."""
     return tuple(positive_int(part) for part in text.split(",")) if text else ()
+
+
+def parse_augmentation(text: str) -> Augmentation:
+    """Read shift=N,flip (for argparse)."""
+    from bnncore.data.augment import Augmentation
+
+    try:
+        return Augmentation.parse(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from bnncore.cli.options import (
     add_model_options,
     add_preset_options,
     build_model,
+    parse_augmentation,
     positive_int,
     unsigned_int,
 )
@@ -58,6 +59,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--max-steps", type=unsigned_int, metavar="N", help="stop after N steps")
     parser.add_argument(
         "--seed", type=unsigned_int, default=0, metavar="N", help="decides everything random (default: 0)"
+    )
+    parser.add_argument(
+        "--augment",
+        type=parse_augmentation,
+        metavar="shift=N,flip",
+        help="shift each training image by up to N pixels (black enters), mirror every second one; either or both",
     )
     parser.add_argument("--save", metavar="FILE", help="write the trained network to a safetensors checkpoint")
     add_json_option(parser)
@@ -130,6 +137,7 @@ def _train_and_evaluate(
             epochs=args.epochs,
             max_steps=args.max_steps,
             seed=args.seed,
+            augment=args.augment,
             on_step=on_step,
             on_epoch=on_epoch,
         )
@@ -146,6 +154,7 @@ def _train_and_evaluate(
         "dataset": train_set.name,
         "batch_size": args.batch_size,
         "seed": args.seed,
+        "augment": None if args.augment is None else str(args.augment),
         "preset": engine.preset.name,
         "optimizer": engine.preset.optimizer.name,
         "preset_digest": engine.preset.digest,
