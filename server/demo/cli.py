@@ -8,11 +8,9 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -23,6 +21,7 @@ from server.demo.fleet import Fleet
 from server.demo.memory import PeakSampler, rss_peak_bytes
 from server.demo.report import DemoResult, make_result, summary
 from server.demo.scenario import Scenario, choose, lay_out
+from server.demo.signals import end_on_signals
 from server.demo.watch import JobWatch, Outcome
 from server.jobs import load_job
 
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     scenario = choose(arguments.dataset, num_devices=arguments.devices, rounds=arguments.rounds)
     # With --json -, standard output is for the machine alone.
     console = Console(stderr=arguments.json == "-", highlight=False, soft_wrap=True)
-    with _own_folder(ROOT), _interrupt_on_sigterm():
+    with _own_folder(ROOT), end_on_signals():
         result = run_scenario(scenario, ROOT, console)
     text = json.dumps(result.to_json_object(), indent=2) + "\n"
     if arguments.json == "-":
@@ -116,17 +115,3 @@ def _own_folder(root: Path) -> Iterator[None]:
             else:
                 path.unlink(missing_ok=True)
         yield
-
-
-@contextlib.contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that its processes end too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

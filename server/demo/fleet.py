@@ -15,6 +15,7 @@ from typing import Self
 
 from bnncore.errors import BitfleetError
 from server.demo.memory import process_tree
+from server.demo.signals import uninterrupted
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 8.0
@@ -139,8 +140,9 @@ class Fleet:
             self.devices[device.name] = self._spawn(device.name, [*_CLIENT, "run", *where, *who])
 
     def _spawn(self, name: str, arguments: list[str]) -> Child:
-        child = Child(name, arguments, self._root / f"{name}.log")
-        self._children.append(child)
+        with uninterrupted():
+            child = Child(name, arguments, self._root / f"{name}.log")
+            self._children.append(child)
         return child
 
     def _wait_until_ready(self) -> tuple[str, str]:
@@ -155,9 +157,10 @@ class Fleet:
 
     def _stop(self) -> None:
         # Devices first: they would otherwise look for their coordinator.
-        for children in (self._children[1:], self._children[:1]):
-            for child in children:
-                child.terminate()
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            for child in children:
-                child.reap(deadline)
+        with uninterrupted():
+            for children in (self._children[1:], self._children[:1]):
+                for child in children:
+                    child.terminate()
+                deadline = time.monotonic() + STOP_TIMEOUT_S
+                for child in children:
+                    child.reap(deadline)
