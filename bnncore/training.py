@@ -19,6 +19,7 @@ from bnncore.data.augment import Augmentation, Augmenter
 from bnncore.data.dataset import Dataset
 from bnncore.engine import Engine, permutation
 from bnncore.errors import DataError, ShapeError
+from bnncore.schedule import Linear, Schedule
 
 __all__ = ["EpochResult", "EvalResult", "TrainResult", "batches", "check_fits", "evaluate", "train"]
 
@@ -85,18 +86,20 @@ def train(
     max_steps: int | None = None,
     seed: int,
     augment: Augmentation | None = None,
+    schedule: Schedule | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainResult:
-    """Train for some epochs; the step size falls linearly from its full value to almost nothing over all steps.
+    """Train for some epochs.
 
     Args:
       engine: what is trained, from its state as it is.
       dataset: training samples.
       epochs: passes over the data.
-      max_steps: stop after so many steps; the step size falls over these.
+      max_steps: stop after so many steps; they are what the schedule runs over.
       seed: decides the order of the samples, and what augmentation does to each.
       augment: shifts and mirrors the images of each batch; None: they are trained on as they are.
+      schedule: how the step size changes, fresh; None: it falls linearly from its full value to almost nothing.
       on_step: called after each step with (steps done, steps to do, loss).
       on_epoch: called after each epoch, the last one too when it was cut short; may evaluate the engine.
 
@@ -105,6 +108,7 @@ def train(
       DataError: there are fewer samples than one batch, they cannot be read, or they are no images to augment.
     """
     check_fits(engine, dataset)
+    schedule = Linear() if schedule is None else schedule
     augmenter = None if augment is None else _augmenter(augment, engine, dataset, seed)
     steps_per_epoch = dataset.num_examples // engine.batch_size
     if steps_per_epoch == 0:
@@ -124,7 +128,7 @@ def train(
                 augmenter.apply(engine.input, indices, len(results))
             engine.labels[:] = dataset.labels[indices]
             before = time.perf_counter()
-            step = engine.step(1.0 - done / total)
+            step = engine.step(schedule.scale(done, total))
             times_ms[done] = 1e3 * (time.perf_counter() - before)
             done += 1
             loss_sum += step.loss
@@ -136,6 +140,7 @@ def train(
         steps = done - first
         accuracy = 100.0 * correct / (steps * engine.batch_size)
         results.append(EpochResult(len(results) + 1, steps, loss_sum / steps, accuracy, time.perf_counter() - started))
+        schedule.end_epoch(results[-1].loss)
         if on_epoch is not None:
             on_epoch(results[-1])
     return TrainResult(tuple(results), done, statistics.median(times_ms) if done else None)

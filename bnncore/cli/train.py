@@ -18,10 +18,12 @@ from bnncore.cli.options import (
     unsigned_int,
 )
 from bnncore.cli.output import check_destination, format_bytes, rss_peak_bytes, say, write_json
+from bnncore.schedule import SCHEDULES, build_schedule
 
 if TYPE_CHECKING:
     from bnncore.data import Dataset
     from bnncore.engine import Engine
+    from bnncore.schedule import Schedule
     from bnncore.training import EpochResult
 
 __all__ = ["add_parser"]
@@ -61,6 +63,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--seed", type=unsigned_int, default=0, metavar="N", help="decides everything random (default: 0)"
     )
     parser.add_argument(
+        "--schedule",
+        choices=sorted(SCHEDULES),
+        default="linear",
+        help="how the step size changes: falls to 0 (linear, cosine), stays (constant), or halves when the training "
+        "loss finds no new low (plateau); default: linear",
+    )
+    parser.add_argument(
+        "--patience", type=positive_int, metavar="N", help="epochs without a new low before plateau halves (default: 3)"
+    )
+    parser.add_argument(
         "--augment",
         type=parse_augmentation,
         metavar="shift=N,flip",
@@ -82,11 +94,12 @@ def run(args: argparse.Namespace) -> None:
     from bnncore.state import weights_digest
 
     preset = resolve_preset(args.preset, args.optimizer)
+    schedule = build_schedule(args.schedule, patience=args.patience)
     with open_split(args, "train") as train_set, open_split(args, "test") as test_set:
         spec = build_model(args, input_shape=train_set.input_shape, classes=len(train_set.classes))
         check_destination(args.save, "--save", 4 * spec.num_binary_weights + (1 << 16))
         engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
-        result = _train_and_evaluate(args, engine, train_set, test_set)
+        result = _train_and_evaluate(args, engine, schedule, train_set, test_set)
     if args.max_steps != 0 or args.save:
         state = engine.state(copy=False)
         result["weights_digest"] = weights_digest(spec, state)
@@ -100,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train_and_evaluate(
-    args: argparse.Namespace, engine: Engine, train_set: Dataset, test_set: Dataset
+    args: argparse.Namespace, engine: Engine, schedule: Schedule, train_set: Dataset, test_set: Dataset
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
@@ -138,6 +151,7 @@ def _train_and_evaluate(
             max_steps=args.max_steps,
             seed=args.seed,
             augment=args.augment,
+            schedule=schedule,
             on_step=on_step,
             on_epoch=on_epoch,
         )
@@ -154,6 +168,7 @@ def _train_and_evaluate(
         "dataset": train_set.name,
         "batch_size": args.batch_size,
         "seed": args.seed,
+        "schedule": args.schedule,
         "augment": None if args.augment is None else str(args.augment),
         "preset": engine.preset.name,
         "optimizer": engine.preset.optimizer.name,
