@@ -34,6 +34,8 @@ examples:
       train on the digits that ship with scikit-learn: a few seconds
   bitfleet train --dataset mnist --data ~/data --download --epochs 5
       fetch MNIST once, then train the 784-256-256-256-256-10 network on it
+  bitfleet train --dataset cifar10 --data ~/data --download --augment shift=4,flip --schedule cosine
+      photographs; the first time, a process of its own prepares them, which takes up to 100 MiB
   bitfleet train --data my-images --save model.safetensors --json result.json
       your own data: a folder of idx files (bnncore.data.write_idx makes one)
 
