@@ -52,13 +52,13 @@ clean:  ## remove all that make made
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 prerequisites:
-	@PYTHON='$(PYTHON)' tools/prerequisites
+	@PYTHON='$(PYTHON)' .ci/prerequisites
 
 # The demo needs no development tools; the tests need both, and then the demo is set up too.
 $(VENV)/.server: $(BUILT_FROM) | prerequisites
-	@PYTHON='$(PYTHON)' tools/install $(VENV) server
+	@PYTHON='$(PYTHON)' .ci/install $(VENV) server
 	@touch $@
 
 $(VENV)/.dev: $(BUILT_FROM) | prerequisites
-	@PYTHON='$(PYTHON)' tools/install $(VENV) server,dev
+	@PYTHON='$(PYTHON)' .ci/install $(VENV) server,dev
 	@touch $(VENV)/.server $@

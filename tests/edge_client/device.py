@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,10 +52,14 @@ class Device:
                 assert self._process.poll() is None, self.log
                 await asyncio.sleep(0.02)
 
-    async def trainer(self) -> int:
-        """Wait for a trainer that has begun to train, and give its PID."""
-        await self.until(lambda: "trainer started" in self.log and self.children())
-        return self.children()[0]
+    def trainers(self) -> list[int]:
+        """PIDs of all trainers ever started, from the log: a look at the processes can come between two of them."""
+        return [int(pid) for pid in re.findall(r"trainer started pid=(\d+)", self.log)]
+
+    async def trainer(self, count: int = 1) -> int:
+        """Wait for the count-th trainer to be started, and give its PID."""
+        await self.until(lambda: len(self.trainers()) >= count)
+        return self.trainers()[count - 1]
 
     def kill(self) -> None:
         if self._process.poll() is None:

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from edge_client.pss import peak_pss_bytes, process_tree, pss_bytes, tree_pss_bytes
+from edge_client.pss import process_tree, pss_bytes, tree_pss_bytes
 
 
 def test_a_process_has_a_size_and_one_that_ended_has_none() -> None:
