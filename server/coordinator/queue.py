@@ -157,7 +157,7 @@ class JobQueue:
     async def _run(self, job: JobRecord) -> None:
         _log.info("event=job_running job=%s", job.job_id)
         committed = faults = 0
-        while True:
+        while job.job_id not in self._cancelled:
             try:
                 self.runner = JobRunner(job, parse_job(json.loads(job.config_json)), self._parts)
                 await self._disk.run(self._disk.storage.set_job_state, job.job_id, JobState.RUNNING)
@@ -172,10 +172,11 @@ class JobQueue:
                 faults = 1 if progress > committed else faults + 1
                 committed = progress
                 _log.exception("event=job_interrupted job=%s fault=%d", job.job_id, faults)
-                if faults == _MAX_FAULTS or job.job_id in self._cancelled:
+                if faults == _MAX_FAULTS:
                     reason = f"interrupted {faults} times in a row, at last by {type(error).__name__}: {error}"
                     return await self._end(job.job_id, JobState.FAILED, reason)
                 await asyncio.sleep(_FAULT_PAUSE_S)
+        return None
 
     async def _end(self, job_id: str, state: JobState, reason: str) -> None:
         await self._disk.run(self._disk.storage.set_job_state, job_id, state, finished_at=time.time(), reason=reason)

@@ -147,6 +147,8 @@ class JobRunner:
             base=base,
         )
         self.active = RoundRunner(parts, record, collection, self._take_up(record, collection))
+        if self._cancel_reason is not None:  # while the round was prepared, when nobody could be told
+            self.active.post(Cancelled(self._cancel_reason))
         try:
             return await self.active.play()
         finally:
