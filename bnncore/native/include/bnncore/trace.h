@@ -17,7 +17,6 @@ struct BlockTrace {
   std::vector<int32_t> grad_x;        // [batch][in], before rounding; empty for the first block
   float grad_in_scale = 0;
   float grad_y_scale = 0;
-  float weight_gain = 0;  // what a unit of grad_weights is worth to the optimizer
 };
 
 struct Trace {
