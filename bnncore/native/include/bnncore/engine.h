@@ -131,6 +131,13 @@ class Engine {
     float max_abs;
     int64_t saturated;
     int64_t abs_sum;
+
+    // A maximum and integer sums: the order of adding does not matter.
+    void add(const TileResult& part) {
+      max_abs = part.max_abs > max_abs ? part.max_abs : max_abs;
+      saturated += part.saturated;
+      abs_sum += part.abs_sum;
+    }
   };
 
   template <typename T>
@@ -148,6 +155,7 @@ class Engine {
   void forward_group(size_t block, int group, int count, bool training, int member, Trace* trace);
   StepResult softmax(int count, int32_t* predictions, bool with_gradient);
   void backward_block(size_t block, float step_scale, Trace* trace);
+  TileResult sum_of_members() const;
   TileResult run_tiles(size_t block, Pass pass, float step_scale, Trace* trace);
   TileResult backward_tile(size_t block, int tile, Pass pass, float step_scale, int member, Trace* trace);
   int64_t fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member, Trace* trace);

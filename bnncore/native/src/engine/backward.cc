@@ -50,19 +50,16 @@ Engine::TileResult Engine::run_tiles(size_t block, Pass pass, float step_scale, 
     TileResult total{};
     const Range range = partition(tiles, num_threads(), member);
     for (int tile = range.begin; tile < range.end; ++tile) {
-      const TileResult part = backward_tile(block, tile, pass, step_scale, member, trace);
-      total.max_abs = std::max(total.max_abs, part.max_abs);
-      total.saturated += part.saturated;
-      total.abs_sum += part.abs_sum;
+      total.add(backward_tile(block, tile, pass, step_scale, member, trace));
     }
     results_[member] = total;
   });
+  return sum_of_members();
+}
+
+Engine::TileResult Engine::sum_of_members() const {
   TileResult total{};
-  for (const TileResult& part : results_) {
-    total.max_abs = std::max(total.max_abs, part.max_abs);
-    total.saturated += part.saturated;
-    total.abs_sum += part.abs_sum;
-  }
+  for (const TileResult& part : results_) total.add(part);
   return total;
 }
 
@@ -190,18 +187,11 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
     const Range range = partition(batch_size_, num_threads(), member);
     TileResult total{};
     for (int first = range.begin; first < range.end; first += kTileRows) {
-      const TileResult part = inputs_of(block, {first, std::min(first + kTileRows, range.end)}, measure, member, trace);
-      total.max_abs = std::max(total.max_abs, part.max_abs);
-      total.saturated += part.saturated;
+      total.add(inputs_of(block, {first, std::min(first + kTileRows, range.end)}, measure, member, trace));
     }
     results_[member] = total;
   });
-  TileResult total{};
-  for (const TileResult& part : results_) {
-    total.max_abs = std::max(total.max_abs, part.max_abs);
-    total.saturated += part.saturated;
-  }
-  return total;
+  return sum_of_members();
 }
 
 // grad_x of up to 16 samples replaces their grad_y, which is no longer needed then.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../bits_avx2.h"
 #include "bnncore/input_gemm.h"
 
 namespace bitfleet::avx2 {
@@ -18,15 +19,12 @@ namespace {
 // Writes signs as +-1 bytes and pads the row to a multiple of 32 with zeros; returns their sum.
 BITFLEET_AVX2 int32_t expand_weights(const uint64_t* w, int depth, int8_t* expanded) {
   const int padded = (depth + 31) / 32 * 32;
-  const __m256i spread =
-      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-  const __m256i select = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
   int32_t negative = 0;
   for (int k = 0; k < padded; k += 32) {
     const uint32_t bits = static_cast<uint32_t>(w[k / 64] >> (k % 64));
     negative += __builtin_popcount(bits);
-    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bits)), spread);
-    const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, select), select);
+    const __m256i is_clear = _mm256_cmpeq_epi8(bits_to_bytes(bits), _mm256_setzero_si256());
+    const __m256i is_set = _mm256_xor_si256(is_clear, _mm256_set1_epi8(-1));
     const __m256i signs = _mm256_or_si256(is_set, _mm256_set1_epi8(1));  // -1 where set, else 1
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(expanded + k), signs);
   }

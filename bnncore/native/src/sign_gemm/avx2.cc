@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../bits_avx2.h"
 #include "bnncore/sign_gemm.h"
 
 namespace bitfleet::avx2 {
@@ -17,11 +18,7 @@ namespace {
 
 // 32 bits to 32 bytes of 0 or 1.
 BITFLEET_AVX2 inline __m256i expand_bits(uint32_t bits) {
-  const __m256i spread =
-      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-  const __m256i select = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ull));
-  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bits)), spread);
-  return _mm256_min_epu8(_mm256_and_si256(bytes, select), _mm256_set1_epi8(1));
+  return _mm256_min_epu8(bits_to_bytes(bits), _mm256_set1_epi8(1));
 }
 
 BITFLEET_AVX2 inline __m256i broadcast_pair(const int8_t* g) {
