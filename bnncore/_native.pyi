@@ -8,7 +8,26 @@ class OptimizerParams:
     def __init__(self, **constants: Any) -> None: ...
 
 class BlockSpec:
-    def __init__(self, dense: str, norm: str, in_features: int, out_features: int) -> None: ...
+    def __init__(
+        self,
+        *,
+        linear: str,
+        norm: str,
+        in_height: int,
+        in_width: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_height: int,
+        kernel_width: int,
+        stride: int,
+        pad_height: int,
+        pad_width: int,
+        conv_height: int,
+        conv_width: int,
+        pool: str,
+        pool_height: int,
+        pool_width: int,
+    ) -> None: ...
 
 class Engine:
     def __init__(

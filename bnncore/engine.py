@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bnncore import _native
 from bnncore.errors import BudgetError, ConfigurationError, DataError, SpecError
 from bnncore.optimizer import OptimizerConfig, Preset, resolve_preset
-from bnncore.spec import ModelSpec
+from bnncore.spec import DenseBlock, ModelSpec
 from bnncore.state import State, has_statistics, validate_state
 
 __all__ = [
@@ -91,7 +91,28 @@ def _blocks(spec: ModelSpec) -> list[_native.BlockSpec]:
             f"the engine takes inputs of at most {MAX_FIRST_FEATURES} numbers, got {spec.input_features} "
             f"(input_shape {list(spec.input_shape)})"
         )
-    return [_native.BlockSpec(b.dense, b.norm, b.in_features, b.out_features) for b in spec.blocks]
+    return [_native_block(block) for block in spec.blocks]
+
+
+def _native_block(block: DenseBlock) -> _native.BlockSpec:
+    return _native.BlockSpec(
+        linear=block.dense,
+        norm=block.norm,
+        in_height=1,
+        in_width=1,
+        in_channels=block.in_features,
+        out_channels=block.out_features,
+        kernel_height=1,
+        kernel_width=1,
+        stride=1,
+        pad_height=0,
+        pad_width=0,
+        conv_height=1,
+        conv_width=1,
+        pool="none",
+        pool_height=1,
+        pool_width=1,
+    )
 
 
 def _params(preset: _HasOptimizer) -> _native.OptimizerParams:

@@ -59,7 +59,7 @@ nb::dict step_traced(Engine& engine, float step_scale) {
   Trace trace;
   for (size_t i = 0; i < engine.blocks().size(); ++i) {
     const BlockSpec& spec = engine.blocks()[i];
-    const size_t in = static_cast<size_t>(spec.in_features), out = static_cast<size_t>(spec.out_features);
+    const size_t in = static_cast<size_t>(spec.fan_in()), out = static_cast<size_t>(spec.out_channels);
     BlockTrace block;
     block.y.resize(out * batch);
     block.y_again.resize(out * batch);
@@ -75,7 +75,7 @@ nb::dict step_traced(Engine& engine, float step_scale) {
   nb::list blocks;
   for (size_t i = 0; i < trace.blocks.size(); ++i) {
     const BlockSpec& spec = engine.blocks()[i];
-    const size_t in = static_cast<size_t>(spec.in_features), out = static_cast<size_t>(spec.out_features);
+    const size_t in = static_cast<size_t>(spec.fan_in()), out = static_cast<size_t>(spec.out_channels);
     BlockTrace& t = trace.blocks[i];
     nb::dict d;
     d["y"] = owned(std::move(t.y), {out, batch});
@@ -92,7 +92,7 @@ nb::dict step_traced(Engine& engine, float step_scale) {
   }
   nb::dict d;
   d["blocks"] = blocks;
-  const size_t classes = static_cast<size_t>(engine.blocks().back().out_features);
+  const size_t classes = static_cast<size_t>(engine.blocks().back().out_channels);
   d["logits"] = owned(std::move(trace.logits), {batch, classes});
   d["loss"] = result.loss;
   d["correct"] = result.correct;
@@ -105,6 +105,13 @@ OptimizerKind optimizer_kind(const std::string& name) {
   if (name == "bop") return OptimizerKind::kBop;
   if (name == "adam") return OptimizerKind::kAdam;
   throw std::invalid_argument("unknown optimizer '" + name + "'");
+}
+
+Pool pool_of(const std::string& name) {
+  if (name == "none") return Pool::kNone;
+  if (name == "before_norm") return Pool::kBeforeNorm;
+  if (name == "after_sign") return Pool::kAfterSign;
+  throw std::invalid_argument("unknown pool '" + name + "'");
 }
 
 // Reads rows `indices` of a file of equal rows into `out`, with pread: no seek, no mapping, no copy.
@@ -177,10 +184,16 @@ NB_MODULE(_native, m) {
   nb::class_<BlockSpec>(m, "BlockSpec")
       .def(
           "__init__",
-          [](BlockSpec* self, std::string dense, std::string norm, int in_features, int out_features) {
-            new (self) BlockSpec{std::move(dense), std::move(norm), in_features, out_features};
+          [](BlockSpec* self, std::string linear, std::string norm, int in_height, int in_width, int in_channels,
+             int out_channels, int kernel_height, int kernel_width, int stride, int pad_height, int pad_width,
+             int conv_height, int conv_width, const std::string& pool, int pool_height, int pool_width) {
+            new (self) BlockSpec{std::move(linear), std::move(norm), in_height,   in_width,   in_channels, out_channels,
+                                 kernel_height,     kernel_width,    stride,      pad_height, pad_width,   conv_height,
+                                 conv_width,        pool_of(pool),   pool_height, pool_width};
           },
-          "dense"_a, "norm"_a, "in_features"_a, "out_features"_a);
+          nb::kw_only(), "linear"_a, "norm"_a, "in_height"_a, "in_width"_a, "in_channels"_a, "out_channels"_a,
+          "kernel_height"_a, "kernel_width"_a, "stride"_a, "pad_height"_a, "pad_width"_a, "conv_height"_a,
+          "conv_width"_a, "pool"_a, "pool_height"_a, "pool_width"_a);
 
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
@@ -224,9 +237,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("input",
                    [](nb::handle self) {
                      Engine& engine = nb::cast<Engine&>(self);
-                     return view(self, engine.input(),
-                                 {static_cast<size_t>(engine.batch_size()),
-                                  static_cast<size_t>(engine.blocks()[0].in_features)});
+                     return view(
+                         self, engine.input(),
+                         {static_cast<size_t>(engine.batch_size()), static_cast<size_t>(engine.blocks()[0].fan_in())});
                    })
       .def_prop_ro("labels",
                    [](nb::handle self) {
@@ -248,7 +261,7 @@ NB_MODULE(_native, m) {
           [](nb::handle self, size_t block) -> nb::object {
             Engine& engine = nb::cast<Engine&>(self);
             const BlockSpec& spec = engine.blocks()[block];
-            const size_t out = static_cast<size_t>(spec.out_features), in = static_cast<size_t>(spec.in_features);
+            const size_t out = static_cast<size_t>(spec.out_channels), in = static_cast<size_t>(spec.fan_in());
             switch (engine.optimizer_kind()) {
               case OptimizerKind::kAdam:
                 return nb::cast(view(self, engine.latent_float(block), {out, in}));
@@ -279,7 +292,7 @@ NB_MODULE(_native, m) {
           "norm",
           [](nb::handle self, size_t block) {
             Engine& engine = nb::cast<Engine&>(self);
-            const size_t channels = static_cast<size_t>(engine.blocks()[block].out_features);
+            const size_t channels = static_cast<size_t>(engine.blocks()[block].out_channels);
             return nb::make_tuple(view(self, engine.beta(block), {channels}),
                                   view(self, engine.running_mean(block), {channels}),
                                   view(self, engine.running_mean_abs_dev(block), {channels}));

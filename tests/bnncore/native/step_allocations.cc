@@ -72,7 +72,10 @@ int main() {
     for (int threads : {1, 2, 3}) {
       const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
                                       0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};
-      Engine engine({{"dense1", "norm1", 100, 70}, {"dense2", "norm2", 70, 10}}, optimizer, 33, threads);
+      const auto dense = [](const char* linear, const char* norm, int in, int out) {
+        return BlockSpec{linear, norm, 1, 1, in, out, 1, 1, 1, 0, 0, 1, 1, Pool::kNone, 1, 1};
+      };
+      Engine engine({dense("dense1", "norm1", 100, 70), dense("dense2", "norm2", 70, 10)}, optimizer, 33, threads);
       engine.initialise(7);
       for (int i = 0; i < 33 * 100; ++i) engine.input()[i] = static_cast<uint8_t>(i * 37);
       for (int i = 0; i < 33; ++i) engine.labels()[i] = i % 10;

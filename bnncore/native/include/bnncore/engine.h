@@ -146,7 +146,7 @@ class Engine {
   }
 
   size_t block_count() const { return blocks_.size(); }
-  int classes() const { return blocks_.back().out_features; }
+  int classes() const { return blocks_.back().out_channels; }
   void check_labels(int count) const;
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
   void multiply(size_t block, const uint64_t* weights, size_t weights_stride, int rows, int count, int member,

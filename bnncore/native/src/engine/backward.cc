@@ -12,7 +12,7 @@ namespace bitfleet {
 void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   BlockScales& scales = at<BlockScales>(layout_.scales)[block];
   const bool normalises = optimizer_.kind != OptimizerKind::kAdam;
-  const double num_weights = double{1} * blocks_[block].in_features * blocks_[block].out_features;
+  const double num_weights = double{1} * blocks_[block].fan_in() * blocks_[block].out_channels;
 
   // Scales come from the step before. Where there is none yet, exact passes measure first.
   if (!(scales.max_grad_y > 0.0f)) {
@@ -45,7 +45,7 @@ void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
 }
 
 Engine::TileResult Engine::run_tiles(size_t block, Pass pass, float step_scale, Trace* trace) {
-  const int tiles = (blocks_[block].out_features + kTileRows - 1) / kTileRows;
+  const int tiles = (blocks_[block].out_channels + kTileRows - 1) / kTileRows;
   pool_.run([&](int member) {
     TileResult total{};
     const Range range = partition(tiles, num_threads(), member);
@@ -67,10 +67,10 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
                                          Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const ScratchLayout& scratch = layout_.scratch[member];
-  const size_t words = static_cast<size_t>(words_for(spec.in_features));
+  const size_t words = static_cast<size_t>(words_for(spec.fan_in()));
   const int first = tile * kTileRows;
-  const int rows = std::min(kTileRows, spec.out_features - first);
-  const int64_t y_bound = int64_t{spec.in_features} * (block == 0 ? 255 : 1);
+  const int rows = std::min(kTileRows, spec.out_channels - first);
+  const int64_t y_bound = int64_t{spec.fan_in()} * (block == 0 ? 255 : 1);
 
   // Inner blocks keep their packed rows: the gradient for the layer below needs the weights as they were.
   uint64_t* target = block == 0 ? at<uint64_t>(scratch.weights) : at<uint64_t>(layout_.packed_weights) + first * words;
@@ -110,7 +110,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
       t.thresholds[3 * channel] = thresholds.sign_from;
       t.thresholds[3 * channel + 1] = thresholds.mask_from;
       t.thresholds[3 * channel + 2] = thresholds.mask_to;
-      for (int b = 0; b < batch_size_; ++b) t.grad_in[size_t(b) * spec.out_features + channel] = grad[b];
+      for (int b = 0; b < batch_size_; ++b) t.grad_in[size_t(b) * spec.out_channels + channel] = grad[b];
     }
     if (statistics.abs_deviation == 0) {
       std::memset(grad, 0, static_cast<size_t>(batch_size_));
@@ -124,7 +124,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
       }
       const QuantiseResult rounded =
           kernels_.channel->gradient_quantise(row, grad, batch_size_, coefficients, real_gain / scale_y, random,
-                                              static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_features));
+                                              static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_channels));
       result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
       result.saturated += rounded.saturated;
     }
@@ -141,7 +141,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
     t.grad_y_scale = scale_y;
     for (int b = 0; b < batch_size_; ++b) {
       std::copy_n(gradient + b * layout_.gradient_stride, rows,
-                  t.grad_y.begin() + size_t(b) * spec.out_features + first);
+                  t.grad_y.begin() + size_t(b) * spec.out_channels + first);
     }
   }
   return result;
@@ -149,7 +149,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
 
 int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member,
                              Trace* trace) {
-  const int depth = blocks_[block].in_features;
+  const int depth = blocks_[block].fan_in();
   const ScratchLayout& scratch = layout_.scratch[member];
   const int8_t* grad_t = at<int8_t>(scratch.grad_t);
   int32_t* products = at<int32_t>(scratch.products);
@@ -196,8 +196,8 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
 
 // grad_x of up to 16 samples replaces their grad_y, which is no longer needed then.
 Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace) {
-  const int outputs = blocks_[block].out_features;
-  const int inputs = blocks_[block].in_features;
+  const int outputs = blocks_[block].out_channels;
+  const int inputs = blocks_[block].fan_in();
   const ScratchLayout& scratch = layout_.scratch[member];
   const size_t staged_stride = round_up(static_cast<size_t>(inputs), kColumnBlock);
   const size_t words = static_cast<size_t>(words_for(inputs));

@@ -10,7 +10,7 @@
 namespace bitfleet {
 
 const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_t* target) const {
-  const int depth = blocks_[block].in_features;
+  const int depth = blocks_[block].fan_in();
   const size_t words = static_cast<size_t>(words_for(depth));
   const BlockLayout& layout = layout_.blocks[block];
   const size_t first = static_cast<size_t>(first_row) * static_cast<size_t>(depth);
@@ -33,7 +33,7 @@ const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_
 
 void Engine::multiply(size_t block, const uint64_t* weights, size_t weights_stride, int rows, int count, int member,
                       int32_t* y) const {
-  const int depth = blocks_[block].in_features;
+  const int depth = blocks_[block].fan_in();
   if (block == 0) {
     kernels_.input_gemm(at<uint8_t>(layout_.input), static_cast<size_t>(depth), count, weights, weights_stride, rows,
                         depth, at<int8_t>(layout_.scratch[member].expanded_weights), y, layout_.y_stride);
@@ -45,7 +45,7 @@ void Engine::multiply(size_t block, const uint64_t* weights, size_t weights_stri
 
 void Engine::forward(int count, bool training, Trace* trace) {
   for (size_t block = 0; block < block_count(); ++block) {
-    const int groups = words_for(blocks_[block].out_features);
+    const int groups = words_for(blocks_[block].out_channels);
     pool_.run([&](int member) {
       const Range range = partition(groups, num_threads(), member);
       for (int group = range.begin; group < range.end; ++group) {
@@ -65,14 +65,14 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
   const BlockLayout& layout = layout_.blocks[block];
   const ScratchLayout& scratch = layout_.scratch[member];
   const bool last = block + 1 == block_count();
-  const size_t words = static_cast<size_t>(words_for(spec.in_features));
+  const size_t words = static_cast<size_t>(words_for(spec.fan_in()));
   int32_t* y = at<int32_t>(scratch.y);
   float* mean = at<float>(layout.running_mean);
   float* deviation = at<float>(layout.running_mean_abs_dev);
   const float* beta = at<float>(layout.beta);
   const float keep = 1.0f - 1.0f / static_cast<float>(std::min(statistics_steps_ + 1, kStatisticsWindow));
 
-  const int end = std::min(spec.out_features, (group + 1) * kWordBits);
+  const int end = std::min(spec.out_channels, (group + 1) * kWordBits);
   for (int first = group * kWordBits; first < end; first += kTileRows) {
     const int rows = std::min(kTileRows, end - first);
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
@@ -103,7 +103,7 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
     uint16_t* bits = at<uint16_t>(scratch.bits);
     kernels_.channel->emit_signs(y, layout_.y_stride, sign_from, rows, count, bits);
     const int shift = first % kWordBits;
-    const size_t out_words = static_cast<size_t>(words_for(spec.out_features));
+    const size_t out_words = static_cast<size_t>(words_for(spec.out_channels));
     uint64_t* signs = at<uint64_t>(layout.signs) + group;
     for (int b = 0; b < count; ++b) {
       const uint64_t before = shift == 0 ? 0 : signs[b * out_words];

@@ -12,24 +12,24 @@ constexpr size_t kReadPastInput = 32;  // input_gemm and input_grad load whole v
 
 BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, OptimizerKind kind, bool last, int batch_size) {
   BlockLayout layout{};
-  const std::vector<int64_t> weights = {block.out_features, block.in_features};
-  const std::vector<int64_t> channels = {block.out_features};
+  const std::vector<int64_t> weights = {block.out_channels, block.fan_in()};
+  const std::vector<int64_t> channels = {block.out_channels};
   switch (kind) {
     case OptimizerKind::kLatent8Momentum:
-      layout.momentum = plan.add(block.dense + ".momentum", "momenta", "int8", weights, kPersistent);
+      layout.momentum = plan.add(block.linear + ".momentum", "momenta", "int8", weights, kPersistent);
       [[fallthrough]];
     case OptimizerKind::kLatent8:
-      layout.latent = plan.add(block.dense + ".latent", "weights", "int8", weights, kPersistent);
+      layout.latent = plan.add(block.linear + ".latent", "weights", "int8", weights, kPersistent);
       break;
     case OptimizerKind::kBop:
-      layout.packed = plan.add(block.dense + ".packed", "weights", "uint64",
-                               {block.out_features, words_for(block.in_features)}, kPersistent);
-      layout.momentum = plan.add(block.dense + ".average", "momenta", "int8", weights, kPersistent);
+      layout.packed = plan.add(block.linear + ".packed", "weights", "uint64",
+                               {block.out_channels, words_for(block.fan_in())}, kPersistent);
+      layout.momentum = plan.add(block.linear + ".average", "momenta", "int8", weights, kPersistent);
       break;
     case OptimizerKind::kAdam:
-      layout.latent = plan.add(block.dense + ".latent", "weights", "float32", weights, kPersistent);
-      layout.momentum = plan.add(block.dense + ".mean", "momenta", "float32", weights, kPersistent);
-      layout.square = plan.add(block.dense + ".square", "momenta", "float32", weights, kPersistent);
+      layout.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
+      layout.momentum = plan.add(block.linear + ".mean", "momenta", "float32", weights, kPersistent);
+      layout.square = plan.add(block.linear + ".square", "momenta", "float32", weights, kPersistent);
       break;
   }
   layout.beta = plan.add(block.norm + ".beta", "norm", "float32", channels, kPersistent);
@@ -38,7 +38,7 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, OptimizerKind ki
   layout.running_mean = plan.add(block.norm + ".mean", "norm", "float32", channels, kPersistent);
   layout.running_mean_abs_dev = plan.add(block.norm + ".mean_abs_dev", "norm", "float32", channels, kPersistent);
   if (!last) {
-    layout.signs = plan.add(block.norm + ".signs", "activations", "uint64", {batch_size, words_for(block.out_features)},
+    layout.signs = plan.add(block.norm + ".signs", "activations", "uint64", {batch_size, words_for(block.out_channels)},
                             kPersistent);
   }
   return layout;
@@ -48,8 +48,8 @@ ScratchLayout add_scratch(MemoryPlan& plan, const std::vector<BlockSpec>& blocks
                           int member) {
   int widest = 0, widest_inner = 0;
   for (size_t i = 0; i < blocks.size(); ++i) {
-    widest = std::max(widest, blocks[i].in_features);
-    if (i > 0) widest_inner = std::max(widest_inner, blocks[i].in_features);
+    widest = std::max(widest, blocks[i].fan_in());
+    if (i > 0) widest_inner = std::max(widest_inner, blocks[i].fan_in());
   }
   const std::string name = "scratch" + std::to_string(member) + ".";
   const auto add = [&](const char* part, const char* dtype, std::vector<int64_t> shape, uint32_t phases) {
@@ -60,7 +60,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const std::vector<BlockSpec>& blocks
   layout.y = add("products_y", "int32", {kTileRows, extent(y_stride)}, kForward | kNormalise);
   layout.weights = add("weights", "uint64", {kTileRows, words_for(widest)}, kForward | kNormalise);
   layout.expanded_weights =
-      add("expanded_weights", "int8", {extent(input_gemm_scratch(blocks[0].in_features))}, kForward | kNormalise);
+      add("expanded_weights", "int8", {extent(input_gemm_scratch(blocks[0].fan_in()))}, kForward | kNormalise);
   layout.bits = add("sign_bits", "uint16", {batch_size}, kForward);
   layout.grad_t = add("grad_y", "int8", {kTileRows, extent(y_stride)}, kNormalise | kWeights);
   layout.expanded =
@@ -86,17 +86,17 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockSpec& block = blocks[i];
     layout.blocks.push_back(add_block(plan, block, optimizer.kind, i + 1 == blocks.size(), batch_size));
-    widest_output = std::max(widest_output, block.out_features);
-    if (i > 0) inner_words = std::max(inner_words, int64_t{block.out_features} * words_for(block.in_features));
+    widest_output = std::max(widest_output, block.out_channels);
+    if (i > 0) inner_words = std::max(inner_words, int64_t{block.out_channels} * words_for(block.fan_in()));
   }
   layout.gradient_stride = round_up(static_cast<size_t>(widest_output), 16);
   layout.y_stride = round_up(static_cast<size_t>(batch_size), 16);
   layout.scales =
       plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
-  layout.input = plan.add("input", "input", "uint8", {batch_size, blocks[0].in_features}, kPersistent, kReadPastInput);
+  layout.input = plan.add("input", "input", "uint8", {batch_size, blocks[0].fan_in()}, kPersistent, kReadPastInput);
   layout.labels = plan.add("labels", "input", "int32", {batch_size}, kPersistent);
   layout.logits =
-      plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_features}, kForward | kLoss);
+      plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_channels}, kForward | kLoss);
   layout.gradient =
       plan.add("gradient", "gradients", "int8", {batch_size, static_cast<int64_t>(layout.gradient_stride)},
                kLoss | kNormalise | kWeights | kInputs);

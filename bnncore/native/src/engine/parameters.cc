@@ -25,9 +25,9 @@ void Engine::initialise(uint64_t seed) {
     const BlockSpec& spec = blocks_[block];
     const BlockLayout& layout = layout_.blocks[block];
     const RandomStream random = random_stream(seed, 0, static_cast<uint32_t>(block), Purpose::kInitialise);
-    const size_t count = size_t(spec.in_features) * size_t(spec.out_features);
+    const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
     // Uniform with the variance 1 / fan-in that the paper's code uses for float32 latent weights.
-    const float float_limit = std::sqrt(3.0f / static_cast<float>(spec.in_features));
+    const float float_limit = std::sqrt(3.0f / static_cast<float>(spec.fan_in()));
     for (size_t i = 0; i < count; ++i) {
       // Uniform in (-1, 1), symmetric: odd multiples of 2^-24.
       const int32_t odd = static_cast<int32_t>(random_word(random, static_cast<uint32_t>(i)) >> 8) * 2 - 0xffffff;
@@ -37,8 +37,8 @@ void Engine::initialise(uint64_t seed) {
           at<float>(layout.latent)[i] = uniform * float_limit;
           break;
         case OptimizerKind::kBop: {
-          const size_t row = i / spec.in_features, k = i % spec.in_features;
-          uint64_t& word = at<uint64_t>(layout.packed)[row * words_for(spec.in_features) + k / kWordBits];
+          const size_t row = i / spec.fan_in(), k = i % spec.fan_in();
+          uint64_t& word = at<uint64_t>(layout.packed)[row * words_for(spec.fan_in()) + k / kWordBits];
           const uint64_t bit = uint64_t{1} << (k % kWordBits);
           word = uniform < 0.0f ? word | bit : word & ~bit;
           break;
@@ -47,7 +47,7 @@ void Engine::initialise(uint64_t seed) {
           at<int8_t>(layout.latent)[i] = static_cast<int8_t>(std::nearbyint(uniform * limit));
       }
     }
-    std::fill_n(at<float>(layout.beta), spec.out_features, 0.0f);
+    std::fill_n(at<float>(layout.beta), spec.out_channels, 0.0f);
   }
 }
 
@@ -61,17 +61,17 @@ void Engine::reset(uint64_t seed) {
   for (size_t block = 0; block < block_count(); ++block) {
     const BlockSpec& spec = blocks_[block];
     const BlockLayout& layout = layout_.blocks[block];
-    const size_t count = size_t(spec.in_features) * size_t(spec.out_features);
+    const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
     if (optimizer_.kind == OptimizerKind::kAdam) {
       std::fill_n(at<float>(layout.momentum), count, 0.0f);
       std::fill_n(at<float>(layout.square), count, 0.0f);
     } else if (optimizer_.kind != OptimizerKind::kLatent8) {
       std::fill_n(at<int8_t>(layout.momentum), count, int8_t{0});
     }
-    std::fill_n(at<float>(layout.beta_mean), spec.out_features, 0.0f);
-    std::fill_n(at<float>(layout.beta_square), spec.out_features, 0.0f);
-    std::fill_n(at<float>(layout.running_mean), spec.out_features, 0.0f);
-    std::fill_n(at<float>(layout.running_mean_abs_dev), spec.out_features, 1.0f);
+    std::fill_n(at<float>(layout.beta_mean), spec.out_channels, 0.0f);
+    std::fill_n(at<float>(layout.beta_square), spec.out_channels, 0.0f);
+    std::fill_n(at<float>(layout.running_mean), spec.out_channels, 0.0f);
+    std::fill_n(at<float>(layout.running_mean_abs_dev), spec.out_channels, 1.0f);
   }
 }
 
@@ -115,7 +115,7 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
                               context.gain, context.latent8_momentum, context.random, index);
       break;
     case OptimizerKind::kBop: {
-      const size_t depth = static_cast<size_t>(blocks_[block].in_features);
+      const size_t depth = static_cast<size_t>(blocks_[block].fan_in());
       const size_t row = first / depth, k = first % depth;
       uint64_t& word = at<uint64_t>(layout.packed)[row * words_for(static_cast<int>(depth)) + k / kWordBits];
       const int shift = static_cast<int>(k % kWordBits);
@@ -139,10 +139,10 @@ void Engine::update_beta(size_t block, int channel, float grad, float step_scale
 
 void Engine::unpack_weights(size_t block, int8_t* out) const {
   const BlockSpec& spec = blocks_[block];
-  const size_t words = static_cast<size_t>(words_for(spec.in_features));
+  const size_t words = static_cast<size_t>(words_for(spec.fan_in()));
   const uint64_t* packed = at<uint64_t>(layout_.blocks[block].packed);
-  for (int row = 0; row < spec.out_features; ++row) {
-    for (int k = 0; k < spec.in_features; ++k) {
+  for (int row = 0; row < spec.out_channels; ++row) {
+    for (int k = 0; k < spec.fan_in(); ++k) {
       *out++ = packed[row * words + k / kWordBits] >> (k % kWordBits) & 1u ? -127 : 127;
     }
   }
@@ -151,16 +151,16 @@ void Engine::unpack_weights(size_t block, int8_t* out) const {
 void Engine::write_weights(size_t block, const int8_t* values) {
   const BlockSpec& spec = blocks_[block];
   const BlockLayout& layout = layout_.blocks[block];
-  const size_t count = size_t(spec.in_features) * size_t(spec.out_features);
+  const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
   switch (optimizer_.kind) {
     case OptimizerKind::kAdam:
       std::transform(values, values + count, at<float>(layout.latent),
                      [](int8_t value) { return static_cast<float>(value) / 127.0f; });
       break;
     case OptimizerKind::kBop:
-      for (int row = 0; row < spec.out_features; ++row) {
-        kernels_.pack_int8(values + size_t(row) * spec.in_features, spec.in_features,
-                           at<uint64_t>(layout.packed) + size_t(row) * words_for(spec.in_features));
+      for (int row = 0; row < spec.out_channels; ++row) {
+        kernels_.pack_int8(values + size_t(row) * spec.fan_in(), spec.fan_in(),
+                           at<uint64_t>(layout.packed) + size_t(row) * words_for(spec.fan_in()));
       }
       break;
     default:
@@ -171,15 +171,15 @@ void Engine::write_weights(size_t block, const int8_t* values) {
 void Engine::write_weights(size_t block, const float* values) {
   const BlockSpec& spec = blocks_[block];
   const BlockLayout& layout = layout_.blocks[block];
-  const size_t count = size_t(spec.in_features) * size_t(spec.out_features);
+  const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
   switch (optimizer_.kind) {
     case OptimizerKind::kAdam:
       std::copy_n(values, count, at<float>(layout.latent));
       break;
     case OptimizerKind::kBop:
-      for (int row = 0; row < spec.out_features; ++row) {
-        kernels_.pack_float(values + size_t(row) * spec.in_features, spec.in_features,
-                            at<uint64_t>(layout.packed) + size_t(row) * words_for(spec.in_features));
+      for (int row = 0; row < spec.out_channels; ++row) {
+        kernels_.pack_float(values + size_t(row) * spec.fan_in(), spec.fan_in(),
+                            at<uint64_t>(layout.packed) + size_t(row) * words_for(spec.fan_in()));
       }
       break;
     default:
