@@ -61,14 +61,15 @@ nb::dict step_traced(Engine& engine, float step_scale) {
     const BlockSpec& spec = engine.blocks()[i];
     const size_t in = static_cast<size_t>(spec.fan_in()), out = static_cast<size_t>(spec.out_channels);
     BlockTrace block;
-    block.y.resize(out * batch);
-    block.y_again.resize(out * batch);
+    const size_t norm = batch * static_cast<size_t>(spec.norm_positions());
+    block.y.resize(out * norm);
+    block.y_again.resize(out * norm);
     block.sums.resize(out * 2);
     block.thresholds.resize(out * 3);
-    block.grad_in.resize(batch * out);
-    block.grad_y.resize(batch * out);
+    block.grad_in.resize(batch * static_cast<size_t>(spec.out_positions()) * out);
+    block.grad_y.resize(batch * static_cast<size_t>(spec.conv_positions()) * out);
     block.grad_weights.resize(out * in);
-    if (i > 0) block.grad_x.resize(batch * in);
+    if (i > 0) block.grad_x.resize(batch * static_cast<size_t>(spec.in_features()));
     trace.blocks.push_back(std::move(block));
   }
   const StepResult result = engine.step(step_scale, &trace);
@@ -78,14 +79,18 @@ nb::dict step_traced(Engine& engine, float step_scale) {
     const size_t in = static_cast<size_t>(spec.fan_in()), out = static_cast<size_t>(spec.out_channels);
     BlockTrace& t = trace.blocks[i];
     nb::dict d;
-    d["y"] = owned(std::move(t.y), {out, batch});
-    d["y_again"] = owned(std::move(t.y_again), {out, batch});
+    const size_t norm = batch * static_cast<size_t>(spec.norm_positions());
+    d["y"] = owned(std::move(t.y), {out, norm});
+    d["y_again"] = owned(std::move(t.y_again), {out, norm});
     d["sums"] = owned(std::move(t.sums), {out, 2});
     d["thresholds"] = owned(std::move(t.thresholds), {out, 3});
-    d["grad_in"] = owned(std::move(t.grad_in), {batch, out});
-    d["grad_y"] = owned(std::move(t.grad_y), {batch, out});
+    d["grad_in"] = owned(std::move(t.grad_in), {batch * static_cast<size_t>(spec.out_positions()), out});
+    d["grad_y"] = owned(std::move(t.grad_y), {batch * static_cast<size_t>(spec.conv_positions()), out});
     d["grad_weights"] = owned(std::move(t.grad_weights), {out, in});
-    if (i > 0) d["grad_x"] = owned(std::move(t.grad_x), {batch, in});
+    if (i > 0) {
+      d["grad_x"] = owned(std::move(t.grad_x),
+                          {batch * static_cast<size_t>(spec.in_positions()), static_cast<size_t>(spec.in_channels)});
+    }
     d["grad_in_scale"] = t.grad_in_scale;
     d["grad_y_scale"] = t.grad_y_scale;
     blocks.append(d);
@@ -237,9 +242,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("input",
                    [](nb::handle self) {
                      Engine& engine = nb::cast<Engine&>(self);
-                     return view(
-                         self, engine.input(),
-                         {static_cast<size_t>(engine.batch_size()), static_cast<size_t>(engine.blocks()[0].fan_in())});
+                     return view(self, engine.input(),
+                                 {static_cast<size_t>(engine.batch_size()),
+                                  static_cast<size_t>(engine.blocks()[0].in_features())});
                    })
       .def_prop_ro("labels",
                    [](nb::handle self) {
@@ -288,6 +293,19 @@ NB_MODULE(_native, m) {
           },
           "block"_a, "values"_a)
       .def("keep_statistics", &Engine::keep_statistics)
+      .def("counters",
+           [](const Engine& self) {
+             const EngineCounters c = self.counters();
+             return std::make_tuple(c.seed, c.steps_done, c.statistics_steps, c.saturated, c.beta1_power,
+                                    c.beta2_power);
+           })
+      .def(
+          "restore",
+          [](Engine& self, uint64_t seed, int64_t steps_done, int32_t statistics_steps, int64_t saturated,
+             double beta1_power, double beta2_power) {
+            self.restore({seed, steps_done, statistics_steps, saturated, beta1_power, beta2_power});
+          },
+          "seed"_a, "steps_done"_a, "statistics_steps"_a, "saturated"_a, "beta1_power"_a, "beta2_power"_a)
       .def(
           "norm",
           [](nb::handle self, size_t block) {

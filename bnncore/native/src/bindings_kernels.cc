@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <new>
 #include <tuple>
 
@@ -51,7 +52,7 @@ void bind_kernels(nb::module_& m) {
   m.def("xnor_gemm",
         [](const std::string& isa, Matrix<const uint64_t> x, Matrix<const uint64_t> w, int depth, Matrix<int32_t> y) {
           kernels_for(isa).xnor_gemm(x.data(), x.shape(1), extent(x.shape(0)), w.data(), w.shape(1), extent(w.shape(0)),
-                                     depth, y.data(), y.shape(1));
+                                     words_for(depth), depth, y.data(), y.shape(1));
         });
   m.def("input_gemm", [](const std::string& isa, Matrix<const uint8_t> u, int batch, Matrix<const uint64_t> w,
                          int depth, Matrix<int32_t> y) {
@@ -59,17 +60,25 @@ void bind_kernels(nb::module_& m) {
     kernels_for(isa).input_gemm(u.data(), u.shape(1), batch, w.data(), w.shape(1), extent(w.shape(0)), depth,
                                 static_cast<int8_t*>(expanded.data), y.data(), y.shape(1));
   });
-  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, Vector<const int32_t> sums, int depth,
-                        Matrix<const uint64_t> s, int k0, int columns, Matrix<int32_t> out) {
+  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Vector<const uint32_t> bits,
+                        Matrix<int32_t> out) {
     AlignedBytes expanded(kSignGemmScratch);
-    kernels_for(isa).sign_gemm(g.data(), g.shape(1), sums.data(), extent(g.shape(0)), depth, s.data(), s.shape(1), k0,
-                               columns, static_cast<uint8_t*>(expanded.data), out.data());
+    const Kernels& kernels = kernels_for(isa);
+    for (int j = 0; j < depth; j += kSignGemmDepth) {
+      const int count = std::min(kSignGemmDepth, depth - j);
+      kernels.sign_expand(bits.data() + j, count, static_cast<uint8_t*>(expanded.data));
+      kernels.sign_accumulate(g.data() + j, g.shape(1), extent(g.shape(0)), count, static_cast<uint8_t*>(expanded.data),
+                              out.data(), out.shape(1));
+    }
   });
-  m.def("input_grad", [](const std::string& isa, Matrix<const int8_t> g, Vector<const int32_t> sums, int samples,
-                         Matrix<const uint8_t> u, int k0, int columns, Matrix<int32_t> out) {
+  m.def("input_grad", [](const std::string& isa, Matrix<const int8_t> g, int depth, Matrix<const uint8_t> u, int k0,
+                         Matrix<int32_t> out) {
     AlignedBytes expanded(kInputGradScratch);
-    kernels_for(isa).input_grad(g.data(), g.shape(1), sums.data(), extent(g.shape(0)), samples, u.data(), u.shape(1),
-                                k0, columns, static_cast<int16_t*>(expanded.data), out.data());
+    for (int j = 0; j < depth; j += kInputGradDepth) {
+      kernels_for(isa).input_grad(g.data() + j, g.shape(1), extent(g.shape(0)), std::min(kInputGradDepth, depth - j),
+                                  u.data() + j * u.shape(1) + k0, u.shape(1), static_cast<int16_t*>(expanded.data),
+                                  out.data());
+    }
   });
   m.def("statistics", [](const std::string& isa, Vector<const int32_t> y) {
     const ChannelStatistics s = kernels_for(isa).channel->statistics(y.data(), extent(y.shape(0)));

@@ -23,7 +23,8 @@ struct Kernels {
   TransposeBytes transpose_bytes;
   XnorGemm xnor_gemm;
   InputGemm input_gemm;
-  SignGemm sign_gemm;
+  SignExpand sign_expand;
+  SignAccumulate sign_accumulate;
   InputGrad input_grad;
   const ChannelKernels* channel;
   const UpdateKernels* update;

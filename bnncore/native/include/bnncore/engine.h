@@ -1,6 +1,6 @@
-// The training step of a binary multilayer network in one planned block of memory.
+// The training step of a binary network in one planned block of memory.
 //
-// Forward, tile by tile of 16 output channels: integer products over the whole batch, statistics, sign bits; the
+// Forward, tile by tile of up to 16 output channels: integer products over the whole batch, statistics, sign bits; the
 // products are dropped. Backward computes a tile's products again, which gives the exact batch-norm gradient and the
 // mask without having stored either, rounds it to 8 bits, multiplies it with the inputs and folds the result into the
 // optimizer state; then the gradient for the layer below replaces it, in the same slot.
@@ -14,12 +14,16 @@
 #include "bnncore/dispatch.h"
 #include "bnncore/memory_plan.h"
 #include "bnncore/network.h"
+#include "bnncore/packing.h"
 #include "bnncore/thread_pool.h"
 #include "bnncore/trace.h"
 
 namespace bitfleet {
 
-inline constexpr int kTileRows = 16;  // output channels handled at once
+inline constexpr int kTileRows = 16;  // most output channels handled at once
+
+inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
+inline constexpr int kEmittedAtOnce = 4096;           // positions whose signs are emitted at once
 
 struct StepResult {
   double loss;      // mean cross-entropy, nats
@@ -35,37 +39,81 @@ struct BlockScales {
   float scale_x;             // what a unit of this step's rounded grad_x is worth
 };
 
+// What follows from a block's maps and the batch: how its tiles are cut.
+struct BlockGeometry {
+  bool whole_map;  // the kernel covers the input map once, as in a dense layer: nothing to gather
+  int tile_rows;   // output channels handled at once: 16, or less where their products would take too much memory
+  int y_stride;    // products a channel in a tile: batch x normalised positions, rounded up
+  // A row of weights in bits is a run of segments, each filled up to whole words: one a tap, but one in all in the
+  // first block, whose inputs are bytes.
+  int segments;
+  int segment_width;
+  size_t segment_words;
+  int patch_count;        // positions whose patches are gathered at once
+  int slab;               // samples whose gradients are spread over the product map at once
+  size_t spread_stride;   // bytes a channel in that
+  int weight_grad_shift;  // the first block's weight gradient is halved so often, to fit 32 bits
+
+  size_t row_words() const { return static_cast<size_t>(segments) * segment_words; }
+  int column_blocks() const { return segments * ((segment_width + kColumnBlock - 1) / kColumnBlock); }
+};
+
+BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_size);
+
 // Offsets into the arena of everything a block owns.
 struct BlockLayout {
   size_t latent, momentum, square, packed;    // weights and their moments, by optimizer
   size_t beta, beta_mean, beta_square;        // float32 [out]
   size_t running_mean, running_mean_abs_dev;  // float32 [out]
-  size_t signs;                               // uint64 [batch][words]; none in the last block
+  size_t signs;                               // uint64 [batch][out positions][words]; none in the last block
 };
 
+// A thread's own; "rows" are those of a tile.
 struct ScratchLayout {
-  size_t y;                 // int32 [16][y_stride]
-  size_t weights;           // uint64 [16][words of the widest input]
+  size_t y;                 // int32 [rows][y_stride]
+  size_t conv_y;            // int32 [rows][conv positions], before a pool
+  size_t patches;           // one chunk of patches, bits or bytes
+  size_t padding;           // int32 [rows][conv positions]: what padding added by mistake
+  size_t weights;           // uint64 [rows][row words]
   size_t expanded_weights;  // int8, first layer
-  size_t bits;              // uint16 [batch]
-  size_t grad_t;            // int8 [16][y_stride]
+  size_t bits;              // uint16
+  size_t grad_t;            // int8 [rows][y_stride]
+  size_t choice;            // uint8 [rows][y_stride], arg-max of a pool before the norm
+  size_t spread;            // int8 [rows][spread stride]
+  size_t position_sums;     // int32 [rows][conv positions]
+  size_t tap_sums;          // int32 [rows][taps]
+  size_t weight_sums;       // int32, or int64 in the first block, [column blocks or 1][rows][32]
+  size_t columns;           // uint32 [kSignGemmDepth]
   size_t expanded;          // sign_gemm and input_grad
-  size_t products;          // int32 [16][32]
-  size_t staged;            // int8 [16][widest inner input]
+  size_t products;          // int32 [16 or in positions][32]
+  size_t input_sums;        // int32 [16], or [conv positions] and [in positions]
+  size_t staged;            // int8: the new gradient of some samples
 };
 
 struct EngineLayout {
   MemoryPlan plan;
+  std::vector<BlockGeometry> geometry;
   std::vector<BlockLayout> blocks;
   std::vector<ScratchLayout> scratch;  // one a thread
   size_t input, labels, logits, gradient, packed_weights, scales;
-  size_t gradient_stride;  // bytes a sample in the gradient slot
-  size_t y_stride;         // int32 a channel in a tile
+  // Bytes a sample in the gradient slot. A block's gradient is [conv positions][out channels] there; that of a pooled
+  // map lies at the corners of its windows.
+  size_t gradient_stride;
 };
 
 // Lays out everything without allocating any of it.
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads);
+
+// What an engine needs, beside its persistent memory, to go on exactly where another one stopped.
+struct EngineCounters {
+  uint64_t seed;
+  int64_t steps_done;
+  int32_t statistics_steps;
+  int64_t saturated;
+  double beta1_power;
+  double beta2_power;
+};
 
 class Engine {
  public:
@@ -111,6 +159,8 @@ class Engine {
   float* running_mean_abs_dev(size_t block) { return at<float>(layout_.blocks[block].running_mean_abs_dev); }
   // Statistics were set from outside: the next step continues from them.
   void keep_statistics() { statistics_steps_ = kStatisticsWindow; }
+  EngineCounters counters() const;
+  void restore(const EngineCounters& counters);
 
  private:
   static constexpr int kStatisticsWindow = 10;  // running statistics: momentum 1 - 1/10, as in the paper's code
@@ -125,6 +175,11 @@ class Engine {
     Latent8MomentumStep latent8_momentum;
     BopStep bop;
     AdamStep adam;
+  };
+
+  struct PackedBit {
+    size_t word;
+    int shift;
   };
 
   struct TileResult {
@@ -147,23 +202,48 @@ class Engine {
 
   size_t block_count() const { return blocks_.size(); }
   int classes() const { return blocks_.back().out_channels; }
+  const BlockGeometry& geometry(size_t block) const { return layout_.geometry[block]; }
+  // Normalised values a channel in `count` samples.
+  int norm_count(size_t block, int count) const { return count * blocks_[block].norm_positions(); }
   void check_labels(int count) const;
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
-  void multiply(size_t block, const uint64_t* weights, size_t weights_stride, int rows, int count, int member,
-                int32_t* y) const;
+  void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
+                uint8_t* choice) const;
+  void multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
+                     uint8_t* choice) const;
+  void find_padding(size_t block, const uint64_t* weights, int member, int32_t* padding) const;
   void forward(int count, bool training, Trace* trace);
   void forward_group(size_t block, int group, int count, bool training, int member, Trace* trace);
+  void emit_signs(size_t block, int first, int rows, const int32_t* y, const int32_t* sign_from, int count, int member);
+  void clear_unused_lanes(size_t block, int group, int count);
   StepResult softmax(int count, int32_t* predictions, bool with_gradient);
   void backward_block(size_t block, float step_scale, Trace* trace);
   TileResult sum_of_members() const;
   TileResult run_tiles(size_t block, Pass pass, float step_scale, Trace* trace);
   TileResult backward_tile(size_t block, int tile, Pass pass, float step_scale, int member, Trace* trace);
+  void load_gradient(size_t block, int first, int rows, int8_t* grad_t) const;
+  void route_to_first_positive(size_t block, int channel, const int32_t* y, int32_t sign_from, int8_t* grad) const;
+  void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice);
+  void trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const;
   int64_t fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member, Trace* trace);
+  const int8_t* spread_gradient(size_t block, Range samples, int rows, int member) const;
+  void sum_columns(size_t block, const int8_t* grad, size_t grad_stride, Range positions, int rows, int segment,
+                   int column, int member, int32_t* sums) const;
+  void sum_input_columns(size_t block, const int8_t* grad, size_t grad_stride, Range positions, int rows, int column,
+                         int member, int64_t* sums) const;
+  PackedBit packed_bit(size_t block, size_t index) const;
+  template <typename T, typename Pack>
+  void pack_segments(size_t block, const T* values, Pack pack);
   AdamStep adam_step(float step) const;
   UpdateContext update_context(size_t block, float step_scale) const;
   void update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count);
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
+  TileResult input_map_of(size_t block, int sample, bool measure, int member, Trace* trace);
+  TileResult round_inputs(size_t block, const int32_t* values, int columns, uint32_t first, bool measure,
+                          int8_t* target, Trace* trace) const;
+  void expand_weight_columns(size_t block, int tap, int column, Range outputs, int member) const;
+  void store_inputs(size_t block, int sample, const int8_t* staged);
   void update_beta(size_t block, int channel, float grad, float step_scale);
   float grad_x_scale(size_t block) const;  // of the gradient that enters `block` from above
   float grad_y_scale(size_t block) const;

@@ -1,10 +1,10 @@
 // The first layer: 8-bit inputs u, read as x = 2u - 255, against binary weights.
 //
 //   input_gemm: y[r][b]   = sum_k w[r][k] * (2 u[b][k] - 255)
-//   input_grad: out[r][k] = sum_j g[r][j] * (2 u[j][k0 + k] - 255)   (the weight gradient; j = samples)
+//   input_grad: out[r][k] += sum_j g[r][j] * u[j][k]                 (for the weight gradient; j = positions)
 //
-// The caller promises: u is readable for 32 bytes past its last row. Exact while depth * 255 < 2^30 (forward) and
-// samples * 127 * 255 < 2^30, i.e. fewer than 33,000 samples (backward).
+// The caller promises: u is readable for 32 bytes past its last row. Exact while depth * 255 < 2^30 (forward) and the
+// sum of all depths * 127 * 255 < 2^31 (backward), kInputGradRun positions.
 #pragma once
 
 #include <cstddef>
@@ -14,9 +14,10 @@
 
 namespace bitfleet {
 
-inline constexpr int kInputGemmRows = 4;    // weight rows expanded to bytes at once
-inline constexpr int kInputGradDepth = 64;  // samples expanded at once
-inline constexpr int kInputGradRows = 16;   // most rows of g in one call of input_grad
+inline constexpr int kInputGemmRows = 4;       // weight rows expanded to bytes at once
+inline constexpr int kInputGradDepth = 64;     // most positions in one call of input_grad
+inline constexpr int kInputGradRun = 1 << 16;  // positions whose sum still fits
+inline constexpr int kInputGradRows = 16;      // most rows of g in one call of input_grad
 inline constexpr size_t kInputGradScratch =
     size_t{kInputGradDepth} * kColumnBlock * 2 + size_t{kInputGradRows} * kInputGradDepth * 2;
 
@@ -27,16 +28,17 @@ constexpr size_t input_gemm_scratch(int depth) { return kInputGemmRows * ((size_
 using InputGemm = void (*)(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,
                            int depth, int8_t* expanded, int32_t* y, size_t y_stride);
 
-// g: int8 [rows <= kInputGradRows][g_stride], g_sums[r] = sum_j g[r][j]; out: int32 [rows][kColumnBlock].
-using InputGrad = void (*)(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples,
-                           const uint8_t* u, size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);
+// g: int8 [rows <= kInputGradRows][g_stride], u: uint8 [depth <= kInputGradDepth][u_stride], of which 32 columns are
+// read; out: int32 [rows][kColumnBlock].
+using InputGrad = void (*)(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride,
+                           int16_t* expanded, int32_t* out);
 
-#define BITFLEET_DECLARE(isa)                                                                                       \
-  namespace isa {                                                                                                   \
-  void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,       \
-                  int depth, int8_t* expanded, int32_t* y, size_t y_stride);                                        \
-  void input_grad(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples, const uint8_t* u, \
-                  size_t u_stride, int k0, int columns, int16_t* expanded, int32_t* out);                           \
+#define BITFLEET_DECLARE(isa)                                                                                 \
+  namespace isa {                                                                                             \
+  void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows, \
+                  int depth, int8_t* expanded, int32_t* y, size_t y_stride);                                  \
+  void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride,   \
+                  int16_t* expanded, int32_t* out);                                                           \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

@@ -7,14 +7,14 @@
 namespace bitfleet {
 
 struct BlockTrace {
-  std::vector<int32_t> y;             // [out][batch], forward
-  std::vector<int32_t> y_again;       // [out][batch], backward
+  std::vector<int32_t> y;             // [out][batch x normalised positions], forward
+  std::vector<int32_t> y_again;       // the same, backward
   std::vector<int64_t> sums;          // [out][2]: S, D
   std::vector<int32_t> thresholds;    // [out][3]: sign_from, mask_from, mask_to
-  std::vector<int8_t> grad_in;        // [batch][out]: the gradient that enters the block, before the mask
-  std::vector<int8_t> grad_y;         // [batch][out]
-  std::vector<int32_t> grad_weights;  // [out][in]
-  std::vector<int32_t> grad_x;        // [batch][in], before rounding; empty for the first block
+  std::vector<int8_t> grad_in;        // [batch x out positions][out]: what enters the block, before the mask
+  std::vector<int8_t> grad_y;         // [batch x product positions][out]
+  std::vector<int32_t> grad_weights;  // [out][fan-in]
+  std::vector<int32_t> grad_x;        // [batch x in positions][in channels], before rounding; empty for the first block
   float grad_in_scale = 0;
   float grad_y_scale = 0;
 };

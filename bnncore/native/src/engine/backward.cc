@@ -1,26 +1,26 @@
-// Backward: the exact l1 batch-norm gradient in 8 bits, weight gradients folded into the optimizer, and the gradient
-// for the layer below in place.
+// Backward: scales, the exact l1 batch-norm gradient in 8 bits, and where a gradient lies in its map.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "bnncore/engine.h"
-#include "bnncore/packing.h"
+#include "maps.h"
 
 namespace bitfleet {
 
 void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   BlockScales& scales = at<BlockScales>(layout_.scales)[block];
   const bool normalises = optimizer_.kind != OptimizerKind::kAdam;
-  const double num_weights = double{1} * blocks_[block].fan_in() * blocks_[block].out_channels;
+  const double num_weights = static_cast<double>(blocks_[block].num_weights());
 
   // Scales come from the step before. Where there is none yet, exact passes measure first.
   if (!(scales.max_grad_y > 0.0f)) {
     scales.max_grad_y = run_tiles(block, Pass::kMeasureGradient, step_scale, nullptr).max_abs / optimizer_.headroom;
   }
-  const float grad_y_scale_now = grad_y_scale(block);
+  const double unit = std::ldexp(double{grad_y_scale(block)}, geometry(block).weight_grad_shift);
   const auto add_to_normaliser = [&](int64_t abs_sum) {
-    scales.normaliser_sum += double{grad_y_scale_now} * static_cast<double>(abs_sum) / num_weights;
+    scales.normaliser_sum += unit * static_cast<double>(abs_sum) / num_weights;
     ++scales.normaliser_count;
   };
   const bool measure_weights = normalises && scales.normaliser_count == 0;
@@ -45,7 +45,8 @@ void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
 }
 
 Engine::TileResult Engine::run_tiles(size_t block, Pass pass, float step_scale, Trace* trace) {
-  const int tiles = (blocks_[block].out_channels + kTileRows - 1) / kTileRows;
+  const int rows = geometry(block).tile_rows;
+  const int tiles = (blocks_[block].out_channels + rows - 1) / rows;
   pool_.run([&](int member) {
     TileResult total{};
     const Range range = partition(tiles, num_threads(), member);
@@ -66,21 +67,22 @@ Engine::TileResult Engine::sum_of_members() const {
 Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, float step_scale, int member,
                                          Trace* trace) {
   const BlockSpec& spec = blocks_[block];
+  const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
-  const size_t words = static_cast<size_t>(words_for(spec.fan_in()));
-  const int first = tile * kTileRows;
-  const int rows = std::min(kTileRows, spec.out_channels - first);
+  const int first = tile * g.tile_rows;
+  const int rows = std::min(g.tile_rows, spec.out_channels - first);
+  const int values = norm_count(block, batch_size_);
   const int64_t y_bound = int64_t{spec.fan_in()} * (block == 0 ? 255 : 1);
 
   // Inner blocks keep their packed rows: the gradient for the layer below needs the weights as they were.
-  uint64_t* target = block == 0 ? at<uint64_t>(scratch.weights) : at<uint64_t>(layout_.packed_weights) + first * words;
+  uint64_t* target =
+      block == 0 ? at<uint64_t>(scratch.weights) : at<uint64_t>(layout_.packed_weights) + first * g.row_words();
   const uint64_t* weights = pack_rows(block, first, rows, target);
   int32_t* y = at<int32_t>(scratch.y);
-  multiply(block, weights, words, rows, batch_size_, member, y);
-
-  int8_t* gradient = at<int8_t>(layout_.gradient) + first;
+  uint8_t* choice = spec.pool == Pool::kBeforeNorm ? at<uint8_t>(scratch.choice) : nullptr;
+  multiply(block, weights, rows, batch_size_, member, y, choice);
   int8_t* grad_t = at<int8_t>(scratch.grad_t);
-  kernels_.transpose_bytes(gradient, layout_.gradient_stride, batch_size_, rows, grad_t, layout_.y_stride);
+  load_gradient(block, first, rows, grad_t);
 
   const float scale_in = grad_x_scale(block);
   const float scale_y = grad_y_scale(block);
@@ -88,42 +90,42 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
   TileResult result{};
   for (int r = 0; r < rows; ++r) {
     const int channel = first + r;
-    const int32_t* row = y + r * layout_.y_stride;
-    int8_t* grad = grad_t + r * layout_.y_stride;
-    const ChannelStatistics statistics = kernels_.channel->statistics(row, batch_size_);
-    const ChannelMoments moments = channel_moments(statistics, batch_size_);
+    const int32_t* row = y + size_t(r) * g.y_stride;
+    int8_t* grad = grad_t + size_t(r) * g.y_stride;
+    const ChannelStatistics statistics = kernels_.channel->statistics(row, values);
+    const ChannelMoments moments = channel_moments(statistics, values);
     ChannelThresholds thresholds =
         channel_thresholds(moments.mean, moments.mean_abs_dev, at<float>(layout_.blocks[block].beta)[channel]);
     if (block + 1 == block_count()) {  // softmax follows, not a sign: every sample passes
       thresholds.mask_from = std::numeric_limits<int32_t>::min();
       thresholds.mask_to = std::numeric_limits<int32_t>::max();
     }
-    const int64_t floor_mean = floor_divide(statistics.sum, batch_size_);
+    if (spec.pool == Pool::kAfterSign) route_to_first_positive(block, channel, row, thresholds.sign_from, grad);
+    const int64_t floor_mean = floor_divide(statistics.sum, values);
     const GradientSums sums =
-        kernels_.channel->gradient_sums(row, grad, batch_size_, y_bound, thresholds, static_cast<int32_t>(floor_mean),
-                                        floor_mean * batch_size_ == statistics.sum);
+        kernels_.channel->gradient_sums(row, grad, values, y_bound, thresholds, static_cast<int32_t>(floor_mean),
+                                        floor_mean * values == statistics.sum);
     if (trace != nullptr) {
       BlockTrace& t = trace->blocks[block];
-      std::copy_n(row, batch_size_, t.y_again.begin() + size_t(channel) * batch_size_);
+      std::copy_n(row, values, t.y_again.begin() + size_t(channel) * values);
       t.sums[2 * channel] = statistics.sum;
       t.sums[2 * channel + 1] = statistics.abs_deviation;
       t.thresholds[3 * channel] = thresholds.sign_from;
       t.thresholds[3 * channel + 1] = thresholds.mask_from;
       t.thresholds[3 * channel + 2] = thresholds.mask_to;
-      for (int b = 0; b < batch_size_; ++b) t.grad_in[size_t(b) * spec.out_channels + channel] = grad[b];
     }
     if (statistics.abs_deviation == 0) {
-      std::memset(grad, 0, static_cast<size_t>(batch_size_));
+      std::memset(grad, 0, static_cast<size_t>(values));
     } else {
-      const GradientCoefficients coefficients = gradient_coefficients(statistics, thresholds, sums, batch_size_);
+      const GradientCoefficients coefficients = gradient_coefficients(statistics, thresholds, sums, values);
       const float real_gain = static_cast<float>(double{scale_in} / moments.mean_abs_dev);
       if (pass == Pass::kMeasureGradient) {
-        const float largest = kernels_.channel->gradient_max(row, grad, batch_size_, coefficients);
+        const float largest = kernels_.channel->gradient_max(row, grad, values, coefficients);
         result.max_abs = std::max(result.max_abs, largest * real_gain);
         continue;
       }
       const QuantiseResult rounded =
-          kernels_.channel->gradient_quantise(row, grad, batch_size_, coefficients, real_gain / scale_y, random,
+          kernels_.channel->gradient_quantise(row, grad, values, coefficients, real_gain / scale_y, random,
                                               static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_channels));
       result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
       result.saturated += rounded.saturated;
@@ -131,115 +133,102 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
     if (pass == Pass::kUpdate) update_beta(block, channel, scale_in * static_cast<float>(sums.q), step_scale);
   }
   if (pass == Pass::kMeasureGradient) return result;
+  if (trace != nullptr) trace_gradient(block, first, rows, trace->blocks[block].grad_in, /*whole_map=*/false);
   result.abs_sum = fold_weights(block, first, rows, pass, step_scale, member, trace);
-  if (pass == Pass::kUpdate && (block > 0 || trace != nullptr)) {
-    kernels_.transpose_bytes(grad_t, layout_.y_stride, rows, batch_size_, gradient, layout_.gradient_stride);
-  }
+  if (pass == Pass::kUpdate && (block > 0 || trace != nullptr)) store_gradient(block, first, rows, grad_t, choice);
   if (trace != nullptr) {
-    BlockTrace& t = trace->blocks[block];
-    t.grad_in_scale = scale_in;
-    t.grad_y_scale = scale_y;
-    for (int b = 0; b < batch_size_; ++b) {
-      std::copy_n(gradient + b * layout_.gradient_stride, rows,
-                  t.grad_y.begin() + size_t(b) * spec.out_channels + first);
-    }
+    trace_gradient(block, first, rows, trace->blocks[block].grad_y, /*whole_map=*/true);
+    trace->blocks[block].grad_in_scale = scale_in;
+    trace->blocks[block].grad_y_scale = scale_y;
   }
   return result;
 }
 
-int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member,
-                             Trace* trace) {
-  const int depth = blocks_[block].fan_in();
-  const ScratchLayout& scratch = layout_.scratch[member];
-  const int8_t* grad_t = at<int8_t>(scratch.grad_t);
-  int32_t* products = at<int32_t>(scratch.products);
-  const bool wants_sum = optimizer_.kind != OptimizerKind::kAdam &&
-                         at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
-  const UpdateContext context = update_context(block, step_scale);
-  int32_t sums[kTileRows] = {};
-  for (int r = 0; r < rows; ++r) {
-    for (int b = 0; b < batch_size_; ++b) sums[r] += grad_t[r * layout_.y_stride + b];
-  }
-  int64_t abs_sum = 0;
-  for (int k0 = 0; k0 < depth; k0 += kColumnBlock) {
-    const int columns = std::min(kColumnBlock, depth - k0);
-    if (block == 0) {
-      kernels_.input_grad(grad_t, layout_.y_stride, sums, rows, batch_size_, at<uint8_t>(layout_.input),
-                          static_cast<size_t>(depth), k0, columns, at<int16_t>(scratch.expanded), products);
-    } else {
-      kernels_.sign_gemm(grad_t, layout_.y_stride, sums, rows, batch_size_,
-                         at<uint64_t>(layout_.blocks[block - 1].signs), static_cast<size_t>(words_for(depth)), k0,
-                         columns, at<uint8_t>(scratch.expanded), products);
-    }
-    for (int r = 0; r < rows; ++r) {
-      const int32_t* run = products + r * kColumnBlock;
-      const size_t first = static_cast<size_t>(first_row + r) * static_cast<size_t>(depth) + static_cast<size_t>(k0);
-      if (wants_sum) abs_sum += kernels_.channel->integer_abs_sum(run, columns);
-      if (trace != nullptr) std::copy_n(run, columns, trace->blocks[block].grad_weights.begin() + first);
-      if (pass == Pass::kUpdate) update_run(block, context, first, run, columns);
+// The gradient that entered the block, or the one of its products, out of the slot.
+void Engine::trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const {
+  const BlockSpec& spec = blocks_[block];
+  const int positions = whole_map ? spec.conv_positions() : spec.out_positions();
+  for (int b = 0; b < batch_size_; ++b) {
+    const int8_t* map = at<int8_t>(layout_.gradient) + b * layout_.gradient_stride;
+    for (int p = 0; p < positions; ++p) {
+      const size_t source = static_cast<size_t>(whole_map ? p : gradient_position(spec, p));
+      std::copy_n(map + source * spec.out_channels + first, rows,
+                  values.begin() + (size_t(b) * positions + p) * spec.out_channels + first);
     }
   }
-  return abs_sum;
 }
 
-Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) {
-  pool_.run([&](int member) {
-    const Range range = partition(batch_size_, num_threads(), member);
-    TileResult total{};
-    for (int first = range.begin; first < range.end; first += kTileRows) {
-      total.add(inputs_of(block, {first, std::min(first + kTileRows, range.end)}, measure, member, trace));
+// Some channels of the gradient from above, channel by channel: grad_t [rows][y_stride]. Where the pool follows the
+// sign this is left to route_to_first_positive.
+void Engine::load_gradient(size_t block, int first, int rows, int8_t* grad_t) const {
+  const BlockSpec& spec = blocks_[block];
+  const size_t y_stride = static_cast<size_t>(geometry(block).y_stride);
+  const size_t channels = static_cast<size_t>(spec.out_channels);
+  const int8_t* slot = at<int8_t>(layout_.gradient) + first;
+  if (spec.pool == Pool::kAfterSign) return;
+  if (spec.conv_positions() == 1) {
+    kernels_.transpose_bytes(slot, layout_.gradient_stride, batch_size_, rows, grad_t, y_stride);
+    return;
+  }
+  const bool pools = spec.pool == Pool::kBeforeNorm;
+  const int lines = pools ? spec.pooled_height() : 1;
+  const int length = pools ? spec.pooled_width() : spec.conv_positions();
+  const size_t step = (pools ? static_cast<size_t>(spec.pool_width) : 1) * channels;
+  for (int b = 0; b < batch_size_; ++b) {
+    const int8_t* map = slot + b * layout_.gradient_stride;
+    for (int line = 0; line < lines; ++line) {
+      kernels_.transpose_bytes(map + size_t(line) * spec.pool_height * spec.conv_width * channels, step, length, rows,
+                               grad_t + (size_t(b) * lines + line) * length, y_stride);
     }
-    results_[member] = total;
-  });
-  return sum_of_members();
+  }
 }
 
-// grad_x of up to 16 samples replaces their grad_y, which is no longer needed then.
-Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace) {
-  const int outputs = blocks_[block].out_channels;
-  const int inputs = blocks_[block].fan_in();
-  const ScratchLayout& scratch = layout_.scratch[member];
-  const size_t staged_stride = round_up(static_cast<size_t>(inputs), kColumnBlock);
-  const size_t words = static_cast<size_t>(words_for(inputs));
-  const int rows = samples.end - samples.begin;
-  int8_t* grad = at<int8_t>(layout_.gradient) + samples.begin * layout_.gradient_stride;
-  int8_t* staged = at<int8_t>(scratch.staged);
-  int32_t* products = at<int32_t>(scratch.products);
-  const float scale_y = grad_y_scale(block);
-  const float gain = scale_y / at<BlockScales>(layout_.scales)[block].scale_x;  // not used while measuring
-  const RandomStream random = stream(block, Purpose::kGradX);
-
-  int32_t sums[kTileRows] = {};
-  for (int r = 0; r < rows; ++r) {
-    for (int c = 0; c < outputs; ++c) sums[r] += grad[r * layout_.gradient_stride + c];
-  }
-  TileResult result{};
-  for (int k0 = 0; k0 < inputs; k0 += kColumnBlock) {
-    const int columns = std::min(kColumnBlock, inputs - k0);
-    kernels_.sign_gemm(grad, layout_.gradient_stride, sums, rows, outputs, at<uint64_t>(layout_.packed_weights), words,
-                       k0, columns, at<uint8_t>(scratch.expanded), products);
-    for (int r = 0; r < rows; ++r) {
-      const int32_t* run = products + r * kColumnBlock;
-      if (measure) {
-        result.max_abs =
-            std::max(result.max_abs, static_cast<float>(kernels_.channel->integer_max(run, columns)) * scale_y);
-        continue;
+// The gradient of a pooled sign belongs to the first +1 of its window, or to the window's first element if there is
+// none: grad [batch][conv positions] of one channel.
+void Engine::route_to_first_positive(size_t block, int channel, const int32_t* y, int32_t sign_from,
+                                     int8_t* grad) const {
+  const BlockSpec& spec = blocks_[block];
+  const int conv = spec.conv_positions();
+  std::memset(grad, 0, static_cast<size_t>(batch_size_) * conv);
+  for (int b = 0; b < batch_size_; ++b, y += conv, grad += conv) {
+    const int8_t* slot = at<int8_t>(layout_.gradient) + b * layout_.gradient_stride + channel;
+    for (int q = 0; q < spec.pooled_positions(); ++q) {
+      const int corner = window_corner(spec, q);
+      int winner = corner;
+      for (int i = spec.window(); i-- > 0;) {
+        const int position = corner + window_offset(spec, i);
+        winner = y[position] >= sign_from ? position : winner;
       }
-      const uint32_t first =
-          static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) + static_cast<uint32_t>(k0);
-      const QuantiseResult rounded =
-          kernels_.channel->integer_quantise(run, staged + r * staged_stride + k0, columns, gain, random, first);
-      result.max_abs = std::max(result.max_abs, rounded.max_abs / gain * scale_y);
-      result.saturated += rounded.saturated;
-      if (trace != nullptr) std::copy_n(run, columns, trace->blocks[block].grad_x.begin() + first);
+      grad[winner] = slot[size_t(corner) * spec.out_channels];
     }
   }
-  if (!measure) {
+}
+
+// The gradient of the products of some channels into the slot.
+void Engine::store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice) {
+  const BlockSpec& spec = blocks_[block];
+  const size_t y_stride = static_cast<size_t>(geometry(block).y_stride);
+  const size_t channels = static_cast<size_t>(spec.out_channels);
+  int8_t* slot = at<int8_t>(layout_.gradient) + first;
+  if (spec.conv_positions() == 1) {
+    kernels_.transpose_bytes(grad_t, y_stride, rows, batch_size_, slot, layout_.gradient_stride);
+    return;
+  }
+  const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
+  for (int b = 0; b < batch_size_; ++b) {
+    int8_t* map = slot + b * layout_.gradient_stride;
+    if (spec.pool != Pool::kBeforeNorm) {
+      kernels_.transpose_bytes(grad_t + size_t(b) * conv, y_stride, rows, conv, map, channels);
+      continue;
+    }
+    for (int p = 0; p < conv; ++p) std::memset(map + p * channels, 0, static_cast<size_t>(rows));
     for (int r = 0; r < rows; ++r) {
-      std::memcpy(grad + r * layout_.gradient_stride, staged + r * staged_stride, static_cast<size_t>(inputs));
+      for (int q = 0; q < pooled; ++q) {
+        const size_t j = r * y_stride + size_t(b) * pooled + q;
+        map[size_t(window_corner(spec, q) + window_offset(spec, choice[j])) * channels + r] = grad_t[j];
+      }
     }
   }
-  return result;
 }
 
 }  // namespace bitfleet

@@ -56,6 +56,19 @@ void Engine::check_labels(int count) const {
   }
 }
 
+EngineCounters Engine::counters() const {
+  return {seed_, steps_done_, statistics_steps_, saturated_, beta1_power_, beta2_power_};
+}
+
+void Engine::restore(const EngineCounters& counters) {
+  seed_ = counters.seed;
+  steps_done_ = counters.steps_done;
+  statistics_steps_ = counters.statistics_steps;
+  saturated_ = counters.saturated;
+  beta1_power_ = counters.beta1_power;
+  beta2_power_ = counters.beta2_power;
+}
+
 RandomStream Engine::stream(size_t block, Purpose purpose) const {
   return random_stream(seed_, static_cast<uint64_t>(steps_done_), static_cast<uint32_t>(block), purpose);
 }

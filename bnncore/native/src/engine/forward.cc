@@ -1,51 +1,17 @@
 // Forward: products, statistics and signs, tile by tile; then softmax cross-entropy.
 #include <algorithm>
-#include <cstring>
 
 #include "bnncore/engine.h"
 #include "bnncore/packing.h"
 #include "bnncore/real_math.h"
 #include "bnncore/rounding.h"
+#include "maps.h"
 
 namespace bitfleet {
 
-const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_t* target) const {
-  const int depth = blocks_[block].fan_in();
-  const size_t words = static_cast<size_t>(words_for(depth));
-  const BlockLayout& layout = layout_.blocks[block];
-  const size_t first = static_cast<size_t>(first_row) * static_cast<size_t>(depth);
-  switch (optimizer_.kind) {
-    case OptimizerKind::kBop:
-      std::memcpy(target, at<uint64_t>(layout.packed) + first_row * words, rows * words * sizeof(uint64_t));
-      break;
-    case OptimizerKind::kAdam:
-      for (int r = 0; r < rows; ++r) {
-        kernels_.pack_float(at<float>(layout.latent) + first + size_t(r) * depth, depth, target + r * words);
-      }
-      break;
-    default:
-      for (int r = 0; r < rows; ++r) {
-        kernels_.pack_int8(at<int8_t>(layout.latent) + first + size_t(r) * depth, depth, target + r * words);
-      }
-  }
-  return target;
-}
-
-void Engine::multiply(size_t block, const uint64_t* weights, size_t weights_stride, int rows, int count, int member,
-                      int32_t* y) const {
-  const int depth = blocks_[block].fan_in();
-  if (block == 0) {
-    kernels_.input_gemm(at<uint8_t>(layout_.input), static_cast<size_t>(depth), count, weights, weights_stride, rows,
-                        depth, at<int8_t>(layout_.scratch[member].expanded_weights), y, layout_.y_stride);
-  } else {
-    kernels_.xnor_gemm(at<uint64_t>(layout_.blocks[block - 1].signs), static_cast<size_t>(words_for(depth)), count,
-                       weights, weights_stride, rows, depth, y, layout_.y_stride);
-  }
-}
-
 void Engine::forward(int count, bool training, Trace* trace) {
   for (size_t block = 0; block < block_count(); ++block) {
-    const int groups = words_for(blocks_[block].out_channels);
+    const int groups = (blocks_[block].out_channels + kTileRows - 1) / kTileRows;
     pool_.run([&](int member) {
       const Range range = partition(groups, num_threads(), member);
       for (int group = range.begin; group < range.end; ++group) {
@@ -59,31 +25,32 @@ void Engine::forward(int count, bool training, Trace* trace) {
   }
 }
 
-// The 64 channels of one word of the next layer's input.
+// The 16 channels of one 16-bit lane of the next layer's input: no two threads write to the same lane.
 void Engine::forward_group(size_t block, int group, int count, bool training, int member, Trace* trace) {
   const BlockSpec& spec = blocks_[block];
+  const BlockGeometry& g = geometry(block);
   const BlockLayout& layout = layout_.blocks[block];
   const ScratchLayout& scratch = layout_.scratch[member];
   const bool last = block + 1 == block_count();
-  const size_t words = static_cast<size_t>(words_for(spec.fan_in()));
+  const int values = norm_count(block, count);
   int32_t* y = at<int32_t>(scratch.y);
   float* mean = at<float>(layout.running_mean);
   float* deviation = at<float>(layout.running_mean_abs_dev);
   const float* beta = at<float>(layout.beta);
   const float keep = 1.0f - 1.0f / static_cast<float>(std::min(statistics_steps_ + 1, kStatisticsWindow));
 
-  const int end = std::min(spec.out_channels, (group + 1) * kWordBits);
-  for (int first = group * kWordBits; first < end; first += kTileRows) {
-    const int rows = std::min(kTileRows, end - first);
+  const int end = std::min(spec.out_channels, (group + 1) * kTileRows);
+  for (int first = group * kTileRows; first < end; first += g.tile_rows) {
+    const int rows = std::min(g.tile_rows, end - first);
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
-    multiply(block, weights, words, rows, count, member, y);
+    multiply(block, weights, rows, count, member, y, nullptr);
     int32_t sign_from[kTileRows];
     for (int r = 0; r < rows; ++r) {
       const int channel = first + r;
-      const int32_t* row = y + r * layout_.y_stride;
+      const int32_t* row = y + size_t(r) * g.y_stride;
       ChannelMoments moments{mean[channel], deviation[channel]};
       if (training) {
-        moments = channel_moments(kernels_.channel->statistics(row, count), count);
+        moments = channel_moments(kernels_.channel->statistics(row, values), values);
         mean[channel] = keep * mean[channel] + (1.0f - keep) * static_cast<float>(moments.mean);
         deviation[channel] = keep * deviation[channel] + (1.0f - keep) * static_cast<float>(moments.mean_abs_dev);
       }
@@ -96,20 +63,58 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
         }
       }
       if (trace != nullptr) {
-        std::copy_n(row, count, trace->blocks[block].y.begin() + size_t(channel) * count);
+        std::copy_n(row, values, trace->blocks[block].y.begin() + size_t(channel) * values);
       }
     }
-    if (last) continue;
-    uint16_t* bits = at<uint16_t>(scratch.bits);
-    kernels_.channel->emit_signs(y, layout_.y_stride, sign_from, rows, count, bits);
-    const int shift = first % kWordBits;
-    const size_t out_words = static_cast<size_t>(words_for(spec.out_channels));
-    uint64_t* signs = at<uint64_t>(layout.signs) + group;
-    for (int b = 0; b < count; ++b) {
-      const uint64_t before = shift == 0 ? 0 : signs[b * out_words];
-      signs[b * out_words] = before | uint64_t{bits[b]} << shift;
-    }
+    if (!last) emit_signs(block, first, rows, y, sign_from, count, member);
   }
+  if (!last && end == spec.out_channels) clear_unused_lanes(block, group, count);
+}
+
+// Writes the sign bits of some channels, those of the largest sign in each window where the pool follows the sign.
+void Engine::emit_signs(size_t block, int first, int rows, const int32_t* y, const int32_t* sign_from, int count,
+                        int member) {
+  const BlockSpec& spec = blocks_[block];
+  const size_t y_stride = static_cast<size_t>(geometry(block).y_stride);
+  const size_t lanes = static_cast<size_t>(words_for(spec.out_channels)) * kLanes;
+  const int shift = first % kTileRows;
+  uint16_t* bits = at<uint16_t>(layout_.scratch[member].bits);
+  uint16_t* target = at<uint16_t>(layout_.blocks[block].signs) + first / kTileRows;
+  const auto store = [&](size_t position, uint16_t value) {
+    uint16_t& lane = target[position * lanes];
+    const uint16_t before = shift == 0 ? uint16_t{0} : lane;
+    lane = static_cast<uint16_t>(before | value << shift);
+  };
+  if (spec.pool == Pool::kAfterSign) {
+    const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
+    for (int b = 0; b < count; ++b) {
+      kernels_.channel->emit_signs(y + size_t(b) * conv, y_stride, sign_from, rows, conv, bits);
+      for (int q = 0; q < pooled; ++q) {
+        const uint16_t* corner = bits + window_corner(spec, q);
+        uint16_t all = corner[0];  // the largest sign is -1 only where all are
+        for (int i = 1; i < spec.window(); ++i) all &= corner[window_offset(spec, i)];
+        store(size_t(b) * pooled + q, all);
+      }
+    }
+    return;
+  }
+  const int values = norm_count(block, count);
+  for (int start = 0; start < values; start += kEmittedAtOnce) {
+    const int some = std::min(kEmittedAtOnce, values - start);
+    kernels_.channel->emit_signs(y + start, y_stride, sign_from, rows, some, bits);
+    for (int j = 0; j < some; ++j) store(size_t(start) + j, bits[j]);
+  }
+}
+
+// Unused bits of a word are zero: `group` is the last lane in use.
+void Engine::clear_unused_lanes(size_t block, int group, int count) {
+  const BlockSpec& spec = blocks_[block];
+  const size_t lanes = static_cast<size_t>(words_for(spec.out_channels)) * kLanes;
+  const size_t used = static_cast<size_t>(group) + 1;
+  if (used == lanes) return;
+  uint16_t* target = at<uint16_t>(layout_.blocks[block].signs);
+  const size_t positions = static_cast<size_t>(count) * spec.out_positions();
+  for (size_t p = 0; p < positions; ++p) std::fill_n(target + p * lanes + used, lanes - used, uint16_t{0});
 }
 
 StepResult Engine::softmax(int count, int32_t* predictions, bool with_gradient) {

@@ -8,9 +8,16 @@ namespace bitfleet {
 
 namespace {
 
-constexpr size_t kReadPastInput = 32;  // input_gemm and input_grad load whole vectors at a row's end
+constexpr size_t kReadPastInput = 32;     // input_gemm and input_grad load whole vectors at a row's end
+constexpr size_t kReadPastGradient = 16;  // sign_accumulate reads up to an even depth
+constexpr size_t kTileBytes = 1700000;    // products of a tile: 4 channels of a batch of 100 maps of 32 x 32
+constexpr size_t kPatchBytes = 1 << 15;   // patches gathered at once: they stay in the first cache
+constexpr int kSlabPositions = 1024;
 
-BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, OptimizerKind kind, bool last, int batch_size) {
+int64_t extent(size_t value) { return static_cast<int64_t>(value); }
+
+BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeometry& geometry, OptimizerKind kind,
+                      bool last, int batch_size) {
   BlockLayout layout{};
   const std::vector<int64_t> weights = {block.out_channels, block.fan_in()};
   const std::vector<int64_t> channels = {block.out_channels};
@@ -23,7 +30,7 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, OptimizerKind ki
       break;
     case OptimizerKind::kBop:
       layout.packed = plan.add(block.linear + ".packed", "weights", "uint64",
-                               {block.out_channels, words_for(block.fan_in())}, kPersistent);
+                               {block.out_channels, extent(geometry.row_words())}, kPersistent);
       layout.momentum = plan.add(block.linear + ".average", "momenta", "int8", weights, kPersistent);
       break;
     case OptimizerKind::kAdam:
@@ -38,37 +45,77 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, OptimizerKind ki
   layout.running_mean = plan.add(block.norm + ".mean", "norm", "float32", channels, kPersistent);
   layout.running_mean_abs_dev = plan.add(block.norm + ".mean_abs_dev", "norm", "float32", channels, kPersistent);
   if (!last) {
-    layout.signs = plan.add(block.norm + ".signs", "activations", "uint64", {batch_size, words_for(block.out_channels)},
-                            kPersistent);
+    layout.signs = plan.add(block.norm + ".signs", "activations", "uint64",
+                            {batch_size, block.out_positions(), words_for(block.out_channels)}, kPersistent);
   }
   return layout;
 }
 
-ScratchLayout add_scratch(MemoryPlan& plan, const std::vector<BlockSpec>& blocks, int batch_size, size_t y_stride,
-                          int member) {
-  int widest = 0, widest_inner = 0;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    widest = std::max(widest, blocks[i].fan_in());
-    if (i > 0) widest_inner = std::max(widest_inner, blocks[i].fan_in());
+// Elements of each part of a thread's scratch: the most that any block needs.
+struct ScratchSizes {
+  size_t y, conv_y, patches, padding, weights, expanded_weights, bits, grad_t, choice, spread, position_sums, tap_sums,
+      weight_sums, products, input_sums, staged;
+
+  void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
+    const auto most = [](size_t& size, size_t needed) { size = std::max(size, needed); };
+    const size_t rows = static_cast<size_t>(g.tile_rows), conv = static_cast<size_t>(block.conv_positions());
+    const size_t in = static_cast<size_t>(block.in_positions()), fan_in = static_cast<size_t>(block.fan_in());
+    const size_t slabs = g.slab < batch_size ? 2 : 1;
+    most(y, rows * static_cast<size_t>(g.y_stride));
+    most(grad_t, rows * static_cast<size_t>(g.y_stride));
+    most(weights, rows * g.row_words());
+    most(position_sums, rows * conv);
+    most(tap_sums, rows * static_cast<size_t>(block.taps()));
+    most(weight_sums, (slabs > 1 ? static_cast<size_t>(g.column_blocks()) : 1) * rows * kColumnBlock * (first ? 8 : 4));
+    if (first) most(expanded_weights, input_gemm_scratch(block.fan_in()));
+    if (block.pad_height + block.pad_width > 0) most(padding, rows * conv);
+    if (block.pool == Pool::kBeforeNorm) {
+      most(conv_y, rows * conv);
+      most(choice, rows * static_cast<size_t>(g.y_stride));
+      most(spread, rows * g.spread_stride);
+    }
+    if (!g.whole_map) {
+      const size_t patch_bytes = first ? fan_in : g.row_words() * sizeof(uint64_t);
+      most(patches, static_cast<size_t>(g.patch_count) * patch_bytes + kReadPastInput);
+    }
+    if (!last) {
+      most(bits, block.pool == Pool::kAfterSign
+                     ? conv
+                     : std::min<size_t>(static_cast<size_t>(batch_size) * static_cast<size_t>(block.norm_positions()),
+                                        kEmittedAtOnce));
+    }
+    if (first) return;
+    most(products, (g.whole_map ? static_cast<size_t>(kTileRows) : in) * kColumnBlock);
+    most(input_sums, g.whole_map ? static_cast<size_t>(kTileRows) : conv + in);
+    most(staged, (g.whole_map ? static_cast<size_t>(kTileRows) : size_t{1}) * static_cast<size_t>(block.in_features()));
   }
+};
+
+ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, int member) {
   const std::string name = "scratch" + std::to_string(member) + ".";
-  const auto add = [&](const char* part, const char* dtype, std::vector<int64_t> shape, uint32_t phases) {
-    return plan.add(name + part, "scratch", dtype, std::move(shape), phases, 0, member);
+  const auto add = [&](const char* part, const char* dtype, size_t count, uint32_t phases) {
+    return count == 0 ? size_t{0} : plan.add(name + part, "scratch", dtype, {extent(count)}, phases, 0, member);
   };
-  const auto extent = [](size_t value) { return static_cast<int64_t>(value); };
   ScratchLayout layout{};
-  layout.y = add("products_y", "int32", {kTileRows, extent(y_stride)}, kForward | kNormalise);
-  layout.weights = add("weights", "uint64", {kTileRows, words_for(widest)}, kForward | kNormalise);
-  layout.expanded_weights =
-      add("expanded_weights", "int8", {extent(input_gemm_scratch(blocks[0].fan_in()))}, kForward | kNormalise);
-  layout.bits = add("sign_bits", "uint16", {batch_size}, kForward);
-  layout.grad_t = add("grad_y", "int8", {kTileRows, extent(y_stride)}, kNormalise | kWeights);
-  layout.expanded =
-      add("expanded", "uint8", {extent(std::max(kSignGemmScratch, kInputGradScratch))}, kWeights | kInputs);
-  layout.products = add("products", "int32", {kTileRows, kColumnBlock}, kWeights | kInputs);
-  if (widest_inner > 0) {
-    layout.staged = add("grad_x", "int8", {kTileRows, extent(round_up(widest_inner, kColumnBlock))}, kInputs);
-  }
+  layout.y = add("products_y", "int32", sizes.y, kForward | kNormalise);
+  layout.conv_y = add("products_conv", "int32", sizes.conv_y, kForward | kNormalise);
+  layout.patches = add("patches", "uint8", sizes.patches, kForward | kNormalise | kWeights);
+  layout.padding = add("padding", "int32", sizes.padding, kForward | kNormalise);
+  layout.weights = add("weights", "uint64", sizes.weights, kForward | kNormalise);
+  layout.expanded_weights = add("expanded_weights", "int8", sizes.expanded_weights, kForward | kNormalise);
+  layout.bits = add("sign_bits", "uint16", sizes.bits, kForward);
+  layout.grad_t = add("grad_y", "int8", sizes.grad_t + kReadPastGradient, kNormalise | kWeights);
+  layout.choice = add("arg_max", "uint8", sizes.choice, kNormalise | kWeights);
+  layout.spread = add("grad_spread", "int8", sizes.spread, kWeights);
+  layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
+  layout.tap_sums = add("tap_sums", "int32", sizes.tap_sums, kForward | kNormalise | kWeights);
+  layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
+  layout.columns = add("columns", "uint32", kSignGemmDepth, kWeights | kInputs);
+  layout.expanded = add("expanded", "uint8", std::max(kSignGemmScratch, kInputGradScratch), kWeights | kInputs);
+  layout.products =
+      add("products", "int32", std::max(sizes.products, size_t{kTileRows} * kColumnBlock), kWeights | kInputs);
+  layout.input_sums = add("input_sums", "int32", sizes.input_sums, kInputs);
+  layout.staged = add("grad_x", "int8", sizes.staged, kInputs);
   return layout;
 }
 
@@ -77,35 +124,62 @@ void resolve(const MemoryPlan& plan, size_t& index) { index = plan.offset(index)
 
 }  // namespace
 
+BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_size) {
+  BlockGeometry g{};
+  const int conv = block.conv_positions();
+  g.whole_map = conv == 1 && block.pad_height + block.pad_width == 0 && block.kernel_height == block.in_height &&
+                block.kernel_width == block.in_width;
+  g.y_stride = static_cast<int>(round_up(static_cast<size_t>(batch_size) * block.norm_positions(), 16));
+  g.tile_rows = kTileRows;
+  while (g.tile_rows > 4 && size_t{4} * g.tile_rows * g.y_stride > kTileBytes) g.tile_rows /= 2;
+  g.segments = is_first ? 1 : block.taps();
+  g.segment_width = is_first ? block.fan_in() : block.in_channels;
+  g.segment_words = static_cast<size_t>(words_for(g.segment_width));
+  const size_t patch_bytes = is_first ? static_cast<size_t>(block.fan_in()) : g.row_words() * sizeof(uint64_t);
+  // At least as many as the weight gradient of the first block takes at once.
+  g.patch_count = std::max(static_cast<int>(std::min<size_t>(kPatchBytes / patch_bytes, kSlabPositions)),
+                           is_first ? kInputGradDepth : 1);
+  g.slab = block.pool == Pool::kBeforeNorm ? std::min(batch_size, std::max(1, kSlabPositions / conv)) : batch_size;
+  g.spread_stride = round_up(static_cast<size_t>(g.slab) * static_cast<size_t>(conv), 16);
+  if (is_first) {
+    const int64_t largest = int64_t{127} * 255 * batch_size * conv;
+    while (largest >> g.weight_grad_shift > INT32_MAX) ++g.weight_grad_shift;
+  }
+  return g;
+}
+
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads) {
   EngineLayout layout{};
   MemoryPlan& plan = layout.plan;
-  int widest_output = 0;
-  int64_t inner_words = 0;
+  size_t largest_map = 0, inner_words = 0;
+  ScratchSizes sizes{};
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockSpec& block = blocks[i];
-    layout.blocks.push_back(add_block(plan, block, optimizer.kind, i + 1 == blocks.size(), batch_size));
-    widest_output = std::max(widest_output, block.out_channels);
-    if (i > 0) inner_words = std::max(inner_words, int64_t{block.out_channels} * words_for(block.fan_in()));
+    const bool first = i == 0, last = i + 1 == blocks.size();
+    layout.geometry.push_back(block_geometry(block, first, batch_size));
+    const BlockGeometry& geometry = layout.geometry.back();
+    layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, last, batch_size));
+    sizes.fit(block, geometry, first, last, batch_size);
+    largest_map = std::max(largest_map, static_cast<size_t>(block.conv_positions()) * block.out_channels);
+    if (!first) inner_words = std::max(inner_words, static_cast<size_t>(block.out_channels) * geometry.row_words());
   }
-  layout.gradient_stride = round_up(static_cast<size_t>(widest_output), 16);
-  layout.y_stride = round_up(static_cast<size_t>(batch_size), 16);
+  layout.gradient_stride = round_up(largest_map, 16);
   layout.scales =
       plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
-  layout.input = plan.add("input", "input", "uint8", {batch_size, blocks[0].fan_in()}, kPersistent, kReadPastInput);
+  layout.input =
+      plan.add("input", "input", "uint8", {batch_size, blocks[0].in_features()}, kPersistent, kReadPastInput);
   layout.labels = plan.add("labels", "input", "int32", {batch_size}, kPersistent);
   layout.logits =
       plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_channels}, kForward | kLoss);
-  layout.gradient =
-      plan.add("gradient", "gradients", "int8", {batch_size, static_cast<int64_t>(layout.gradient_stride)},
-               kLoss | kNormalise | kWeights | kInputs);
+  layout.gradient = plan.add("gradient", "gradients", "int8", {batch_size, extent(layout.gradient_stride)},
+                             kLoss | kNormalise | kWeights | kInputs, kReadPastGradient);
   if (inner_words > 0) {
     layout.packed_weights =
-        plan.add("packed_weights", "weights", "uint64", {inner_words}, kNormalise | kWeights | kInputs);
+        plan.add("packed_weights", "weights", "uint64", {extent(inner_words)}, kNormalise | kWeights | kInputs);
   }
   for (int member = 0; member < num_threads; ++member) {
-    layout.scratch.push_back(add_scratch(plan, blocks, batch_size, layout.y_stride, member));
+    layout.scratch.push_back(add_scratch(plan, sizes, member));
   }
   plan.lay_out();
 
@@ -116,8 +190,9 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
   }
   for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field :
-         {&s.y, &s.weights, &s.expanded_weights, &s.bits, &s.grad_t, &s.expanded, &s.products, &s.staged}) {
+    for (size_t* field : {&s.y, &s.conv_y, &s.patches, &s.padding, &s.weights, &s.expanded_weights, &s.bits, &s.grad_t,
+                          &s.choice, &s.spread, &s.position_sums, &s.tap_sums, &s.weight_sums, &s.columns, &s.expanded,
+                          &s.products, &s.input_sums, &s.staged}) {
       resolve(plan, *field);
     }
   }

@@ -25,7 +25,7 @@ void Engine::initialise(uint64_t seed) {
     const BlockSpec& spec = blocks_[block];
     const BlockLayout& layout = layout_.blocks[block];
     const RandomStream random = random_stream(seed, 0, static_cast<uint32_t>(block), Purpose::kInitialise);
-    const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
+    const size_t count = spec.num_weights();
     // Uniform with the variance 1 / fan-in that the paper's code uses for float32 latent weights.
     const float float_limit = std::sqrt(3.0f / static_cast<float>(spec.fan_in()));
     for (size_t i = 0; i < count; ++i) {
@@ -37,9 +37,9 @@ void Engine::initialise(uint64_t seed) {
           at<float>(layout.latent)[i] = uniform * float_limit;
           break;
         case OptimizerKind::kBop: {
-          const size_t row = i / spec.fan_in(), k = i % spec.fan_in();
-          uint64_t& word = at<uint64_t>(layout.packed)[row * words_for(spec.fan_in()) + k / kWordBits];
-          const uint64_t bit = uint64_t{1} << (k % kWordBits);
+          const PackedBit place = packed_bit(block, i);
+          uint64_t& word = at<uint64_t>(layout.packed)[place.word];
+          const uint64_t bit = uint64_t{1} << place.shift;
           word = uniform < 0.0f ? word | bit : word & ~bit;
           break;
         }
@@ -61,7 +61,7 @@ void Engine::reset(uint64_t seed) {
   for (size_t block = 0; block < block_count(); ++block) {
     const BlockSpec& spec = blocks_[block];
     const BlockLayout& layout = layout_.blocks[block];
-    const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
+    const size_t count = spec.num_weights();
     if (optimizer_.kind == OptimizerKind::kAdam) {
       std::fill_n(at<float>(layout.momentum), count, 0.0f);
       std::fill_n(at<float>(layout.square), count, 0.0f);
@@ -88,6 +88,7 @@ Engine::UpdateContext Engine::update_context(size_t block, float step_scale) con
     const double normaliser = scales.normaliser_sum / std::max(scales.normaliser_count, 1);
     context.gain = normaliser > 0.0 ? static_cast<float>(double{scale_y} / normaliser) : 0.0f;
   }
+  context.gain = std::ldexp(context.gain, geometry(block).weight_grad_shift);
   context.random = stream(block, Purpose::kUpdate);
   context.latent8 = {step * 127.0f};
   context.latent8_momentum = {o.momentum, (1.0f - o.momentum) * o.momentum_unit, step * 127.0f / o.momentum_unit};
@@ -115,13 +116,11 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
                               context.gain, context.latent8_momentum, context.random, index);
       break;
     case OptimizerKind::kBop: {
-      const size_t depth = static_cast<size_t>(blocks_[block].fan_in());
-      const size_t row = first / depth, k = first % depth;
-      uint64_t& word = at<uint64_t>(layout.packed)[row * words_for(static_cast<int>(depth)) + k / kWordBits];
-      const int shift = static_cast<int>(k % kWordBits);
-      const uint32_t flips = update.bop(static_cast<uint32_t>(word >> shift), at<int8_t>(layout.momentum) + first, grad,
-                                        count, context.gain, context.bop, context.random, index);
-      word ^= uint64_t{flips} << shift;
+      const PackedBit place = packed_bit(block, first);
+      uint64_t& word = at<uint64_t>(layout.packed)[place.word];
+      const uint32_t flips = update.bop(static_cast<uint32_t>(word >> place.shift), at<int8_t>(layout.momentum) + first,
+                                        grad, count, context.gain, context.bop, context.random, index);
+      word ^= uint64_t{flips} << place.shift;
       break;
     }
     case OptimizerKind::kAdam:
@@ -137,31 +136,44 @@ void Engine::update_beta(size_t block, int channel, float grad, float step_scale
               at<float>(layout.beta_square)[channel], grad, adam_step(optimizer_.beta_step_size * step_scale));
 }
 
+// Where Bop keeps the bit of weight `index` of [out][fan-in].
+Engine::PackedBit Engine::packed_bit(size_t block, size_t index) const {
+  const BlockGeometry& g = geometry(block);
+  const size_t width = static_cast<size_t>(g.segment_width);
+  const size_t k = index % width;
+  return {index / width * g.segment_words + k / kWordBits, static_cast<int>(k % kWordBits)};
+}
+
 void Engine::unpack_weights(size_t block, int8_t* out) const {
-  const BlockSpec& spec = blocks_[block];
-  const size_t words = static_cast<size_t>(words_for(spec.fan_in()));
   const uint64_t* packed = at<uint64_t>(layout_.blocks[block].packed);
-  for (int row = 0; row < spec.out_channels; ++row) {
-    for (int k = 0; k < spec.fan_in(); ++k) {
-      *out++ = packed[row * words + k / kWordBits] >> (k % kWordBits) & 1u ? -127 : 127;
-    }
+  for (size_t i = 0; i < blocks_[block].num_weights(); ++i) {
+    const PackedBit place = packed_bit(block, i);
+    out[i] = packed[place.word] >> place.shift & 1u ? -127 : 127;
+  }
+}
+
+// Every segment of every row of [out][fan-in] to whole words.
+template <typename T, typename Pack>
+void Engine::pack_segments(size_t block, const T* values, Pack pack) {
+  const BlockGeometry& g = geometry(block);
+  uint64_t* packed = at<uint64_t>(layout_.blocks[block].packed);
+  const size_t segments = static_cast<size_t>(blocks_[block].out_channels) * g.segments;
+  for (size_t i = 0; i < segments; ++i) {
+    pack(values + i * g.segment_width, g.segment_width, packed + i * g.segment_words);
   }
 }
 
 void Engine::write_weights(size_t block, const int8_t* values) {
   const BlockSpec& spec = blocks_[block];
   const BlockLayout& layout = layout_.blocks[block];
-  const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
+  const size_t count = spec.num_weights();
   switch (optimizer_.kind) {
     case OptimizerKind::kAdam:
       std::transform(values, values + count, at<float>(layout.latent),
                      [](int8_t value) { return static_cast<float>(value) / 127.0f; });
       break;
     case OptimizerKind::kBop:
-      for (int row = 0; row < spec.out_channels; ++row) {
-        kernels_.pack_int8(values + size_t(row) * spec.fan_in(), spec.fan_in(),
-                           at<uint64_t>(layout.packed) + size_t(row) * words_for(spec.fan_in()));
-      }
+      pack_segments(block, values, kernels_.pack_int8);
       break;
     default:
       std::copy_n(values, count, at<int8_t>(layout.latent));
@@ -171,16 +183,13 @@ void Engine::write_weights(size_t block, const int8_t* values) {
 void Engine::write_weights(size_t block, const float* values) {
   const BlockSpec& spec = blocks_[block];
   const BlockLayout& layout = layout_.blocks[block];
-  const size_t count = size_t(spec.fan_in()) * size_t(spec.out_channels);
+  const size_t count = spec.num_weights();
   switch (optimizer_.kind) {
     case OptimizerKind::kAdam:
       std::copy_n(values, count, at<float>(layout.latent));
       break;
     case OptimizerKind::kBop:
-      for (int row = 0; row < spec.out_channels; ++row) {
-        kernels_.pack_float(values + size_t(row) * spec.fan_in(), spec.fan_in(),
-                            at<uint64_t>(layout.packed) + size_t(row) * words_for(spec.fan_in()));
-      }
+      pack_segments(block, values, kernels_.pack_float);
       break;
     default:
       std::transform(values, values + count, at<int8_t>(layout.latent), round_to_int8);

@@ -117,41 +117,30 @@ BITFLEET_AVX2 void input_gemm(const uint8_t* u, size_t u_stride, int batch, cons
   }
 }
 
-BITFLEET_AVX2 void input_grad(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int samples,
-                              const uint8_t* u, size_t u_stride, int k0, int, int16_t* expanded, int32_t* out) {
-  std::memset(out, 0, sizeof(int32_t) * kColumnBlock * rows);
+BITFLEET_AVX2 void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride,
+                              int16_t* expanded, int32_t* out) {
   int16_t* wide_g = expanded + size_t{kInputGradDepth} * kColumnBlock;
-  for (int j0 = 0; j0 < samples; j0 += kInputGradDepth) {
-    const int count = std::min(kInputGradDepth, samples - j0);
-    const int pairs = (count + 1) / 2;
-    for (int p = 0; p < pairs; ++p) {
-      const uint8_t* row = u + (j0 + 2 * p) * u_stride + k0;
-      const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
-      const __m256i b = 2 * p + 1 < count ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + u_stride))
-                                          : _mm256_setzero_si256();
-      const __m256i even = _mm256_unpacklo_epi8(a, b);  // columns 0-7 and 16-23, pairs of samples
-      const __m256i odd = _mm256_unpackhi_epi8(a, b);   // columns 8-15 and 24-31
-      __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t{64} * p);
-      _mm256_storeu_si256(target, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(even)));
-      _mm256_storeu_si256(target + 1, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(odd)));
-      _mm256_storeu_si256(target + 2, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(even, 1)));
-      _mm256_storeu_si256(target + 3, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(odd, 1)));
-    }
-    for (int r = 0; r < rows; ++r) {
-      for (int j = 0; j < count; ++j) wide_g[r * kInputGradDepth + j] = g[r * g_stride + j0 + j];
-      if (count % 2 != 0) wide_g[r * kInputGradDepth + count] = 0;
-    }
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      grad_rows<4>(wide_g + r * kInputGradDepth, expanded, pairs, out + r * kColumnBlock);
-    }
-    for (; r < rows; ++r) grad_rows<1>(wide_g + r * kInputGradDepth, expanded, pairs, out + r * kColumnBlock);
+  const int pairs = (depth + 1) / 2;
+  for (int p = 0; p < pairs; ++p) {
+    const uint8_t* row = u + 2 * p * u_stride;
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+    const __m256i b = 2 * p + 1 < depth ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + u_stride))
+                                        : _mm256_setzero_si256();
+    const __m256i even = _mm256_unpacklo_epi8(a, b);  // columns 0-7 and 16-23, pairs of positions
+    const __m256i odd = _mm256_unpackhi_epi8(a, b);   // columns 8-15 and 24-31
+    __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t{64} * p);
+    _mm256_storeu_si256(target, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(even)));
+    _mm256_storeu_si256(target + 1, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(odd)));
+    _mm256_storeu_si256(target + 2, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(even, 1)));
+    _mm256_storeu_si256(target + 3, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(odd, 1)));
   }
   for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < kColumnBlock; ++k) {
-      out[r * kColumnBlock + k] = 2 * out[r * kColumnBlock + k] - 255 * g_sums[r];
-    }
+    for (int j = 0; j < depth; ++j) wide_g[r * kInputGradDepth + j] = g[r * g_stride + j];
+    if (depth % 2 != 0) wide_g[r * kInputGradDepth + depth] = 0;
   }
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) grad_rows<4>(wide_g + r * kInputGradDepth, expanded, pairs, out + r * kColumnBlock);
+  for (; r < rows; ++r) grad_rows<1>(wide_g + r * kInputGradDepth, expanded, pairs, out + r * kColumnBlock);
 }
 
 }  // namespace bitfleet::avx2

@@ -14,14 +14,13 @@ void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w,
   }
 }
 
-void input_grad(const int8_t* g, size_t g_stride, const int32_t*, int rows, int samples, const uint8_t* u,
-                size_t u_stride, int k0, int columns, int16_t*, int32_t* out) {
+void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride, int16_t*,
+                int32_t* out) {
   for (int r = 0; r < rows; ++r) {
     int32_t* row = out + r * kColumnBlock;
-    for (int k = 0; k < kColumnBlock; ++k) row[k] = 0;
-    for (int j = 0; j < samples; ++j) {
+    for (int j = 0; j < depth; ++j) {
       const int32_t value = g[r * g_stride + j];
-      for (int k = 0; k < columns; ++k) row[k] += value * (2 * int32_t{u[j * u_stride + k0 + k]} - 255);
+      for (int k = 0; k < kColumnBlock; ++k) row[k] += value * int32_t{u[j * u_stride + k]};
     }
   }
 }

@@ -1,10 +1,9 @@
 // VPMADDUBSW multiplies 32 unsigned bytes, the sign bits as 0 or 1, by 32 signed ones and adds neighbours: 32 products
-// an instruction. With the sum P over the set bits, sum g * sign = sum g - 2 P. The bits of two rows j, j + 1 are
-// expanded to interleaved bytes once and serve all rows of g. Sums stay below 128 * 127 = 16,256, so int16 holds them.
+// an instruction. The bits of two rows j, j + 1 are expanded to interleaved bytes. Sums stay below 128 * 127 = 16,256,
+// so int16 holds them.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "../bits_avx2.h"
@@ -39,8 +38,8 @@ BITFLEET_AVX2 inline void add_to(int32_t* out, __m256i even, __m256i odd) {
 
 // Four rows of g at a time keep eight accumulators in registers.
 template <int kRows>
-BITFLEET_AVX2 inline void accumulate(const int8_t* g, size_t g_stride, const uint8_t* expanded, int pairs,
-                                     int32_t* out) {
+BITFLEET_AVX2 inline void accumulate(const int8_t* g, size_t g_stride, const uint8_t* expanded, int pairs, int32_t* out,
+                                     size_t out_stride) {
   __m256i even[kRows], odd[kRows];
   for (int r = 0; r < kRows; ++r) even[r] = odd[r] = _mm256_setzero_si256();
   for (int p = 0; p < pairs; ++p) {
@@ -53,36 +52,28 @@ BITFLEET_AVX2 inline void accumulate(const int8_t* g, size_t g_stride, const uin
       odd[r] = _mm256_add_epi16(odd[r], _mm256_maddubs_epi16(bits_odd, pair));
     }
   }
-  for (int r = 0; r < kRows; ++r) add_to(out + r * kColumnBlock, even[r], odd[r]);
+  for (int r = 0; r < kRows; ++r) add_to(out + r * out_stride, even[r], odd[r]);
 }
 
 }  // namespace
 
-BITFLEET_AVX2 void sign_gemm(const int8_t* g, size_t g_stride, const int32_t* g_sums, int rows, int depth,
-                             const uint64_t* s, size_t s_stride, int k0, int, uint8_t* expanded, int32_t* out) {
-  std::memset(out, 0, sizeof(int32_t) * kColumnBlock * rows);
-  for (int j0 = 0; j0 < depth; j0 += kSignGemmDepth) {
-    const int count = std::min(kSignGemmDepth, depth - j0);
-    const int pairs = (count + 1) / 2;
-    for (int p = 0; p < pairs; ++p) {
-      const int j = j0 + 2 * p;
-      const uint64_t* words = s + j * s_stride + k0 / 64;
-      const uint32_t first = static_cast<uint32_t>(words[0] >> (k0 % 64));
-      const uint32_t second = j + 1 < depth ? static_cast<uint32_t>(words[s_stride] >> (k0 % 64)) : 0;
-      const __m256i a = expand_bits(first), b = expand_bits(second);
-      __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t{64} * p);
-      _mm256_store_si256(target, _mm256_unpacklo_epi8(a, b));
-      _mm256_store_si256(target + 1, _mm256_unpackhi_epi8(a, b));
-    }
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      accumulate<4>(g + r * g_stride + j0, g_stride, expanded, pairs, out + r * kColumnBlock);
-    }
-    for (; r < rows; ++r) accumulate<1>(g + r * g_stride + j0, g_stride, expanded, pairs, out + r * kColumnBlock);
+BITFLEET_AVX2 void sign_expand(const uint32_t* bits, int depth, uint8_t* expanded) {
+  for (int j = 0; j < depth; j += 2) {
+    const __m256i a = expand_bits(bits[j]);
+    const __m256i b = j + 1 < depth ? expand_bits(bits[j + 1]) : _mm256_setzero_si256();
+    __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t{32} * j);
+    _mm256_store_si256(target, _mm256_unpacklo_epi8(a, b));
+    _mm256_store_si256(target + 1, _mm256_unpackhi_epi8(a, b));
   }
-  for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < kColumnBlock; ++k) out[r * kColumnBlock + k] = g_sums[r] - 2 * out[r * kColumnBlock + k];
-  }
+}
+
+BITFLEET_AVX2 void sign_accumulate(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* expanded,
+                                   int32_t* out, size_t out_stride) {
+  const int pairs = (depth + 1) / 2;
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    accumulate<4>(g + r * g_stride, g_stride, expanded, pairs, out + r * out_stride, out_stride);
+  for (; r < rows; ++r) accumulate<1>(g + r * g_stride, g_stride, expanded, pairs, out + r * out_stride, out_stride);
 }
 
 }  // namespace bitfleet::avx2

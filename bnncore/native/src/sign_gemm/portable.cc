@@ -2,16 +2,22 @@
 
 namespace bitfleet::portable {
 
-void sign_gemm(const int8_t* g, size_t g_stride, const int32_t*, int rows, int depth, const uint64_t* s,
-               size_t s_stride, int k0, int columns, uint8_t*, int32_t* out) {
+// One byte a bit, row by row.
+void sign_expand(const uint32_t* bits, int depth, uint8_t* expanded) {
+  for (int j = 0; j < depth; ++j) {
+    for (int k = 0; k < kColumnBlock; ++k) expanded[j * kColumnBlock + k] = bits[j] >> k & 1u;
+  }
+}
+
+void sign_accumulate(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* expanded, int32_t* out,
+                     size_t out_stride) {
   for (int r = 0; r < rows; ++r) {
-    int32_t* row = out + r * kColumnBlock;
-    for (int k = 0; k < kColumnBlock; ++k) row[k] = 0;
+    int16_t sums[kColumnBlock] = {};  // 128 * 127 fits
     for (int j = 0; j < depth; ++j) {
-      const uint32_t signs = static_cast<uint32_t>(s[j * s_stride + k0 / 64] >> (k0 % 64));
-      const int32_t value = g[r * g_stride + j];
-      for (int k = 0; k < columns; ++k) row[k] += signs >> k & 1u ? -value : value;
+      const int16_t value = g[r * g_stride + j];
+      for (int k = 0; k < kColumnBlock; ++k) sums[k] += static_cast<int16_t>(value * expanded[j * kColumnBlock + k]);
     }
+    for (int k = 0; k < kColumnBlock; ++k) out[r * out_stride + k] += sums[k];
   }
 }
 

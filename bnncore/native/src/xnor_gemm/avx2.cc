@@ -9,9 +9,8 @@
 namespace bitfleet::avx2 {
 
 __attribute__((target("avx2,popcnt"))) void xnor_gemm(const uint64_t* x, size_t x_stride, int batch, const uint64_t* w,
-                                                      size_t w_stride, int rows, int depth, int32_t* y,
+                                                      size_t w_stride, int rows, int words, int depth, int32_t* y,
                                                       size_t y_stride) {
-  const int words = words_for(depth);
   int r = 0;
   for (; r + 4 <= rows; r += 4) {
     const uint64_t* w0 = w + r * w_stride;

@@ -15,9 +15,8 @@ int popcount(uint64_t x) {
 
 }  // namespace
 
-void xnor_gemm(const uint64_t* x, size_t x_stride, int batch, const uint64_t* w, size_t w_stride, int rows, int depth,
-               int32_t* y, size_t y_stride) {
-  const int words = words_for(depth);
+void xnor_gemm(const uint64_t* x, size_t x_stride, int batch, const uint64_t* w, size_t w_stride, int rows, int words,
+               int depth, int32_t* y, size_t y_stride) {
   for (int r = 0; r < rows; ++r) {
     for (int b = 0; b < batch; ++b) {
       int unequal = 0;

@@ -1,0 +1,133 @@
+// How a convolution and a pool walk over their maps: spans, patches, columns, windows. Integers only.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "bnncore/network.h"
+
+namespace bitfleet {
+
+// The outputs [begin, end) of one row of the product map that read a pixel under a tap; the others read padding.
+// Output begin + i reads pixel (in_row, in_column + i * stride).
+struct TapSpan {
+  int begin, end;
+  int in_row, in_column;
+};
+
+inline TapSpan tap_span(const BlockSpec& s, int tap, int row) {
+  const int in_row = row * s.stride + tap / s.kernel_width - s.pad_height;
+  const int offset = tap % s.kernel_width - s.pad_width;
+  const int last = s.in_width - 1 - offset;
+  const int begin = offset < 0 ? (-offset + s.stride - 1) / s.stride : 0;
+  const int end = last < 0 ? 0 : std::min(s.conv_width, last / s.stride + 1);
+  if (in_row < 0 || in_row >= s.in_height || begin >= end) return {0, 0, 0, 0};
+  return {begin, end, in_row, begin * s.stride + offset};
+}
+
+// What `count` positions from `first` on read of one sample's map [in_height][in_width][unit]:
+// patches [count][taps][unit], zeros in the padding.
+template <typename T>
+void gather_patches(const BlockSpec& s, const T* map, size_t unit, int first, int count, T* patches) {
+  const int kernel_width = s.kernel_width;
+  int row = first / s.conv_width, column = first % s.conv_width;
+  for (int i = 0; i < count; ++i) {
+    const int left = column * s.stride - s.pad_width;
+    const size_t from = static_cast<size_t>(std::clamp(-left, 0, kernel_width)) * unit;
+    const size_t to = static_cast<size_t>(std::clamp(s.in_width - left, 0, kernel_width)) * unit;
+    const size_t width = static_cast<size_t>(kernel_width) * unit;
+    for (int ky = 0; ky < s.kernel_height; ++ky, patches += width) {
+      const int in_row = row * s.stride + ky - s.pad_height;
+      if (in_row < 0 || in_row >= s.in_height) {
+        for (size_t k = 0; k < width; ++k) patches[k] = 0;
+        continue;
+      }
+      const T* source = map + (ptrdiff_t{in_row} * s.in_width + left) * static_cast<ptrdiff_t>(unit);
+      for (size_t k = 0; k < from; ++k) patches[k] = 0;
+      for (size_t k = from; k < to; ++k) patches[k] = source[k];
+      for (size_t k = std::max(from, to); k < width; ++k) patches[k] = 0;
+    }
+    if (++column == s.conv_width) column = 0, ++row;
+  }
+}
+
+// 32 columns, bits [shift, shift + 32) of `word`, of what positions first .. first + count of the batch read under a
+// tap: bits [count]. maps: [batch][in_height][in_width][pixel_words].
+inline void gather_columns(const BlockSpec& s, const uint64_t* maps, size_t pixel_words, int tap, int word, int shift,
+                           int first, int count, uint32_t* bits) {
+  const size_t map_words = static_cast<size_t>(s.in_positions()) * pixel_words;
+  int sample = first / s.conv_positions();
+  int row = first % s.conv_positions() / s.conv_width, column = first % s.conv_width;
+  for (int i = 0; i < count;) {
+    const TapSpan span = tap_span(s, tap, row);
+    const int end = std::min(s.conv_width, column + count - i);
+    const uint64_t* source =
+        maps + static_cast<size_t>(sample) * map_words +
+        (static_cast<size_t>(span.in_row) * s.in_width + static_cast<size_t>(span.in_column)) * pixel_words + word;
+    const size_t step = static_cast<size_t>(s.stride) * pixel_words;
+    for (; column < std::min(end, span.begin); ++column) bits[i++] = 0;
+    for (; column < std::min(end, span.end); ++column) {
+      bits[i++] = static_cast<uint32_t>(source[static_cast<size_t>(column - span.begin) * step] >> shift);
+    }
+    for (; column < end; ++column) bits[i++] = 0;
+    if (column == s.conv_width) {
+      column = 0;
+      if (++row == s.conv_height) row = 0, ++sample;
+    }
+  }
+}
+
+// sums[tap] = sum of values[position] over the positions where that tap reads a pixel.
+inline void tap_sums(const BlockSpec& s, const int32_t* values, int32_t* sums) {
+  for (int tap = 0; tap < s.taps(); ++tap) {
+    int32_t sum = 0;
+    for (int row = 0; row < s.conv_height; ++row) {
+      const TapSpan span = tap_span(s, tap, row);
+      for (int i = span.begin; i < span.end; ++i) sum += values[row * s.conv_width + i];
+    }
+    sums[tap] = sum;
+  }
+}
+
+// padded[position] = sum of values[tap] over the taps that read padding there.
+inline void padding_sums(const BlockSpec& s, const int32_t* values, int32_t* padded) {
+  int32_t total = 0;
+  for (int tap = 0; tap < s.taps(); ++tap) total += values[tap];
+  std::fill_n(padded, s.conv_positions(), total);
+  for (int tap = 0; tap < s.taps(); ++tap) {
+    for (int row = 0; row < s.conv_height; ++row) {
+      const TapSpan span = tap_span(s, tap, row);
+      for (int i = span.begin; i < span.end; ++i) padded[row * s.conv_width + i] -= values[tap];
+    }
+  }
+}
+
+// The position of the product map at the top left of window `q` of the pool.
+inline int window_corner(const BlockSpec& s, int q) {
+  return q / s.pooled_width() * s.pool_height * s.conv_width + q % s.pooled_width() * s.pool_width;
+}
+
+// The position of element `i` of a window, relative to its corner.
+inline int window_offset(const BlockSpec& s, int i) { return i / s.pool_width * s.conv_width + i % s.pool_width; }
+
+// Where the product map has the gradient of position `q` of the block's output, before that is routed.
+inline int gradient_position(const BlockSpec& s, int q) { return s.pool == Pool::kNone ? q : window_corner(s, q); }
+
+// pooled[q] = the largest of y in window q; choice[q], unless null, is its number, the first of equal ones.
+inline void max_pool(const BlockSpec& s, const int32_t* y, int32_t* pooled, uint8_t* choice) {
+  for (int q = 0; q < s.pooled_positions(); ++q) {
+    const int32_t* corner = y + window_corner(s, q);
+    int32_t best = corner[0];
+    int best_index = 0;
+    for (int i = 1; i < s.window(); ++i) {
+      const int32_t value = corner[window_offset(s, i)];
+      best_index = value > best ? i : best_index;
+      best = std::max(best, value);
+    }
+    pooled[q] = best;
+    if (choice != nullptr) choice[q] = static_cast<uint8_t>(best_index);
+  }
+}
+
+}  // namespace bitfleet
