@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from bnncore.codec import get_codec as get_codec
     from bnncore.data import open_dataset as open_dataset
     from bnncore.engine import Engine as Engine
-    from bnncore.engine import plan_memory as plan_memory
     from bnncore.errors import BitfleetError as BitfleetError
     from bnncore.optimizer import OptimizerConfig as OptimizerConfig
     from bnncore.optimizer import resolve_preset as resolve_preset
+    from bnncore.plan import plan_memory as plan_memory
+    from bnncore.predictor import Predictor as Predictor
     from bnncore.spec import ModelSpec as ModelSpec
     from bnncore.training import evaluate as evaluate
     from bnncore.training import train as train
@@ -32,6 +33,7 @@ __all__ = [
     "Engine",
     "ModelSpec",
     "OptimizerConfig",
+    "Predictor",
     "build",
     "evaluate",
     "get_codec",
@@ -50,13 +52,14 @@ _HOME = {
     "Engine": "engine",
     "ModelSpec": "spec",
     "OptimizerConfig": "optimizer",
+    "Predictor": "predictor",
     "build": "zoo",
     "evaluate": "training",
     "get_codec": "codec",
     "load_checkpoint": "checkpoint",
     "mlp": "zoo",
     "open_dataset": "data",
-    "plan_memory": "engine",
+    "plan_memory": "plan",
     "resolve_preset": "optimizer",
     "save_checkpoint": "checkpoint",
     "train": "training",

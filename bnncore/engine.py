@@ -6,70 +6,32 @@ on. The same seed gives the same bits on any number of threads and any instructi
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnncore import _native
-from bnncore.errors import BudgetError, ConfigurationError, DataError, SpecError
-from bnncore.optimizer import OptimizerConfig, Preset, resolve_preset
-from bnncore.spec import DenseBlock, ModelSpec
+from bnncore.errors import ConfigurationError, DataError, ShapeError
+from bnncore.optimizer import Preset, resolve_preset
+from bnncore.plan import MemoryPlan, describe_plan, native_blocks, native_params
+from bnncore.spec import ModelSpec
 from bnncore.state import State, has_statistics, validate_state
 
 __all__ = [
     "Engine",
-    "MemoryPlan",
-    "PlanEntry",
     "StepResult",
     "isa_available",
     "isa_selected",
     "permutation",
-    "plan_memory",
     "read_rows",
 ]
 
-MAX_BATCH_SIZE = 1 << 15
-"""Largest batch: 32,768 samples * 127 * 255 still fits the int32 weight gradients of the first layer."""
-MAX_FIRST_FEATURES = 1 << 16
-"""Widest input: 255 * 2**16 * 127 still fits the int32 products of the batch-norm gradient."""
-
-
-@dataclass(frozen=True)
-class PlanEntry:
-    """One tensor of the arena.
-
-    Attributes:
-      name: unique, e.g. ``dense1.latent``.
-      role: weights, momenta, norm, activations, gradients, input or scratch.
-      dtype: NumPy's name.
-      shape: extents.
-      num_bytes: size, padding that kernels may read included.
-      offset: first byte in the arena.
-      phases: of forward, loss, normalise, weights, inputs: those in which it holds something. All of them means that it
-        lasts between steps.
-      member: the thread whose scratch it is; -1 for what all threads share.
-    """
-
-    name: str
-    role: str
-    dtype: str
-    shape: tuple[int, ...]
-    num_bytes: int
-    offset: int
-    phases: tuple[str, ...]
-    member: int
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Where everything lies. ``peak_bytes`` is the whole arena."""
-
-    entries: tuple[PlanEntry, ...]
-    peak_bytes: int
+_COUNTERS = ("seed", "steps_done", "statistics_steps", "saturated", "beta1_power", "beta2_power")
+_NUM_PHASES = 5  # what holds something in all of them lasts between steps
 
 
 @dataclass(frozen=True)
@@ -78,68 +40,6 @@ class StepResult:
 
     loss: float
     correct: int
-
-
-class _HasOptimizer(Protocol):
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-
-
-def _blocks(spec: ModelSpec) -> list[_native.BlockSpec]:
-    if spec.input_features > MAX_FIRST_FEATURES:
-        raise SpecError(
-            f"the engine takes inputs of at most {MAX_FIRST_FEATURES} numbers, got {spec.input_features} "
-            f"(input_shape {list(spec.input_shape)})"
-        )
-    return [_native_block(block) for block in spec.blocks]
-
-
-def _native_block(block: DenseBlock) -> _native.BlockSpec:
-    return _native.BlockSpec(
-        linear=block.dense,
-        norm=block.norm,
-        in_height=1,
-        in_width=1,
-        in_channels=block.in_features,
-        out_channels=block.out_features,
-        kernel_height=1,
-        kernel_width=1,
-        stride=1,
-        pad_height=0,
-        pad_width=0,
-        conv_height=1,
-        conv_width=1,
-        pool="none",
-        pool_height=1,
-        pool_width=1,
-    )
-
-
-def _params(preset: _HasOptimizer) -> _native.OptimizerParams:
-    return _native.OptimizerParams(**dataclasses.asdict(preset.optimizer))
-
-
-def _check_sizes(batch_size: int, threads: int) -> None:
-    if not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise BudgetError(f"batch_size must lie in [1, {MAX_BATCH_SIZE}], got {batch_size}")
-    if not 1 <= threads <= 256:
-        raise ConfigurationError(f"threads must lie in [1, 256], got {threads}")
-
-
-def _plan(entries: list[tuple[Any, ...]], peak_bytes: int) -> MemoryPlan:
-    return MemoryPlan(tuple(PlanEntry(*entry) for entry in entries), peak_bytes)
-
-
-def plan_memory(spec: ModelSpec, *, batch_size: int, preset: Preset | None = None, threads: int = 1) -> MemoryPlan:
-    """Lay out the arena of an engine without allocating it.
-
-    Raises:
-      BudgetError: batch_size is out of range.
-      SpecError: the input is wider than the engine takes.
-    """
-    _check_sizes(batch_size, threads)
-    entries, peak = _native.plan(_blocks(spec), _params(preset or resolve_preset()), batch_size, threads)
-    return _plan(entries, peak)
 
 
 class Engine:
@@ -173,13 +73,13 @@ class Engine:
         seed: int = 0,
         threads: int = 1,
     ) -> None:
-        _check_sizes(batch_size, threads)
+        blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
         self.spec = spec
         self.preset = preset or resolve_preset()
         self.batch_size = batch_size
         self.seed = seed
         isa_selected()  # a wrong BITFLEET_ISA is told before anything is laid out
-        self._native = _native.Engine(_blocks(spec), _params(self.preset), batch_size, threads)
+        self._native = _native.Engine(blocks, native_params(self.preset.optimizer), batch_size, threads)
         self._ready = False
         self.input: NDArray[np.uint8] = self._native.input
         self.labels: NDArray[np.int32] = self._native.labels
@@ -187,7 +87,7 @@ class Engine:
     @property
     def plan(self) -> MemoryPlan:
         """Where everything of this engine lies."""
-        return _plan(self._native.plan_entries, self._native.plan_peak_bytes)
+        return describe_plan(self._native.plan_entries, self._native.plan_peak_bytes)
 
     @property
     def arena(self) -> NDArray[np.uint8]:
@@ -266,7 +166,7 @@ class Engine:
         state: State = {}
         for i, block in enumerate(self.spec.blocks):
             beta, mean, mean_abs_dev = self._native.norm(i)
-            state[f"{block.dense}.weight"] = self._native.weights(i)
+            state[f"{block.linear}.weight"] = self._native.weights(i).reshape(block.weight_shape)
             state[f"{block.norm}.beta"] = beta
             state[f"{block.norm}.mean"] = mean
             state[f"{block.norm}.mean_abs_dev"] = mean_abs_dev
@@ -282,7 +182,8 @@ class Engine:
         validate_state(self.spec, state, statistics=statistics)
         self._native.reset(self.seed)
         for i, block in enumerate(self.spec.blocks):
-            self._native.write_weights(i, np.ascontiguousarray(state[f"{block.dense}.weight"]))
+            weights = np.ascontiguousarray(state[f"{block.linear}.weight"])
+            self._native.write_weights(i, weights.reshape(block.out_channels, block.fan_in))
             beta, mean, mean_abs_dev = self._native.norm(i)
             beta[:] = state[f"{block.norm}.beta"]
             if statistics:
@@ -291,6 +192,53 @@ class Engine:
         if statistics:
             self._native.keep_statistics()
         self._ready = True
+
+    def training_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, int | float]]:
+        """Give all that an engine needs to go on where this one stops, bit for bit.
+
+        Returns:
+          Views of the arena by name (weights, their moments, batch norms, scales), and counters.
+        """
+        self._ensure_ready()
+        counters = dict(zip(_COUNTERS, self._native.counters(), strict=True))
+        return self._persistent(), counters
+
+    def load_training_state(self, tensors: Mapping[str, NDArray[Any]], counters: Mapping[str, int | float]) -> None:
+        """Go on from what ``training_state`` gave.
+
+        Args:
+          tensors: arrays of the same names and sizes in bytes.
+          counters: as they came.
+
+        Raises:
+          ShapeError: a tensor or a counter is missing or too many, or has another size. Nothing is changed.
+        """
+        targets = self._persistent()
+        if set(tensors) != set(targets) or set(counters) != set(_COUNTERS):
+            raise ShapeError("the saved training state is one of another network or optimizer")
+        for name, target in targets.items():
+            if tensors[name].nbytes != target.nbytes:
+                raise ShapeError(f"{name} must have {target.nbytes} bytes, got {tensors[name].nbytes}")
+        for name, target in targets.items():
+            target.view(np.uint8).reshape(-1)[:] = np.ascontiguousarray(tensors[name]).view(np.uint8).reshape(-1)
+        self._native.restore(
+            seed=int(counters["seed"]),
+            steps_done=int(counters["steps_done"]),
+            statistics_steps=int(counters["statistics_steps"]),
+            saturated=int(counters["saturated"]),
+            beta1_power=float(counters["beta1_power"]),
+            beta2_power=float(counters["beta2_power"]),
+        )
+        self.seed = int(counters["seed"])
+        self._ready = True
+
+    def _persistent(self) -> dict[str, NDArray[Any]]:
+        arena = self.arena
+        return {
+            e.name: arena[e.offset : e.offset + e.num_bytes].view(e.dtype).reshape(e.shape)
+            for e in self.plan.entries
+            if e.role in ("weights", "momenta", "norm") and len(e.phases) == _NUM_PHASES
+        }
 
     def _ensure_ready(self) -> None:
         if not self._ready:

@@ -183,7 +183,7 @@ class ReferenceEngine:
         self.seed = seed
         self.steps = 0
         blocks = spec.blocks
-        self.weights: list[NDArray[Any]] = [state[f"{b.dense}.weight"].copy() for b in blocks]  # [N, K]
+        self.weights: list[NDArray[Any]] = [state[f"{b.linear}.weight"].copy() for b in blocks]  # [N, K]
         if optimizer.name != "adam":
             self.weights = [w.astype(np.int64) for w in self.weights]
         float_state = optimizer.name == "adam"

@@ -32,9 +32,23 @@ class Schedule(Protocol):
         """Take note of an epoch's mean training loss, nats."""
         ...
 
+    def memory(self) -> list[float]:
+        """What it has noted, for a run that stops and goes on."""
+        ...
+
+    def recall(self, memory: list[float]) -> None:
+        """Go on from what ``memory`` gave."""
+        ...
+
 
 class _Memoryless:
     def end_epoch(self, loss: float) -> None:
+        pass
+
+    def memory(self) -> list[float]:
+        return []
+
+    def recall(self, memory: list[float]) -> None:
         pass
 
 
@@ -103,6 +117,14 @@ class Plateau:
         if self._waited == self._patience:
             self._scale /= 2
             self._waited = 0
+
+    def memory(self) -> list[float]:
+        """See ``Schedule``."""
+        return [self._scale, self._lowest, self._waited]
+
+    def recall(self, memory: list[float]) -> None:
+        """See ``Schedule``."""
+        self._scale, self._lowest, self._waited = memory[0], memory[1], int(memory[2])
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {

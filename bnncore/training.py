@@ -10,18 +10,31 @@ import statistics
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.data.augment import Augmentation, Augmenter
 from bnncore.data.dataset import Dataset
-from bnncore.engine import Engine, permutation
+from bnncore.engine import Engine, StepResult, permutation
 from bnncore.errors import DataError, ShapeError
 from bnncore.schedule import Linear, Schedule
+from bnncore.spec import ModelSpec
 
-__all__ = ["EpochResult", "EvalResult", "TrainResult", "batches", "check_fits", "evaluate", "train"]
+__all__ = [
+    "EpochResult",
+    "EvalResult",
+    "Evaluator",
+    "Progress",
+    "TrainResult",
+    "batches",
+    "check_fits",
+    "evaluate",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,27 @@ class EpochResult:
     loss: float
     accuracy: float
     seconds: float
+
+
+@dataclass
+class Progress:
+    """How far a run has come; with the engine's state, all that it needs to go on.
+
+    Attributes:
+      steps: steps done.
+      epochs: epochs ended.
+      loss_sum, correct, seconds: of the steps since the last of them.
+      schedule: what the schedule has noted.
+      notes: JSON values that the caller wants to have back.
+    """
+
+    steps: int = 0
+    epochs: list[EpochResult] = field(default_factory=list)
+    loss_sum: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    schedule: list[float] = field(default_factory=list)
+    notes: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,6 +121,7 @@ def train(
     seed: int,
     augment: Augmentation | None = None,
     schedule: Schedule | None = None,
+    progress: Progress | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainResult:
@@ -100,6 +135,8 @@ def train(
       seed: decides the order of the samples, and what augmentation does to each.
       augment: shifts and mirrors the images of each batch; None: they are trained on as they are.
       schedule: how the step size changes, fresh; None: it falls linearly from its full value to almost nothing.
+      progress: where to go on, with the engine in its state of then; brought up to date after every step, before
+        ``on_step`` is called, so that a run may be saved or stopped (by an exception) there.
       on_step: called after each step with (steps done, steps to do, loss).
       on_epoch: called after each epoch, the last one too when it was cut short; may evaluate the engine.
 
@@ -117,33 +154,41 @@ def train(
             f"Give --batch-size {dataset.num_examples} or less"
         )
     total = epochs * steps_per_epoch if max_steps is None else min(max_steps, epochs * steps_per_epoch)
-    times_ms = array("d", bytes(8 * total))
-    done = 0
-    results: list[EpochResult] = []
-    while done < total:
-        started, first, loss_sum, correct = time.perf_counter(), done, 0.0, 0
-        for indices in batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=len(results)):
+    progress = Progress() if progress is None else progress
+    if progress.schedule:
+        schedule.recall(progress.schedule)
+    times_ms = array("d")
+    while progress.steps < total:
+        epoch = len(progress.epochs)
+        in_epoch = progress.steps - epoch * steps_per_epoch
+        for indices in islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), in_epoch, None):
+            started = time.perf_counter()
             dataset.read(indices, engine.input)
             if augmenter is not None:
-                augmenter.apply(engine.input, indices, len(results))
+                augmenter.apply(engine.input, indices, epoch)
             engine.labels[:] = dataset.labels[indices]
             before = time.perf_counter()
-            step = engine.step(schedule.scale(done, total))
-            times_ms[done] = 1e3 * (time.perf_counter() - before)
-            done += 1
-            loss_sum += step.loss
-            correct += step.correct
+            step = engine.step(schedule.scale(progress.steps, total))
+            now = time.perf_counter()
+            times_ms.append(1e3 * (now - before))
+            progress.steps += 1
+            progress.loss_sum += step.loss
+            progress.correct += step.correct
+            progress.seconds += now - started
             if on_step is not None:
-                on_step(done, total, step.loss)
-            if done == total:
+                on_step(progress.steps, total, step.loss)
+            if progress.steps == total:
                 break
-        steps = done - first
-        accuracy = 100.0 * correct / (steps * engine.batch_size)
-        results.append(EpochResult(len(results) + 1, steps, loss_sum / steps, accuracy, time.perf_counter() - started))
-        schedule.end_epoch(results[-1].loss)
+        steps = progress.steps - epoch * steps_per_epoch
+        accuracy = 100.0 * progress.correct / (steps * engine.batch_size)
+        result = EpochResult(epoch + 1, steps, progress.loss_sum / steps, accuracy, progress.seconds)
+        progress.epochs.append(result)
+        progress.loss_sum, progress.correct, progress.seconds = 0.0, 0, 0.0
+        schedule.end_epoch(result.loss)
+        progress.schedule = schedule.memory()
         if on_epoch is not None:
-            on_epoch(results[-1])
-    return TrainResult(tuple(results), done, statistics.median(times_ms) if done else None)
+            on_epoch(result)
+    return TrainResult(tuple(progress.epochs), progress.steps, statistics.median(times_ms) if times_ms else None)
 
 
 def _augmenter(augment: Augmentation, engine: Engine, dataset: Dataset, seed: int) -> Augmenter:
@@ -152,7 +197,20 @@ def _augmenter(augment: Augmentation, engine: Engine, dataset: Dataset, seed: in
     return Augmenter(augment, dataset.input_shape, batch_size=engine.batch_size, seed=seed)
 
 
-def evaluate(engine: Engine, dataset: Dataset) -> EvalResult:
+class Evaluator(Protocol):
+    """What classifies a batch: an Engine between two steps, or a Predictor."""
+
+    spec: ModelSpec
+    batch_size: int
+    input: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+
+    def evaluate_batch(self, count: int) -> StepResult:
+        """Loss and hits of the first ``count`` samples in ``input``."""
+        ...
+
+
+def evaluate(engine: Evaluator, dataset: Dataset) -> EvalResult:
     """Classify a whole data set with the running statistics; the model is not changed.
 
     Raises:
@@ -172,7 +230,7 @@ def evaluate(engine: Engine, dataset: Dataset) -> EvalResult:
     return EvalResult(100.0 * correct / dataset.num_examples, loss_sum / dataset.num_examples, dataset.num_examples)
 
 
-def check_fits(engine: Engine, dataset: Dataset) -> None:
+def check_fits(engine: Evaluator, dataset: Dataset) -> None:
     """Check that a data set's samples and classes fit a network.
 
     Raises:

@@ -1,4 +1,8 @@
-"""Networks by name, so that a job file or a command can say ``mlp`` instead of listing layers."""
+"""Networks by name, so that a job file or a command can say ``binarynet`` instead of listing layers.
+
+``mlp``, ``cnv`` and ``binarynet`` with their defaults are the networks of Wang et al., "Enabling Binary Neural Network
+Training on the Edge" (arXiv 2102.04270); ``sensor1d`` is a small one for windows of sensor readings.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bnncore.errors import SpecError
-from bnncore.spec import BinaryDense, L1BatchNorm, Layer, ModelSpec, Sign, SoftmaxCrossEntropy
+from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, Layer, MaxPool2d, Sign, SoftmaxCrossEntropy
+from bnncore.spec import ModelSpec
 
-__all__ = ["ZOO", "build", "mlp"]
+__all__ = ["ZOO", "binarynet", "build", "cnv", "mlp", "sensor1d"]
+
+DEFAULT_INPUT_SHAPES: dict[str, tuple[int, ...]] = {
+    "mlp": (28, 28),
+    "cnv": (32, 32, 3),
+    "binarynet": (32, 32, 3),
+    "sensor1d": (128, 6),
+}
+"""Shape of a sample where nobody says another: MNIST, CIFAR-10, HAR."""
 
 
 def mlp(
@@ -26,18 +39,98 @@ def mlp(
     Raises:
       SpecError: a width is not a positive integer.
     """
-    sizes = [*widths, classes]
-    layers: list[Layer] = []
-    features = math.prod(input_shape)
-    for number, size in enumerate(sizes, start=1):
-        layers.append(BinaryDense(f"dense{number}", features, size))
-        layers.append(L1BatchNorm(f"norm{number}", size))
-        layers.append(SoftmaxCrossEntropy("loss", size) if number == len(sizes) else Sign(f"sign{number}"))
-        features = size
-    return ModelSpec("mlp", tuple(input_shape), tuple(layers))
+    stack = _Stack((1, 1, math.prod(input_shape)))
+    stack.add_dense(widths, classes)
+    return ModelSpec("mlp", tuple(input_shape), tuple(stack.layers))
 
 
-ZOO: dict[str, Callable[..., ModelSpec]] = {"mlp": mlp}
+def cnv(
+    input_shape: Sequence[int] = (32, 32, 3),
+    widths: Sequence[int] = (64, 128, 256),
+    convs_per_stage: int = 2,
+    dense_widths: Sequence[int] = (512, 512),
+    classes: int = 10,
+) -> ModelSpec:
+    """Describe a VGG of 3 x 3 convolutions without padding; all stages but the last end in a 2 x 2 pool of the signs.
+
+    Args:
+      input_shape: height, width, and channels unless there is one.
+      widths: channels of each stage.
+      convs_per_stage: convolutions in each stage.
+      dense_widths: features of each hidden dense layer; may be empty.
+      classes: classes told apart.
+
+    Raises:
+      SpecError: a size is not a positive integer, or the image is too small for so many stages.
+    """
+    stack = _Stack(_image_shape("cnv", input_shape))
+    for stage, width in enumerate(widths, start=1):
+        for number in range(1, convs_per_stage + 1):
+            pools = number == convs_per_stage and stage < len(widths)
+            stack.add_conv(width, padding="valid", pool_after_sign=pools)
+    stack.add_dense(dense_widths, classes)
+    return ModelSpec("cnv", tuple(input_shape), tuple(stack.layers))
+
+
+def binarynet(
+    input_shape: Sequence[int] = (32, 32, 3),
+    widths: Sequence[int] = (128, 256, 512),
+    convs_per_stage: int = 2,
+    dense_widths: Sequence[int] = (1024, 1024),
+    classes: int = 10,
+) -> ModelSpec:
+    """Describe a VGG of padded 3 x 3 convolutions; every stage ends in a 2 x 2 pool in front of its batch norm.
+
+    Args:
+      input_shape: height, width, and channels unless there is one.
+      widths: channels of each stage.
+      convs_per_stage: convolutions in each stage.
+      dense_widths: features of each hidden dense layer; may be empty.
+      classes: classes told apart.
+
+    Raises:
+      SpecError: a size is not a positive integer, or the image is too small for so many stages.
+    """
+    stack = _Stack(_image_shape("binarynet", input_shape))
+    for width in widths:
+        for number in range(1, convs_per_stage + 1):
+            stack.add_conv(width, padding="same", pool_before_norm=number == convs_per_stage)
+    stack.add_dense(dense_widths, classes)
+    return ModelSpec("binarynet", tuple(input_shape), tuple(stack.layers))
+
+
+def sensor1d(
+    input_shape: Sequence[int] = (128, 6),
+    widths: Sequence[int] = (64, 64, 128),
+    kernel: int = 9,
+    dense_widths: Sequence[int] = (128,),
+    classes: int = 6,
+) -> ModelSpec:
+    """Describe a small network for windows of sensor readings: padded 1 x k convolutions along time.
+
+    Every stage ends in a 1 x 2 pool in front of its batch norm, so that it sees twice the time of the one before it.
+
+    Args:
+      input_shape: readings in a window, and channels unless there is one.
+      widths: channels of each stage of one convolution.
+      kernel: readings under the kernel; odd.
+      dense_widths: features of each hidden dense layer; may be empty.
+      classes: classes told apart.
+
+    Raises:
+      SpecError: a size is not a positive integer, the kernel is even, or the window is too short for so many stages.
+    """
+    if len(input_shape) not in (1, 2):
+        raise SpecError(f"model 'sensor1d' takes windows of [readings, channels], got samples of {list(input_shape)}")
+    readings, channels = (*input_shape, 1)[:2]
+    stack = _Stack((1, readings, channels))
+    for width in widths:
+        stack.add_conv(width, padding="same", kernel=(1, kernel), pool_before_norm=True, window=(1, 2))
+    stack.add_dense(dense_widths, classes)
+    return ModelSpec("sensor1d", tuple(input_shape), tuple(stack.layers))
+
+
+ZOO: dict[str, Callable[..., ModelSpec]] = {"mlp": mlp, "cnv": cnv, "binarynet": binarynet, "sensor1d": sensor1d}
 """Builders by name; their keyword arguments are the parameters of a job file."""
 
 
@@ -54,12 +147,74 @@ def build(name: str, **params: Any) -> ModelSpec:
     builder = ZOO.get(name)
     if builder is None:
         raise SpecError(f"model must be one of {sorted(ZOO)}, got {name!r}")
-    known = list(inspect.signature(builder).parameters)
+    known = inspect.signature(builder).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:
-        raise SpecError(f"model {name!r} takes the parameters {known}, got {unknown}")
-    for key in ("input_shape", "widths"):
-        value = params.get(key, [])
-        if not isinstance(value, (list, tuple)) or not all(isinstance(size, int) for size in value):
-            raise SpecError(f"{key} of model {name!r} must be a list of integers, got {value!r}")
+        raise SpecError(f"model {name!r} takes the parameters {list(known)}, got {unknown}")
+    for key, value in params.items():
+        if isinstance(known[key].default, tuple):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(size, int) for size in value):
+                raise SpecError(f"{key} of model {name!r} must be a list of integers, got {value!r}")
+        elif key != "classes" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise SpecError(f"{key} of model {name!r} must be a positive integer, got {value!r}")
     return builder(**params)
+
+
+def _image_shape(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(input_shape) not in (2, 3):
+        raise SpecError(
+            f"model {model!r} takes images of [height, width] or [height, width, channels], got samples of "
+            f"{list(input_shape)}. Choose mlp or sensor1d for them"
+        )
+    height, width, channels = (*input_shape, 1)[:3]
+    return height, width, channels
+
+
+class _Stack:
+    """Adds blocks and keeps track of the map that the next one reads."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.layers: list[Layer] = []
+        self.shape = shape
+        self._counts: dict[str, int] = {}
+
+    def add_conv(
+        self,
+        channels: int,
+        *,
+        padding: str,
+        kernel: tuple[int, int] = (3, 3),
+        window: tuple[int, int] = (2, 2),
+        pool_before_norm: bool = False,
+        pool_after_sign: bool = False,
+    ) -> None:
+        conv = BinaryConv2d(self._name("conv"), *self.shape, channels, *kernel, stride=1, padding=padding)
+        self.layers.append(conv)
+        self.shape = (conv.out_height, conv.out_width, channels)
+        if pool_before_norm:
+            self._add_pool(window)
+        self._add_norm(channels)
+        if pool_after_sign:
+            self._add_pool(window)
+
+    def add_dense(self, widths: Sequence[int], classes: int) -> None:
+        for width in widths:
+            self.layers.append(BinaryDense(self._name("dense"), math.prod(self.shape), width))
+            self.shape = (1, 1, width)
+            self._add_norm(width)
+        self.layers.append(BinaryDense(self._name("dense"), math.prod(self.shape), classes))
+        self.layers.append(L1BatchNorm(self._name("norm"), classes))
+        self.layers.append(SoftmaxCrossEntropy("loss", classes))
+
+    def _add_norm(self, features: int) -> None:
+        self.layers.append(L1BatchNorm(self._name("norm"), features))
+        self.layers.append(Sign(self._name("sign")))
+
+    def _add_pool(self, window: tuple[int, int]) -> None:
+        height, width, channels = self.shape
+        self.layers.append(MaxPool2d(self._name("pool"), height, width, channels, *window))
+        self.shape = (height // window[0], width // window[1], channels)
+
+    def _name(self, kind: str) -> str:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return f"{kind}{self._counts[kind]}"

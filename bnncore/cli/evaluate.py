@@ -41,13 +41,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     """Run the subcommand."""
     check_destination(args.json, "--json")
-    import numpy as np
-
     from bnncore.checkpoint import load_checkpoint
     from bnncore.cli.datasets import open_split
-    from bnncore.engine import Engine, isa_selected
+    from bnncore.engine import isa_selected
     from bnncore.errors import CheckpointError
-    from bnncore.optimizer import resolve_preset
+    from bnncore.predictor import Predictor
     from bnncore.state import has_statistics
     from bnncore.training import evaluate
 
@@ -58,13 +56,9 @@ def run(args: argparse.Namespace) -> None:
             f"{args.checkpoint} has no running statistics, which evaluation needs: it is a model as devices receive "
             "it. Train it for some steps first, or export the model from the coordinator"
         )
-    # The optimizer only decides how weights are held: the smallest one that holds these as they are.
-    held_as_int8 = state[spec.tensors[0].name].dtype == np.int8
-    preset = resolve_preset(optimizer="latent8" if held_as_int8 else "adam")
     with open_split(args, "test") as dataset:
-        engine = Engine(spec, batch_size=args.batch_size, preset=preset, threads=args.threads)
-        engine.load_state(state)
-        measured = evaluate(engine, dataset)
+        predictor = Predictor(spec, state, batch_size=args.batch_size, threads=args.threads)
+        measured = evaluate(predictor, dataset)
         name = dataset.name
     result: dict[str, Any] = {
         "accuracy": measured.accuracy,
@@ -72,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         "count": measured.count,
         "model": spec.name,
         "dataset": name,
+        "plan_peak_bytes": predictor.plan.peak_bytes,
         "isa": isa_selected(),
         "rss_peak_bytes": rss_peak_bytes(),
         "weights_digest": checkpoint.weights_digest,

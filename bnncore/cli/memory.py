@@ -30,6 +30,8 @@ examples:
   bitfleet memory --batch-size 100                   the default network, beside the standard algorithm
   bitfleet memory --budget 600KiB --optimizer latent8
                                                      the largest batch that fits in 600 KiB
+  bitfleet memory --model binarynet --budget 64MiB   the largest batch of the paper's largest small network
+  bitfleet memory --model cnv --plot cnv.png         the same as a picture
   bitfleet memory --widths 1024,1024 --input-shape 32,32,3 --json -
 
 columns:
@@ -62,9 +64,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_model_options(parser)
     parser.add_argument(
-        "--input-shape", type=parse_sizes, default=(28, 28), metavar="N,N", help="shape of one sample (default: 28,28)"
+        "--input-shape",
+        type=parse_sizes,
+        metavar="N,N,...",
+        help="shape of one sample: height, width, channels (default: the model's usual one; mlp 28,28, sensor1d 128,6, "
+        "the others 32,32,3)",
     )
-    parser.add_argument("--classes", type=positive_int, default=10, metavar="N", help="classes (default: 10)")
+    parser.add_argument("--classes", type=positive_int, metavar="N", help="classes (default: 10; sensor1d 6)")
     add_preset_options(parser)
     parser.add_argument(
         "--batch-size",
@@ -72,6 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"samples a step (default: {DEFAULT_BATCH_SIZE}, or the most that fit in --budget)",
     )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw it as bars (needs: pip install 'bitfleet[plot]')")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="memory that training may take, e.g. 64MiB")
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -80,6 +87,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     """Run the subcommand."""
     check_destination(args.json, "--json")
+    check_destination(args.plot, "--plot")
     from bnncore.memory import compare_memory
     from bnncore.optimizer import resolve_preset
 
@@ -89,8 +97,12 @@ def run(args: argparse.Namespace) -> None:
     result = compare_memory(spec, batch_size=batch_size, preset=preset, threads=args.threads)
     if args.budget is not None:
         result["budget_bytes"] = args.budget
-    widths = [spec.input_features, *(block.out_features for block in spec.blocks)]
-    say(_table(result, "-".join(map(str, widths))), args.json)
+    say(_table(result, _outline(spec)), args.json)
+    if args.plot:
+        from bnncore.memory_plot import plot_memory
+
+        plot_memory(result, args.plot)
+        say(f"drawn to {args.plot}", args.json)
     write_json(result, args.json)
 
 
@@ -107,6 +119,24 @@ def _batch_size(args: argparse.Namespace, spec: ModelSpec, preset: Preset) -> in
             f"Give --batch-size {largest} or less"
         )
     return args.batch_size or largest
+
+
+def _outline(spec: ModelSpec) -> str:
+    """Sizes in a line: 784-256-10, or 32x32x3-64c3-64c3p2-10; c3 is a 3 x 3 convolution, p2 a 2 x 2 pool."""
+
+    def square(letter: str, height: int, width: int) -> str:
+        return f"{letter}{height}" if height == width else f"{letter}{height}x{width}"
+
+    first = spec.blocks[0]
+    parts = ["x".join(map(str, spec.input_shape)) if first.is_conv else str(spec.input_features)]
+    for block in spec.blocks:
+        text = str(block.out_channels)
+        if block.is_conv:
+            text += square("c", block.kernel_height, block.kernel_width)
+        if block.pool != "none":
+            text += square("p", block.pool_height, block.pool_width)
+        parts.append(text)
+    return "-".join(parts)
 
 
 def _table(result: dict[str, Any], widths: str) -> str:

@@ -70,33 +70,55 @@ def parse_augmentation(text: str) -> Augmentation:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --widths."""
+    """Add --model and the parameters of the zoo's networks."""
     parser.add_argument(
         "--model",
         default="mlp",
         metavar="NAME|FILE",
-        help="a network of the zoo (mlp), or a model spec in a .json file (default: mlp)",
+        help="a network of the zoo (mlp, cnv, binarynet, sensor1d), or a model spec in a .json file (default: mlp)",
     )
     parser.add_argument(
         "--widths",
         type=parse_sizes,
         metavar="N,N,...",
-        help="features of each hidden layer of the mlp (default: 256,256,256,256)",
+        help="mlp: features of each hidden layer; the others: channels of each stage of convolutions",
+    )
+    parser.add_argument(
+        "--dense-widths",
+        type=parse_sizes,
+        metavar="N,N,...",
+        help="cnv, binarynet, sensor1d: features of each hidden dense layer; '' for none",
+    )
+    parser.add_argument(
+        "--convs-per-stage", type=positive_int, metavar="N", help="cnv, binarynet: convolutions a stage (default: 2)"
+    )
+    parser.add_argument(
+        "--kernel", type=positive_int, metavar="N", help="sensor1d: readings under its kernel, odd (default: 9)"
     )
 
 
-def build_model(args: argparse.Namespace, *, input_shape: tuple[int, ...], classes: int) -> ModelSpec:
-    """Build the network that --model and --widths describe; the shape and the classes are for one of the zoo.
+def build_model(
+    args: argparse.Namespace, *, input_shape: tuple[int, ...] | None = None, classes: int | None = None
+) -> ModelSpec:
+    """Build the network that the options of ``add_model_options`` describe.
+
+    Args:
+      args: with those options.
+      input_shape: of a network of the zoo; None: the one of its usual data set.
+      classes: likewise.
 
     Raises:
-      SpecError: the name is unknown, the file cannot be read or is no spec, or --widths was given with a file.
+      SpecError: the name is unknown, the file cannot be read or is no spec, or an option does not belong to the model.
     """
     from bnncore.spec import ModelSpec
     from bnncore.zoo import build
 
+    names = ("widths", "dense_widths", "convs_per_stage", "kernel")
+    params = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.model.endswith(".json"):
-        if args.widths is not None:
-            raise SpecError("--widths belongs to a network of the zoo; a spec file says its own widths. Leave it out")
+        if params:
+            options = ", ".join("--" + name.replace("_", "-") for name in params)
+            raise SpecError(f"{options} belongs to a network of the zoo; a spec file says its own sizes. Leave it out")
         try:
             text = Path(args.model).read_bytes()
         except OSError as error:
@@ -105,8 +127,11 @@ def build_model(args: argparse.Namespace, *, input_shape: tuple[int, ...], class
             return ModelSpec.from_json(text)
         except SpecError as error:
             raise SpecError(f"{args.model}: {error}") from error
-    params = {} if args.widths is None else {"widths": args.widths}
-    return build(args.model, input_shape=input_shape, classes=classes, **params)
+    if input_shape is not None:
+        params["input_shape"] = input_shape
+    if classes is not None:
+        params["classes"] = classes
+    return build(args.model, **params)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

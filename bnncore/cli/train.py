@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnncore.cli.interruption import Interruption, noticed
 from bnncore.cli.options import (
     add_data_options,
     add_json_option,
@@ -18,6 +20,7 @@ from bnncore.cli.options import (
     unsigned_int,
 )
 from bnncore.cli.output import check_destination, format_bytes, rss_peak_bytes, say, write_json
+from bnncore.errors import ConfigurationError
 from bnncore.schedule import SCHEDULES, build_schedule
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ examples:
       photographs; the first time, a process of its own prepares them, which takes up to 100 MiB
   bitfleet train --data my-images --save model.safetensors --json result.json
       your own data: a folder of idx files (bnncore.data.write_idx makes one)
+
+  bitfleet train --model binarynet --dataset cifar10 --checkpoint run.safetensors --epochs 50
+  bitfleet train --model binarynet --dataset cifar10 --resume run.safetensors --epochs 50
+      days of work, stopped with Ctrl-C or by a power cut, and gone on with
 
 The same --seed gives the same weights, bit for bit, on any number of threads and any processor; their digest is
 printed at the end. --max-steps 0 does everything but train, to see what memory the program itself takes.
@@ -80,6 +87,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="shift=N,flip",
         help="shift each training image by up to N pixels (black enters), mirror every second one; either or both",
     )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="keep the run itself in FILE, after each epoch and on Ctrl-C, so that --resume can go on with it",
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=positive_int, metavar="N", help="write the --checkpoint every N steps as well"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="go on with the run that a --checkpoint holds, given the options it was started with; it ends with the "
+        "same weights as if it had never stopped",
+    )
     parser.add_argument("--save", metavar="FILE", help="write the trained network to a safetensors checkpoint")
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -88,6 +109,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     """Run the subcommand."""
     check_destination(args.json, "--json")
+    if args.checkpoint and args.resume and Path(args.checkpoint) != Path(args.resume):
+        raise ConfigurationError("--resume goes on writing to its own file. Leave --checkpoint out")
+    if args.checkpoint_every and not (args.checkpoint or args.resume):
+        raise ConfigurationError("--checkpoint-every needs to know where. Give --checkpoint FILE")
     # All that training will need is imported now, so that what it adds in memory is its own.
     from bnncore.checkpoint import save_checkpoint
     from bnncore.cli.datasets import open_split
@@ -99,6 +124,7 @@ def run(args: argparse.Namespace) -> None:
     schedule = build_schedule(args.schedule, patience=args.patience)
     with open_split(args, "train") as train_set, open_split(args, "test") as test_set:
         spec = build_model(args, input_shape=train_set.input_shape, classes=len(train_set.classes))
+        check_destination(args.checkpoint, "--checkpoint", 12 * spec.num_binary_weights + (1 << 16))
         check_destination(args.save, "--save", 4 * spec.num_binary_weights + (1 << 16))
         engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
         result = _train_and_evaluate(args, engine, schedule, train_set, test_set)
@@ -119,16 +145,35 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from bnncore.training import check_fits, evaluate, train
+    from bnncore.resume import load_training, save_training
+    from bnncore.training import Progress, check_fits, evaluate, train
 
     check_fits(engine, test_set)
-    epochs: list[dict[str, Any]] = []
-    with tqdm(desc="training", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+    settings = {name: getattr(args, name) for name in ("seed", "epochs", "max_steps", "schedule", "patience")}
+    settings |= {"augment": None if args.augment is None else str(args.augment)}
+    settings |= {"dataset": train_set.name, "examples": train_set.num_examples}
+    kept_in = args.resume or args.checkpoint
+    progress = load_training(args.resume, engine, settings) if args.resume else Progress()
+    epochs: list[dict[str, Any]] = progress.notes
+    with (
+        noticed() if kept_in else contextlib.nullcontext(Interruption()) as interruption,
+        tqdm(desc="training", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar,
+    ):
+
+        def keep() -> None:
+            save_training(kept_in, engine, progress, settings)
 
         def on_step(done: int, total: int, loss: float) -> None:
+            if interruption.wanted:
+                keep()
+                bar.close()
+                say(f"saved after {done} of {total} steps; go on with --resume {kept_in}", args.json)
+                raise KeyboardInterrupt
+            if args.checkpoint_every and done % args.checkpoint_every == 0:
+                keep()
             bar.total = total
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update()
+            bar.update(done - bar.n)
 
         def on_epoch(epoch: EpochResult) -> None:
             tested = evaluate(engine, test_set)
@@ -145,6 +190,8 @@ def _train_and_evaluate(
             )
             bar.clear()
             say(_epoch_line(epochs[-1]), args.json)
+            if kept_in:
+                keep()
 
         outcome = train(
             engine,
@@ -154,6 +201,7 @@ def _train_and_evaluate(
             seed=args.seed,
             augment=args.augment,
             schedule=schedule,
+            progress=progress,
             on_step=on_step,
             on_epoch=on_epoch,
         )

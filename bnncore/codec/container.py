@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.errors import PayloadError
 
-__all__ = ["METADATA_KEY", "pack", "unpack"]
+__all__ = ["METADATA_KEY", "pack", "unpack", "write"]
 
 METADATA_KEY = "bitfleet"
 MAX_HEADER_BYTES = 1 << 22
@@ -38,6 +38,16 @@ def pack(tensors: Mapping[str, NDArray[Any]], metadata: str) -> bytes:
 
     Memory: the returned bytes, and once more the same while they are joined.
     """
+    return b"".join(_parts(tensors, metadata))
+
+
+def write(file: BinaryIO, tensors: Mapping[str, NDArray[Any]], metadata: str) -> None:
+    """Write what ``pack`` gives to a file, tensor by tensor: no copy of them is made."""
+    for part in _parts(tensors, metadata):
+        file.write(part)
+
+
+def _parts(tensors: Mapping[str, NDArray[Any]], metadata: str) -> Iterator[bytes | memoryview]:
     header: dict[str, Any] = {"__metadata__": {METADATA_KEY: metadata}}
     bodies: list[NDArray[Any]] = []
     offset = 0
@@ -49,7 +59,10 @@ def pack(tensors: Mapping[str, NDArray[Any]], metadata: str) -> bytes:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(body.data for body in bodies)])
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for body in bodies:
+        yield body.data
 
 
 def unpack(data: bytes | memoryview) -> tuple[dict[str, NDArray[Any]], str]:

@@ -16,9 +16,8 @@ from typing import Self
 import numpy as np
 
 from bnncore.data import open_dataset
-from bnncore.engine import Engine
 from bnncore.errors import BitfleetError
-from bnncore.optimizer import resolve_preset
+from bnncore.predictor import Predictor
 from bnncore.state import State
 from bnncore.training import evaluate
 from server.coordinator.cohort import why_ineligible
@@ -33,7 +32,7 @@ _BATCH_SIZE = 100
 
 
 class HeldOutSet:
-    """A job's test set and an engine to run it. Blocking; opened at the first use."""
+    """A job's test set, and what classifies it. Blocking; opened at the first use."""
 
     def __init__(self, config: JobConfig, choice: EvaluationChoice) -> None:
         self._config = config
@@ -55,10 +54,8 @@ class HeldOutSet:
 
     def evaluate(self, state: State) -> tuple[float, float]:
         """Return (accuracy in percent, mean loss in nats) of a state with statistics."""
-        preset = resolve_preset(self._config.preset, self._config.optimizer)
-        engine = Engine(self._config.spec, batch_size=_BATCH_SIZE, preset=preset)
-        engine.load_state(state)
-        result = evaluate(engine, self._dataset)
+        predictor = Predictor(self._config.spec, state, batch_size=_BATCH_SIZE)
+        result = evaluate(predictor, self._dataset)
         return result.accuracy, result.loss
 
     def close(self) -> None:

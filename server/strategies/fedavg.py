@@ -91,9 +91,9 @@ def _steps_by_tensor(spec: ModelSpec) -> dict[str, int]:
     """
     steps: dict[str, int] = {}
     for block in spec.blocks:
-        largest = block.in_features * (255 if block.is_first else 1)
+        largest = block.fan_in * (255 if block.is_first else 1)
         bits = math.ceil(math.log2(largest)) + 1  # one bit more, for rounding of a statistic that sits on the bound
-        steps[f"{block.dense}.weight"] = _WEIGHT_STEPS
+        steps[f"{block.linear}.weight"] = _WEIGHT_STEPS
         steps[f"{block.norm}.beta"] = _MAX_STEPS >> _BETA_BITS
         steps[f"{block.norm}.mean"] = _MAX_STEPS >> bits
         steps[f"{block.norm}.mean_abs_dev"] = _MAX_STEPS >> bits

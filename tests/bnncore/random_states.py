@@ -10,14 +10,23 @@ from numpy.typing import NDArray
 
 from bnncore.spec import ModelSpec
 from bnncore.state import State
-from bnncore.zoo import mlp
+from bnncore.zoo import binarynet, mlp
 
-specs = st.builds(
+_dense = st.builds(
     mlp,
     input_shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     widths=st.lists(st.integers(1, 9), max_size=3),
     classes=st.integers(1, 5),
 )
+_maps = st.builds(
+    binarynet,
+    input_shape=st.tuples(st.integers(4, 7), st.integers(4, 7), st.integers(1, 3)),
+    widths=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    convs_per_stage=st.integers(1, 2),
+    dense_widths=st.lists(st.integers(1, 5), max_size=1),
+    classes=st.integers(1, 5),
+)
+specs = _dense | _maps
 
 
 def random_state(spec: ModelSpec, seed: int, *, statistics: bool = True, dtype: Any = np.int8) -> State:

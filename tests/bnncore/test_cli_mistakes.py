@@ -50,7 +50,7 @@ def test_wrong_models_and_presets_are_refused(capsys: pytest.CaptureFixture[str]
     (tmp_path / "bad.json").write_text(json.dumps(spec))
     (tmp_path / "other.json").write_text(mlp((3, 3), (16,), 2).to_json())
 
-    assert "['mlp'], got 'vgg'" in fail(capsys, 3, *data, "--model", "vgg")
+    assert "'sensor1d'], got 'vgg'" in fail(capsys, 3, *data, "--model", "vgg")
     message = fail(capsys, 3, *data, "--model", str(tmp_path / "bad.json"))
     assert "'dense2' takes 8 features but layer 'dense1' gives 16" in message
     assert "bad.json" in message

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnncore.engine import Engine, PlanEntry, isa_available, permutation, plan_memory, read_rows
+from bnncore.engine import Engine, isa_available, permutation, read_rows
 from bnncore.errors import BudgetError, ConfigurationError, DataError, PayloadError, ShapeError, SpecError
 from bnncore.optimizer import OPTIMIZERS, resolve_preset
+from bnncore.plan import PlanEntry, plan_memory
 from bnncore.reference import ReferenceEngine
 from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest, without_statistics
@@ -65,7 +66,7 @@ def test_every_intermediate_of_a_step_equals_the_oracle(
         assert (found["loss"], found["correct"]) == (wanted["loss"], wanted["correct"])
         state = engine.state()
         for i, block in enumerate(spec.blocks):
-            weights = state[f"{block.dense}.weight"]
+            weights = state[f"{block.linear}.weight"]
             expected = np.where(oracle.weights[i] < 0, -127, 127) if name == "bop" else oracle.weights[i]
             assert np.array_equal(weights, expected)
             assert np.array_equal(state[f"{block.norm}.beta"], oracle.beta[i])

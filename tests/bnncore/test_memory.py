@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from bnncore.engine import plan_memory
 from bnncore.errors import BudgetError
 from bnncore.memory import (
     LayerCounts,
@@ -13,19 +12,33 @@ from bnncore.memory import (
     largest_batch_size,
     paper_memory,
     planned_memory,
+    published_ratio,
     standard_memory,
 )
 from bnncore.optimizer import OPTIMIZERS, resolve_preset
-from bnncore.zoo import mlp
+from bnncore.plan import plan_memory
+from bnncore.zoo import binarynet, cnv, mlp
 
 MIB = 1 << 20
 MLP = count_layers(mlp())
-CNV = LayerCounts(activations=98_442, widest=57_600, weights=1_542_848, channels=1930, pooled=62_976)
-BINARYNET = LayerCounts(activations=291_850, widest=131_072, weights=14_022_016, channels=3850, pooled=229_376)
+CNV = count_layers(cnv())
+BINARYNET = count_layers(binarynet())
 
 
-def test_the_mlp_has_the_papers_element_counts() -> None:
-    assert count_layers(mlp()) == LayerCounts(activations=1818, widest=784, weights=399_872, channels=1034)
+def test_the_networks_have_the_papers_element_counts() -> None:
+    assert LayerCounts(activations=1818, widest=784, weights=399_872, channels=1034) == MLP
+    assert (CNV.activations, CNV.widest, CNV.weights) == (98_442, 57_600, 1_542_848)
+    assert (CNV.channels, CNV.pooled) == (1930, 62_976)
+    assert (BINARYNET.activations, BINARYNET.widest, BINARYNET.weights) == (291_850, 131_072, 14_022_016)
+    assert (BINARYNET.channels, BINARYNET.pooled) == (3850, 229_376)
+
+
+def test_the_papers_ratios_come_out_as_published_and_as_counted_alike() -> None:
+    def consistent(counts: LayerCounts) -> float:
+        return standard_memory(counts, 100).total_bytes / paper_memory(counts, 100).total_bytes
+
+    assert [round(published_ratio(counts, 100), 2) for counts in (MLP, CNV, BINARYNET)] == [2.78, 4.17, 3.71]
+    assert [round(consistent(counts), 2) for counts in (MLP, CNV, BINARYNET)] == [2.78, 3.92, 3.71]
 
 
 @pytest.mark.parametrize(

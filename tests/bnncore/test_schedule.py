@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bnncore.data import open_dataset
 from bnncore.engine import Engine, StepResult
 from bnncore.errors import OptimizerError
-from bnncore.schedule import SCHEDULES, Plateau, Schedule, build_schedule
+from bnncore.schedule import SCHEDULES, Constant, Plateau, Schedule, build_schedule
 from bnncore.training import train
 from bnncore.zoo import mlp
 
@@ -75,7 +75,7 @@ def test_a_plateau_halves_after_two_epochs_without_a_new_low(losses: list[float]
 
 
 def test_training_asks_before_each_step_and_tells_each_epoch_s_training_loss(tmp_path: Path) -> None:
-    class Noting:
+    class Noting(Constant):
         asked: list[tuple[int, int]]
         losses: list[float]
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_states import specs
 
+from bnncore.blocks import Block
 from bnncore.errors import SpecError
-from bnncore.spec import DenseBlock, ModelSpec
-from bnncore.zoo import ZOO, build, mlp
+from bnncore.spec import ModelSpec
+from bnncore.zoo import ZOO, binarynet, build, cnv, mlp, sensor1d
 
 SMALL = mlp((2, 3), (4,), 2)
 
@@ -42,8 +43,8 @@ def test_reading_gives_back_what_was_written(spec: ModelSpec) -> None:
 
 def test_blocks_and_tensors_follow_the_layers() -> None:
     assert SMALL.blocks == (
-        DenseBlock("dense1", "norm1", 6, 4, is_first=True, is_last=False),
-        DenseBlock("dense2", "norm2", 4, 2, is_first=False, is_last=True),
+        Block("dense1", "norm1", 1, 1, 6, 4, 1, 1, 1, 0, 0, 1, 1, "none", 1, 1, False, True, False),
+        Block("dense2", "norm2", 1, 1, 4, 2, 1, 1, 1, 0, 0, 1, 1, "none", 1, 1, False, False, True),
     )
     assert list(SMALL.tensor_shapes().items()) == [
         ("dense1.weight", (4, 6)),
@@ -93,7 +94,7 @@ BAD_EDITS = [
     ("input_shape", [2.0, 3], "input_shape"),
     ("input_shape", [True, 6], "input_shape"),
     ("input_shape", [1 << 20, 1 << 20], "product"),
-    ("input_shape", [2, 4], "'dense1' takes 6 features but input_shape [2, 4] gives 8"),
+    ("input_shape", [2, 4], "'dense1' takes 6 features but the input gives 8"),
     ("layers.0.out_features", 5, "'norm1' takes 4 features but layer 'dense1' gives 5"),
     ("layers.1.features", 5, "'norm1' takes 5 features but layer 'dense1' gives 4"),
     ("layers.3.in_features", 5, "'dense2' takes 5 features but layer 'dense1' gives 4"),
@@ -107,9 +108,9 @@ BAD_EDITS = [
     ("layers.0", 3, "layers[0]"),
     ("layers.1.name", "dense1", "'dense1' is used twice"),
     ("layers.1.name", "norm.1", "name of layers[1]"),
-    ("layers.2", ..., "must be sign, got binary_dense"),
+    ("layers.2", ..., "must be sign or softmax_cross_entropy, got binary_dense"),
     ("layers.1", ..., "must be l1_batch_norm, got sign"),
-    ("layers.5", {"kind": "sign", "name": "end"}, "must be softmax_cross_entropy"),
+    ("layers.5", {"kind": "sign", "name": "end"}, "last layer must be softmax_cross_entropy"),
     ("layers.5", ..., "last layer must be softmax_cross_entropy"),
 ]
 
@@ -129,7 +130,7 @@ def test_a_loss_in_the_middle_is_refused() -> None:
     spec = SMALL.to_dict()
     spec["layers"][2] = {"kind": "softmax_cross_entropy", "name": "early", "classes": 4}
 
-    with pytest.raises(SpecError, match=r"'early'.*must be sign"):
+    with pytest.raises(SpecError, match="no layer may follow the loss, got 'dense2'"):
         ModelSpec.from_dict(spec)
 
 
@@ -161,11 +162,17 @@ def test_build_makes_a_network_of_the_zoo_from_json_values() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("vgg", {}, "model must be one of ['mlp'], got 'vgg'"),
+        ("vgg", {}, "model must be one of ['binarynet', 'cnv', 'mlp', 'sensor1d'], got 'vgg'"),
         ("mlp", {"width": 3}, "takes the parameters ['input_shape', 'widths', 'classes'], got ['width']"),
         ("mlp", {"widths": 3}, "widths of model 'mlp' must be a list"),
         ("mlp", {"widths": ["3"]}, "widths of model 'mlp' must be a list"),
         ("mlp", {"widths": [0]}, "out_features of layer 'dense1'"),
+        ("cnv", {"convs_per_stage": 0}, "convs_per_stage of model 'cnv' must be a positive integer"),
+        ("cnv", {"input_shape": (784,)}, "takes images of [height, width]"),
+        ("cnv", {"input_shape": (8, 8)}, "kernel of layer 'conv3' has 3 x 3 positions, its map only 2 x 2"),
+        ("binarynet", {"input_shape": (3, 3)}, "window of layer 'pool2' has 2 x 2 positions, its map only 1 x 1"),
+        ("sensor1d", {"kernel": 4}, "must have odd sides, that of layer 'conv1' has 1 x 4"),
+        ("sensor1d", {"input_shape": (2, 3, 4)}, "takes windows of [readings, channels]"),
         ("mlp", {"input_shape": [None]}, "input_shape of model 'mlp'"),
         ("mlp", {"classes": "ten"}, "out_features of layer 'dense5'"),
     ],
@@ -175,3 +182,66 @@ def test_build_refuses_what_it_does_not_know(name: str, params: dict[str, Any], 
         build(name, **params)
 
     assert message in str(caught.value)
+
+
+def test_the_networks_of_the_paper_have_its_maps() -> None:
+    assert [b.out_height for b in cnv().blocks] == [30, 14, 12, 5, 3, 1, 1, 1, 1]
+    assert [b.out_channels for b in cnv().blocks] == [64, 64, 128, 128, 256, 256, 512, 512, 10]
+    assert [b.pool for b in cnv().blocks[:6]] == ["none", "after_sign", "none", "after_sign", "none", "none"]
+    assert [b.out_height for b in binarynet().blocks] == [32, 16, 16, 8, 8, 4, 1, 1, 1]
+    assert [b.pool for b in binarynet().blocks[:6]] == ["none", "before_norm"] * 3
+    assert binarynet().blocks[6].fan_in == 8192
+    assert (cnv().num_binary_weights, binarynet().num_binary_weights) == (1_542_848, 14_022_016)
+    assert cnv().tensor_shapes()["conv2.weight"] == (64, 3, 3, 64)
+    assert binarynet().tensor_shapes()["dense1.weight"] == (1024, 8192)
+
+
+def test_a_sensor_network_convolves_along_time() -> None:
+    blocks = sensor1d().blocks
+
+    assert [(b.kernel_height, b.kernel_width, b.pad_height, b.pad_width) for b in blocks[:3]] == [(1, 9, 0, 4)] * 3
+    assert [(b.out_height, b.out_width) for b in blocks[:3]] == [(1, 64), (1, 32), (1, 16)]
+    assert (blocks[0].in_height, blocks[0].in_width, blocks[0].in_channels) == (1, 128, 6)
+
+
+# Layers 0 to 6: conv1 pool1 norm1 sign1 conv2 norm2 sign2; then dense1 norm3 loss.
+CONV = binarynet((9, 8, 2), (4,), 2, (), 3)
+BAD_MAPS = [
+    ("layers.0.in_height", 8, "'conv1' takes 128 numbers but the input gives 144"),
+    ("layers.0.stride", 0, "stride of layer 'conv1' must be an integer in"),
+    ("layers.0.padding", "reflect", "padding of layer 'conv1' must be one of ['same', 'valid'], got 'reflect'"),
+    ("layers.0.kernel_width", 2, "'same' must have odd sides, that of layer 'conv1' has 3 x 2"),
+    ("layers.0.out_channels", 1 << 17, "the numbers that layer 'conv1' gives must be an integer in"),
+    ("layers.3.in_width", 9, "'conv2' takes a map of 9 x 9 x 4 but layer 'conv1' gives 9 x 8 x 4"),
+    ("layers.4.channels", 5, "'pool1' takes a map of 9 x 8 x 5 but layer 'conv2' gives 9 x 8 x 4"),
+    ("layers.4.pool_height", 10, "window of layer 'pool1' has 10 x 2 positions, its map only 9 x 8"),
+    ("layers.5.features", 64, "'norm2' takes 64 features but layer 'pool1' gives 4"),
+    ("layers.7.in_features", 60, "'dense1' takes 60 features but layer 'pool1' gives a map of 4 x 4 x 4, 64 numbers"),
+    ("layers.2", {"kind": "max_pool2d", "name": "p", "in_height": 9, "in_width": 8, "channels": 4, "pool_height": 2,
+                  "pool_width": 2}, "must be sign or softmax_cross_entropy, got max_pool2d"),
+    ("layers.7", {"kind": "max_pool2d", "name": "p", "in_height": 4, "in_width": 4, "channels": 4, "pool_height": 2,
+                  "pool_width": 2}, "must be binary_conv2d or binary_dense, got max_pool2d"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD_MAPS)
+def test_maps_that_do_not_chain_are_refused_by_name(path: str, value: Any, message: str) -> None:
+    spec = CONV.to_dict()
+    edit(path, value)(spec)
+
+    with pytest.raises(SpecError) as caught:
+        ModelSpec.from_json(json.dumps(spec))
+
+    assert message in str(caught.value)
+
+
+def test_a_network_that_ends_in_a_map_is_refused() -> None:
+    spec = CONV.to_dict()
+    spec["layers"] = [
+        *spec["layers"][:1],
+        {"kind": "l1_batch_norm", "name": "norm1", "features": 4},
+        {"kind": "softmax_cross_entropy", "name": "loss", "classes": 288},
+    ]
+
+    with pytest.raises(SpecError, match="'loss' needs one number a class, but layer 'conv1' gives a map of 9 x 8 x 4"):
+        ModelSpec.from_dict(spec)

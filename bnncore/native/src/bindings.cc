@@ -43,8 +43,11 @@ nb::list describe(const MemoryPlan& plan) {
   nb::list entries;
   for (const PlanEntry& e : plan.entries()) {
     nb::list phases;
-    const std::pair<uint32_t, const char*> names[] = {
-        {kForward, "forward"}, {kLoss, "loss"}, {kNormalise, "normalise"}, {kWeights, "weights"}, {kInputs, "inputs"}};
+    const std::pair<uint32_t, const char*> names[] = {{kForward, "forward"},         {kLoss, "loss"},
+                                                      {kNormalise, "normalise"},     {kWeights, "weights"},
+                                                      {kInputs, "inputs"},           {kEvaluate, "evaluate 0"},
+                                                      {2 * kEvaluate, "evaluate 1"}, {4 * kEvaluate, "evaluate 2"},
+                                                      {8 * kEvaluate, "evaluate 3"}};
     for (const auto& [bit, name] : names) {
       if ((e.phases & bit) != 0) phases.append(name);
     }
@@ -109,6 +112,7 @@ OptimizerKind optimizer_kind(const std::string& name) {
   if (name == "latent8m") return OptimizerKind::kLatent8Momentum;
   if (name == "bop") return OptimizerKind::kBop;
   if (name == "adam") return OptimizerKind::kAdam;
+  if (name == "frozen") return OptimizerKind::kFrozen;
   throw std::invalid_argument("unknown optimizer '" + name + "'");
 }
 
@@ -270,6 +274,7 @@ NB_MODULE(_native, m) {
             switch (engine.optimizer_kind()) {
               case OptimizerKind::kAdam:
                 return nb::cast(view(self, engine.latent_float(block), {out, in}));
+              case OptimizerKind::kFrozen:
               case OptimizerKind::kBop: {
                 std::vector<int8_t> weights(out * in);
                 engine.unpack_weights(block, weights.data());

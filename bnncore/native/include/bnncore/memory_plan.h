@@ -15,12 +15,15 @@ namespace bitfleet {
 // The phases of a step, as bits. Normalise and Weights alternate tile by tile within a layer; an entry of one of them
 // holds nothing across that change.
 enum Phase : uint32_t {
-  kForward = 1,     // products, statistics, signs
-  kLoss = 2,        // softmax cross-entropy and its gradient
-  kNormalise = 4,   // a tile's products again, the batch-norm gradient in 8 bits
-  kWeights = 8,     // weight gradients, straight into the optimizer state; alternates with kNormalise, tile by tile
-  kInputs = 16,     // the gradient for the layer below
-  kPersistent = 31  // between steps too
+  kForward = 1,      // products, statistics, signs
+  kLoss = 2,         // softmax cross-entropy and its gradient
+  kNormalise = 4,    // a tile's products again, the batch-norm gradient in 8 bits
+  kWeights = 8,      // weight gradients, straight into the optimizer state; alternates with kNormalise, tile by tile
+  kInputs = 16,      // the gradient for the layer below
+  kPersistent = 31,  // between steps too
+  // Evaluation without training: layer i is in phase i % 4, so only the signs of neighbouring layers meet.
+  kEvaluate = 32,
+  kEvaluateAll = 15 * kEvaluate
 };
 
 struct PlanEntry {

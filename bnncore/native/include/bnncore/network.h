@@ -41,7 +41,8 @@ struct BlockSpec {
   size_t num_weights() const { return static_cast<size_t>(fan_in()) * static_cast<size_t>(out_channels); }
 };
 
-enum class OptimizerKind { kLatent8, kLatent8Momentum, kBop, kAdam };
+// kFrozen keeps the weights' bits and nothing else: it evaluates, and cannot train.
+enum class OptimizerKind { kLatent8, kLatent8Momentum, kBop, kAdam, kFrozen };
 
 // Field by field as in bnncore/optimizer.py, which documents units and sources.
 struct OptimizerParams {

@@ -29,6 +29,7 @@ Engine::~Engine() {
 }
 
 StepResult Engine::step(float step_scale, Trace* trace) {
+  if (optimizer_.kind == OptimizerKind::kFrozen) throw std::invalid_argument("a frozen network cannot be trained");
   check_labels(batch_size_);
   beta1_power_ *= static_cast<double>(optimizer_.beta1);
   beta2_power_ *= static_cast<double>(optimizer_.beta2);

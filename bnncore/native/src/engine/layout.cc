@@ -16,8 +16,10 @@ constexpr int kSlabPositions = 1024;
 
 int64_t extent(size_t value) { return static_cast<int64_t>(value); }
 
+uint32_t evaluate_phase(size_t layer) { return uint32_t{kEvaluate} << layer % 4; }
+
 BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeometry& geometry, OptimizerKind kind,
-                      bool last, int batch_size) {
+                      size_t number, bool last, int batch_size) {
   BlockLayout layout{};
   const std::vector<int64_t> weights = {block.out_channels, block.fan_in()};
   const std::vector<int64_t> channels = {block.out_channels};
@@ -33,6 +35,10 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
                                {block.out_channels, extent(geometry.row_words())}, kPersistent);
       layout.momentum = plan.add(block.linear + ".average", "momenta", "int8", weights, kPersistent);
       break;
+    case OptimizerKind::kFrozen:
+      layout.packed = plan.add(block.linear + ".packed", "weights", "uint64",
+                               {block.out_channels, extent(geometry.row_words())}, kPersistent);
+      break;
     case OptimizerKind::kAdam:
       layout.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
       layout.momentum = plan.add(block.linear + ".mean", "momenta", "float32", weights, kPersistent);
@@ -40,13 +46,17 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
       break;
   }
   layout.beta = plan.add(block.norm + ".beta", "norm", "float32", channels, kPersistent);
-  layout.beta_mean = plan.add(block.norm + ".beta_mean", "norm", "float32", channels, kPersistent);
-  layout.beta_square = plan.add(block.norm + ".beta_square", "norm", "float32", channels, kPersistent);
+  if (kind != OptimizerKind::kFrozen) {
+    layout.beta_mean = plan.add(block.norm + ".beta_mean", "norm", "float32", channels, kPersistent);
+    layout.beta_square = plan.add(block.norm + ".beta_square", "norm", "float32", channels, kPersistent);
+  }
   layout.running_mean = plan.add(block.norm + ".mean", "norm", "float32", channels, kPersistent);
   layout.running_mean_abs_dev = plan.add(block.norm + ".mean_abs_dev", "norm", "float32", channels, kPersistent);
   if (!last) {
-    layout.signs = plan.add(block.norm + ".signs", "activations", "uint64",
-                            {batch_size, block.out_positions(), words_for(block.out_channels)}, kPersistent);
+    layout.signs = plan.add(
+        block.norm + ".signs", "activations", "uint64",
+        {batch_size, block.out_positions(), words_for(block.out_channels)},
+        kind == OptimizerKind::kFrozen ? evaluate_phase(number) | evaluate_phase(number + 1) : uint32_t{kPersistent});
   }
   return layout;
 }
@@ -91,9 +101,10 @@ struct ScratchSizes {
   }
 };
 
-ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, int member) {
+ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trains, int member) {
   const std::string name = "scratch" + std::to_string(member) + ".";
   const auto add = [&](const char* part, const char* dtype, size_t count, uint32_t phases) {
+    if (!trains) phases |= kEvaluateAll;
     return count == 0 ? size_t{0} : plan.add(name + part, "scratch", dtype, {extent(count)}, phases, 0, member);
   };
   ScratchLayout layout{};
@@ -101,9 +112,10 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, int membe
   layout.conv_y = add("products_conv", "int32", sizes.conv_y, kForward | kNormalise);
   layout.patches = add("patches", "uint8", sizes.patches, kForward | kNormalise | kWeights);
   layout.padding = add("padding", "int32", sizes.padding, kForward | kNormalise);
-  layout.weights = add("weights", "uint64", sizes.weights, kForward | kNormalise);
+  layout.weights = add("weights", "uint64", trains ? sizes.weights : 0, kForward | kNormalise);
   layout.expanded_weights = add("expanded_weights", "int8", sizes.expanded_weights, kForward | kNormalise);
   layout.bits = add("sign_bits", "uint16", sizes.bits, kForward);
+  if (!trains) return layout;
   layout.grad_t = add("grad_y", "int8", sizes.grad_t + kReadPastGradient, kNormalise | kWeights);
   layout.choice = add("arg_max", "uint8", sizes.choice, kNormalise | kWeights);
   layout.spread = add("grad_spread", "int8", sizes.spread, kWeights);
@@ -159,27 +171,30 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     const bool first = i == 0, last = i + 1 == blocks.size();
     layout.geometry.push_back(block_geometry(block, first, batch_size));
     const BlockGeometry& geometry = layout.geometry.back();
-    layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, last, batch_size));
+    layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, i, last, batch_size));
     sizes.fit(block, geometry, first, last, batch_size);
     largest_map = std::max(largest_map, static_cast<size_t>(block.conv_positions()) * block.out_channels);
     if (!first) inner_words = std::max(inner_words, static_cast<size_t>(block.out_channels) * geometry.row_words());
   }
+  const bool trains = optimizer.kind != OptimizerKind::kFrozen;
   layout.gradient_stride = round_up(largest_map, 16);
-  layout.scales =
-      plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
   layout.input =
       plan.add("input", "input", "uint8", {batch_size, blocks[0].in_features()}, kPersistent, kReadPastInput);
   layout.labels = plan.add("labels", "input", "int32", {batch_size}, kPersistent);
-  layout.logits =
-      plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_channels}, kForward | kLoss);
-  layout.gradient = plan.add("gradient", "gradients", "int8", {batch_size, extent(layout.gradient_stride)},
-                             kLoss | kNormalise | kWeights | kInputs, kReadPastGradient);
-  if (inner_words > 0) {
-    layout.packed_weights =
-        plan.add("packed_weights", "weights", "uint64", {extent(inner_words)}, kNormalise | kWeights | kInputs);
+  layout.logits = plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_channels},
+                           kForward | kLoss | (trains ? 0u : uint32_t{kEvaluateAll}));
+  if (trains) {
+    layout.scales =
+        plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
+    layout.gradient = plan.add("gradient", "gradients", "int8", {batch_size, extent(layout.gradient_stride)},
+                               kLoss | kNormalise | kWeights | kInputs, kReadPastGradient);
+    if (inner_words > 0) {
+      layout.packed_weights =
+          plan.add("packed_weights", "weights", "uint64", {extent(inner_words)}, kNormalise | kWeights | kInputs);
+    }
   }
   for (int member = 0; member < num_threads; ++member) {
-    layout.scratch.push_back(add_scratch(plan, sizes, member));
+    layout.scratch.push_back(add_scratch(plan, sizes, trains, member));
   }
   plan.lay_out();
 

@@ -28,6 +28,9 @@ void Engine::initialise(uint64_t seed) {
     const size_t count = spec.num_weights();
     // Uniform with the variance 1 / fan-in that the paper's code uses for float32 latent weights.
     const float float_limit = std::sqrt(3.0f / static_cast<float>(spec.fan_in()));
+    if (optimizer_.kind == OptimizerKind::kBop || optimizer_.kind == OptimizerKind::kFrozen) {
+      std::fill_n(at<uint64_t>(layout.packed), spec.out_channels * geometry(block).row_words(), uint64_t{0});
+    }
     for (size_t i = 0; i < count; ++i) {
       // Uniform in (-1, 1), symmetric: odd multiples of 2^-24.
       const int32_t odd = static_cast<int32_t>(random_word(random, static_cast<uint32_t>(i)) >> 8) * 2 - 0xffffff;
@@ -36,6 +39,7 @@ void Engine::initialise(uint64_t seed) {
         case OptimizerKind::kAdam:
           at<float>(layout.latent)[i] = uniform * float_limit;
           break;
+        case OptimizerKind::kFrozen:
         case OptimizerKind::kBop: {
           const PackedBit place = packed_bit(block, i);
           uint64_t& word = at<uint64_t>(layout.packed)[place.word];
@@ -57,7 +61,8 @@ void Engine::reset(uint64_t seed) {
   statistics_steps_ = 0;
   saturated_ = 0;
   beta1_power_ = beta2_power_ = 1.0;
-  std::memset(at<BlockScales>(layout_.scales), 0, block_count() * sizeof(BlockScales));
+  const bool trains = optimizer_.kind != OptimizerKind::kFrozen;
+  if (trains) std::memset(at<BlockScales>(layout_.scales), 0, block_count() * sizeof(BlockScales));
   for (size_t block = 0; block < block_count(); ++block) {
     const BlockSpec& spec = blocks_[block];
     const BlockLayout& layout = layout_.blocks[block];
@@ -65,11 +70,13 @@ void Engine::reset(uint64_t seed) {
     if (optimizer_.kind == OptimizerKind::kAdam) {
       std::fill_n(at<float>(layout.momentum), count, 0.0f);
       std::fill_n(at<float>(layout.square), count, 0.0f);
-    } else if (optimizer_.kind != OptimizerKind::kLatent8) {
+    } else if (trains && optimizer_.kind != OptimizerKind::kLatent8) {
       std::fill_n(at<int8_t>(layout.momentum), count, int8_t{0});
     }
-    std::fill_n(at<float>(layout.beta_mean), spec.out_channels, 0.0f);
-    std::fill_n(at<float>(layout.beta_square), spec.out_channels, 0.0f);
+    if (trains) {
+      std::fill_n(at<float>(layout.beta_mean), spec.out_channels, 0.0f);
+      std::fill_n(at<float>(layout.beta_square), spec.out_channels, 0.0f);
+    }
     std::fill_n(at<float>(layout.running_mean), spec.out_channels, 0.0f);
     std::fill_n(at<float>(layout.running_mean_abs_dev), spec.out_channels, 1.0f);
   }
@@ -114,6 +121,8 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
     case OptimizerKind::kLatent8Momentum:
       update.latent8_momentum(at<int8_t>(layout.latent) + first, at<int8_t>(layout.momentum) + first, grad, count,
                               context.gain, context.latent8_momentum, context.random, index);
+      break;
+    case OptimizerKind::kFrozen:
       break;
     case OptimizerKind::kBop: {
       const PackedBit place = packed_bit(block, first);
@@ -172,6 +181,7 @@ void Engine::write_weights(size_t block, const int8_t* values) {
       std::transform(values, values + count, at<float>(layout.latent),
                      [](int8_t value) { return static_cast<float>(value) / 127.0f; });
       break;
+    case OptimizerKind::kFrozen:
     case OptimizerKind::kBop:
       pack_segments(block, values, kernels_.pack_int8);
       break;
@@ -188,6 +198,7 @@ void Engine::write_weights(size_t block, const float* values) {
     case OptimizerKind::kAdam:
       std::copy_n(values, count, at<float>(layout.latent));
       break;
+    case OptimizerKind::kFrozen:
     case OptimizerKind::kBop:
       pack_segments(block, values, kernels_.pack_float);
       break;

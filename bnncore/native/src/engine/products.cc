@@ -14,6 +14,7 @@ const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_
   const BlockGeometry& g = geometry(block);
   const BlockLayout& layout = layout_.blocks[block];
   const size_t row_words = g.row_words();
+  if (optimizer_.kind == OptimizerKind::kFrozen) return at<uint64_t>(layout.packed) + first_row * row_words;
   if (optimizer_.kind == OptimizerKind::kBop) {
     std::memcpy(target, at<uint64_t>(layout.packed) + first_row * row_words, rows * row_words * sizeof(uint64_t));
     return target;

@@ -1,0 +1,64 @@
+"""``bitfleet memory --plot``: the standard algorithm, the paper's and this engine as stacked bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bnncore.errors import ConfigurationError
+
+__all__ = ["plot_memory"]
+
+_COLUMNS = {"standard": "standard\n(float32, Adam)", "paper": "paper\n(Algorithm 2, Adam)", "bitfleet": "bitfleet"}
+# The formulas' variables and the plan's roles under one name and colour each.
+_GROUPS = {
+    "activations": (("X", "activations"), "#4477aa"),
+    "gradients": (("dX_Y", "dY", "gradients"), "#ee6677"),
+    "weights": (("W", "dW", "weights"), "#228833"),
+    "momenta": (("momenta",), "#ccbb44"),
+    "pool masks": (("pool_masks",), "#66ccee"),
+    "scratch": (("scratch", "unused"), "#aa3377"),
+    "norms, input": (("mu_psi", "beta_dbeta", "norm", "input"), "#bbbbbb"),
+}
+
+
+def plot_memory(result: Mapping[str, Any], path: str) -> None:
+    """Draw what ``bnncore.memory.compare_memory`` gives.
+
+    Args:
+      result: its result.
+      path: the picture; its ending decides the format.
+
+    Raises:
+      ConfigurationError: matplotlib is missing, the format is unknown, or the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError("drawing needs matplotlib. Install it: pip install 'bitfleet[plot]'") from error
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    unit = 2.0**20
+    totals = [result[column]["total_bytes"] / unit for column in _COLUMNS]
+    bottoms = [0.0] * len(_COLUMNS)
+    for group, (names, colour) in _GROUPS.items():
+        sizes = [sum(result[c]["variables"].get(name, 0) for name in names) / unit for c in _COLUMNS]
+        if any(sizes):
+            axes.bar(list(_COLUMNS.values()), sizes, bottom=bottoms, label=group, color=colour, width=0.6)
+            bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
+    for place, total in enumerate(totals):
+        ratio = "" if place == 0 else f"\n{totals[0] / total:.1f} times less"
+        axes.annotate(
+            f"{total:.3g} MiB{ratio}", (place, total), (0, 4), textcoords="offset points", ha="center", va="bottom"
+        )
+    axes.set_ylim(0, 1.18 * max(totals))
+    axes.set_ylabel("MiB")
+    axes.set_title(f"{result['model']}, batch {result['batch_size']}, optimizer {result['optimizer']}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the picture cannot be written to {path}: {error}") from error
