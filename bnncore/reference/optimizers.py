@@ -1,0 +1,95 @@
+"""How a weight gradient changes a layer: every optimizer in the order of operations of native/src/update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnncore.optimizer import OptimizerConfig
+from bnncore.reference.randomness import random_words, round_stochastic
+
+__all__ = ["Moments", "adam", "update_weights"]
+
+_F = np.float32
+
+
+@dataclass
+class Moments:
+    """State of a layer beside its latent weights, each [N, K]: int64 for the 8-bit optimizers, float32 for the others.
+
+    ``latent8`` uses neither, only ``adam`` the second.
+    """
+
+    first: NDArray[Any]
+    second: NDArray[Any]
+
+
+def update_weights(
+    o: OptimizerConfig,
+    weights: NDArray[Any],
+    moments: Moments,
+    grad: NDArray[np.int64],
+    gain: np.float32,
+    step_scale: float,
+    step: int,
+    stream: tuple[int, int],
+) -> None:
+    """Fold a weight gradient into latent weights [N, K] and moments, in place.
+
+    Args:
+      o: the optimizer's constants.
+      weights: latent weights; under bop any numbers of the weights' signs.
+      moments: as wide as the weights.
+      grad: int64 [N, K].
+      gain: what a unit of it is worth: for 8-bit optimizers after normalisation.
+      step_scale: the schedule's factor.
+      step: number of this step, from 1.
+      stream: of this block and step; weight i of the flattened layer draws word i.
+    """
+    size = _F(o.step_size) * _F(step_scale)
+    g = grad.astype(_F)
+    u, m = weights, moments.first
+    if o.name == "adam":
+        adam(o, u, m, moments.second, g * gain, size, step)
+        np.clip(u, _F(-1), _F(1), out=u)
+        return
+    words = random_words(stream, np.arange(grad.size, dtype=np.int64).reshape(grad.shape))
+    low, high = words & np.uint32(0xFFFF), words >> np.uint32(16)
+    if o.name == "latent8":
+        u[...] = round_stochastic(u.astype(_F) - g * (gain * (size * _F(127))), high)
+    elif o.name == "latent8m":
+        inflow = (_F(1) - _F(o.momentum)) * _F(o.momentum_unit)
+        m[...] = round_stochastic(m.astype(_F) * _F(o.momentum) + g * (gain * inflow), low)
+        u[...] = round_stochastic(u.astype(_F) - m.astype(_F) * (size * _F(127) / _F(o.momentum_unit)), high)
+    elif o.name == "bop":
+        gamma = _F(o.gamma) * _F(step_scale)
+        inflow = gamma * _F(127) / _F(o.range)
+        m[...] = round_stochastic(m.astype(_F) * (_F(1) - gamma) + g * (gain * inflow), high)
+        along = np.where(u < 0, -m, m).astype(_F)
+        u[...] = np.where(along > _F(o.threshold) * _F(127) / _F(o.range), -u, u)
+    else:
+        raise ValueError(f"the reference knows no optimizer {o.name!r}")
+
+
+def adam(
+    o: OptimizerConfig,
+    value: NDArray[Any],
+    first: NDArray[Any],
+    second: NDArray[Any],
+    grad: NDArray[Any],
+    size: np.float32,
+    step: int,
+) -> None:
+    """Move float32 parameters by Adam, in place; ``size`` is the step size, ``step`` counts from 1."""
+    b1, b2 = _F(o.beta1), _F(o.beta2)
+    power1 = power2 = 1.0
+    for _ in range(step):
+        power1 *= float(b1)
+        power2 *= float(b2)
+    first[...] = b1 * first + (_F(1) - b1) * grad
+    second[...] = b2 * second + (_F(1) - b2) * (grad * grad)
+    corrected, inverse = _F(float(size) / (1.0 - power1)), _F(1.0 / (1.0 - power2))
+    value[...] = value - corrected * first / (np.sqrt(second * inverse) + _F(o.epsilon))
