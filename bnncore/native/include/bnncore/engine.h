@@ -78,7 +78,7 @@ struct ScratchLayout {
   size_t expanded_weights;  // int8, first layer
   size_t bits;              // uint16
   size_t grad_t;            // int8 [rows][y_stride]
-  size_t choice;            // uint8 [rows][y_stride], arg-max of a pool before the norm
+  size_t choice;            // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
   size_t spread;            // int8 [rows][spread stride]
   size_t position_sums;     // int32 [rows][conv positions]
   size_t tap_sums;          // int32 [rows][taps]

@@ -225,7 +225,8 @@ void Engine::store_gradient(size_t block, int first, int rows, const int8_t* gra
     for (int r = 0; r < rows; ++r) {
       for (int q = 0; q < pooled; ++q) {
         const size_t j = r * y_stride + size_t(b) * pooled + q;
-        map[size_t(window_corner(spec, q) + window_offset(spec, choice[j])) * channels + r] = grad_t[j];
+        const int position = window_corner(spec, q) + window_offset(spec, get_choice(spec, choice, j));
+        map[size_t(position) * channels + r] = grad_t[j];
       }
     }
   }

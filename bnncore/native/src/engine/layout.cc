@@ -3,6 +3,7 @@
 
 #include "bnncore/engine.h"
 #include "bnncore/packing.h"
+#include "maps.h"
 
 namespace bitfleet {
 
@@ -81,7 +82,7 @@ struct ScratchSizes {
     if (block.pad_height + block.pad_width > 0) most(padding, rows * conv);
     if (block.pool == Pool::kBeforeNorm) {
       most(conv_y, rows * conv);
-      most(choice, rows * static_cast<size_t>(g.y_stride));
+      most(choice, rows * static_cast<size_t>(g.y_stride) * choice_bytes(block));
       most(spread, rows * g.spread_stride);
     }
     if (!g.whole_map) {

@@ -114,8 +114,23 @@ inline int window_offset(const BlockSpec& s, int i) { return i / s.pool_width * 
 // Where the product map has the gradient of position `q` of the block's output, before that is routed.
 inline int gradient_position(const BlockSpec& s, int q) { return s.pool == Pool::kNone ? q : window_corner(s, q); }
 
-// pooled[q] = the largest of y in window q; choice[q], unless null, is its number, the first of equal ones.
-inline void max_pool(const BlockSpec& s, const int32_t* y, int32_t* pooled, uint8_t* choice) {
+// The element of each window that was its largest: a byte, or four where a window has more than 256 elements.
+inline size_t choice_bytes(const BlockSpec& s) { return s.window() <= 256 ? 1 : sizeof(int32_t); }
+
+inline void set_choice(const BlockSpec& s, uint8_t* choices, size_t q, int element) {
+  if (s.window() <= 256) {
+    choices[q] = static_cast<uint8_t>(element);
+  } else {
+    reinterpret_cast<int32_t*>(choices)[q] = element;
+  }
+}
+
+inline int get_choice(const BlockSpec& s, const uint8_t* choices, size_t q) {
+  return s.window() <= 256 ? choices[q] : reinterpret_cast<const int32_t*>(choices)[q];
+}
+
+// pooled[q] = the largest of y in window q; its choice, unless `choices` is null, is the first of equal ones.
+inline void max_pool(const BlockSpec& s, const int32_t* y, int32_t* pooled, uint8_t* choices) {
   for (int q = 0; q < s.pooled_positions(); ++q) {
     const int32_t* corner = y + window_corner(s, q);
     int32_t best = corner[0];
@@ -126,7 +141,7 @@ inline void max_pool(const BlockSpec& s, const int32_t* y, int32_t* pooled, uint
       best = std::max(best, value);
     }
     pooled[q] = best;
-    if (choice != nullptr) choice[q] = static_cast<uint8_t>(best_index);
+    if (choices != nullptr) set_choice(s, choices, static_cast<size_t>(q), best_index);
   }
 }
 

@@ -96,7 +96,7 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
       }
       if (pools) {
         const size_t first = r * y_stride + size_t(b) * spec.pooled_positions();
-        max_pool(spec, row, y + first, choice == nullptr ? nullptr : choice + first);
+        max_pool(spec, row, y + first, choice == nullptr ? nullptr : choice + first * choice_bytes(spec));
       }
     }
   }

@@ -95,8 +95,11 @@ const int8_t* Engine::spread_gradient(size_t block, Range samples, int rows, int
     for (int b = samples.begin; b < samples.end; ++b, target += conv) {
       const size_t source = size_t(r) * g.y_stride + size_t(b) * pooled;
       const int8_t* grad = at<int8_t>(scratch.grad_t) + source;
-      const uint8_t* choice = at<uint8_t>(scratch.choice) + source;
-      for (int q = 0; q < pooled; ++q) target[window_corner(spec, q) + window_offset(spec, choice[q])] = grad[q];
+      const uint8_t* choice = at<uint8_t>(scratch.choice) + source * choice_bytes(spec);
+      for (int q = 0; q < pooled; ++q) {
+        const int element = get_choice(spec, choice, static_cast<size_t>(q));
+        target[window_corner(spec, q) + window_offset(spec, element)] = grad[q];
+      }
     }
   }
   return spread;
