@@ -19,7 +19,7 @@ from bnncore.errors import ConfigurationError, DataError, ShapeError
 from bnncore.optimizer import Preset, resolve_preset
 from bnncore.plan import MemoryPlan, describe_plan, native_blocks, native_params
 from bnncore.spec import ModelSpec
-from bnncore.state import State, has_statistics, validate_state
+from bnncore.state import State, has_statistics, to_float32, validate_state
 
 __all__ = [
     "Engine",
@@ -31,6 +31,11 @@ __all__ = [
 ]
 
 _COUNTERS = ("seed", "steps_done", "statistics_steps", "saturated", "beta1_power", "beta2_power")
+_ENGINES: dict[str, Any] = {
+    "bitfleet": _native.Engine,
+    "standard": _native.StandardEngine,
+    "paper": _native.PaperEngine,
+}
 _NUM_PHASES = 5  # what holds something in all of them lasts between steps
 
 
@@ -79,7 +84,7 @@ class Engine:
         self.batch_size = batch_size
         self.seed = seed
         isa_selected()  # a wrong BITFLEET_ISA is told before anything is laid out
-        self._native = _native.Engine(blocks, native_params(self.preset.optimizer), batch_size, threads)
+        self._native = _ENGINES[self.preset.name](blocks, native_params(self.preset.optimizer), batch_size, threads)
         self._ready = False
         self.input: NDArray[np.uint8] = self._native.input
         self.labels: NDArray[np.int32] = self._native.labels
@@ -183,6 +188,8 @@ class Engine:
         self._native.reset(self.seed)
         for i, block in enumerate(self.spec.blocks):
             weights = np.ascontiguousarray(state[f"{block.linear}.weight"])
+            if self.preset.name != "bitfleet":
+                weights = to_float32(weights)
             self._native.write_weights(i, weights.reshape(block.out_channels, block.fan_in))
             beta, mean, mean_abs_dev = self._native.norm(i)
             beta[:] = state[f"{block.norm}.beta"]

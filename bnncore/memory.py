@@ -40,7 +40,7 @@ __all__ = [
     "standard_memory",
 ]
 
-_STATE_PER_WEIGHT = {"adam": (1, 2), "bop": (0, 1), "latent8": (1, 0), "latent8m": (1, 1)}
+_STATE_PER_WEIGHT = {"adam": (1, 2), "sgd": (1, 1), "bop": (0, 1), "latent8": (1, 0), "latent8m": (1, 1)}
 """(lw, n) by optimizer."""
 
 

@@ -1,6 +1,7 @@
 """Presets and optimizers: every constant of training, with its unit and its source.
 
-A *preset* names a set of numeric choices; ``bitfleet``, the default, keeps one bit an activation, computes the
+A *preset* names a set of numeric choices. ``standard`` is Algorithm 1 in float32, ``paper`` Algorithm 2 of arXiv
+2102.04270 with its activation mask in bits and float16; ``bitfleet``, the default, keeps one bit an activation, computes the
 pre-activations twice, sends gradients as 8-bit integers and keeps 8 bits of state a weight. Two figures belong
 together only when their presets have the same digest.
 
@@ -10,6 +11,7 @@ optimizer   state of a weight                                                bit
 latent8     int8 latent weight, whose sign is the weight (the default)         8
 latent8m    int8 latent weight and int8 momentum                              16
 bop         the weight's bit and an int8 average of its gradient               9
+sgd         float32 latent weight and float32 momentum                        64
 adam        float32 latent weight and two float32 moments                     96
 ==========  ===============================================================  ============
 """
@@ -92,11 +94,15 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
     "latent8": OptimizerConfig("latent8", step_size=8e-3),
     "bop": OptimizerConfig("bop", step_size=1.0),
     "adam": OptimizerConfig("adam", step_size=1e-3),
+    "sgd": OptimizerConfig("sgd", step_size=1e-1),
 }
 """Default constants by optimizer."""
 
-PRESETS: dict[str, str] = {"bitfleet": "latent8"}
-"""Default optimizer by preset: the smallest state that holds the accuracy (docs/results/optimizer-state.md)."""
+PRESETS: dict[str, str] = {"bitfleet": "latent8", "standard": "adam", "paper": "adam"}
+"""Default optimizer by preset; bitfleet's is the smallest state that holds the accuracy (docs/optimizers.md)."""
+
+FLOAT_OPTIMIZERS = ("adam", "sgd")
+"""Those with real-valued latent weights: all that the presets standard and paper can use."""
 
 
 @dataclass(frozen=True)
@@ -128,4 +134,9 @@ def resolve_preset(preset: str = "bitfleet", optimizer: str | None = None) -> Pr
     name = PRESETS[preset] if optimizer is None else optimizer
     if name not in OPTIMIZERS:
         raise OptimizerError(f"there is no optimizer {name!r}; known: {', '.join(sorted(OPTIMIZERS))}")
+    if preset != "bitfleet" and name not in FLOAT_OPTIMIZERS:
+        raise OptimizerError(
+            f"preset {preset!r} trains with one of {', '.join(FLOAT_OPTIMIZERS)}, got {name!r}. "
+            "Leave --optimizer out, or take the preset bitfleet"
+        )
     return Preset(preset, OPTIMIZERS[name])

@@ -76,8 +76,9 @@ def plan_memory(spec: ModelSpec, *, batch_size: int, preset: Preset | None = Non
       SpecError: a layer has more inputs than the engine takes.
     """
     blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
-    entries, peak = _native.plan(blocks, native_params((preset or resolve_preset()).optimizer), batch_size, threads)
-    return describe_plan(entries, peak)
+    preset = preset or resolve_preset()
+    plan = {"bitfleet": _native.plan, "standard": _native.plan_standard, "paper": _native.plan_paper}[preset.name]
+    return describe_plan(*plan(blocks, native_params(preset.optimizer), batch_size, threads))
 
 
 def describe_plan(entries: list[tuple[Any, ...]], peak_bytes: int) -> MemoryPlan:

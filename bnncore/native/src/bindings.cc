@@ -14,6 +14,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "bindings_engine.h"
 #include "bnncore/engine.h"
 
 namespace nb = nanobind;
@@ -22,40 +23,6 @@ using namespace nb::literals;
 namespace bitfleet {
 
 namespace {
-
-template <typename T, typename... Config>
-using Array = nb::ndarray<nb::numpy, T, nb::c_contig, nb::device::cpu, Config...>;
-
-template <typename T>
-Array<T> owned(std::vector<T> values, std::initializer_list<size_t> shape) {
-  auto* holder = new std::vector<T>(std::move(values));
-  nb::capsule owner(holder, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return Array<T>(holder->data(), shape, owner);
-}
-
-// A view of the arena that keeps its engine alive.
-template <typename T>
-Array<T> view(nb::handle engine, T* data, std::initializer_list<size_t> shape) {
-  return Array<T>(data, shape, engine);
-}
-
-nb::list describe(const MemoryPlan& plan) {
-  nb::list entries;
-  for (const PlanEntry& e : plan.entries()) {
-    nb::list phases;
-    const std::pair<uint32_t, const char*> names[] = {{kForward, "forward"},         {kLoss, "loss"},
-                                                      {kNormalise, "normalise"},     {kWeights, "weights"},
-                                                      {kInputs, "inputs"},           {kEvaluate, "evaluate 0"},
-                                                      {2 * kEvaluate, "evaluate 1"}, {4 * kEvaluate, "evaluate 2"},
-                                                      {8 * kEvaluate, "evaluate 3"}};
-    for (const auto& [bit, name] : names) {
-      if ((e.phases & bit) != 0) phases.append(name);
-    }
-    entries.append(nb::make_tuple(e.name, e.role, e.dtype, nb::tuple(nb::cast(e.shape)), e.bytes, e.offset,
-                                  nb::tuple(phases), e.member));
-  }
-  return entries;
-}
 
 nb::dict step_traced(Engine& engine, float step_scale) {
   const size_t batch = static_cast<size_t>(engine.batch_size());
@@ -112,6 +79,7 @@ OptimizerKind optimizer_kind(const std::string& name) {
   if (name == "latent8m") return OptimizerKind::kLatent8Momentum;
   if (name == "bop") return OptimizerKind::kBop;
   if (name == "adam") return OptimizerKind::kAdam;
+  if (name == "sgd") return OptimizerKind::kSgd;
   if (name == "frozen") return OptimizerKind::kFrozen;
   throw std::invalid_argument("unknown optimizer '" + name + "'");
 }
@@ -204,67 +172,8 @@ NB_MODULE(_native, m) {
           "kernel_height"_a, "kernel_width"_a, "stride"_a, "pad_height"_a, "pad_width"_a, "conv_height"_a,
           "conv_width"_a, "pool"_a, "pool_height"_a, "pool_width"_a);
 
-  nb::class_<Engine>(m, "Engine")
-      .def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
-           "batch_size"_a, "num_threads"_a)
-      .def("initialise", &Engine::initialise, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("reset", &Engine::reset, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def(
-          "step",
-          [](Engine& self, float step_scale) {
-            StepResult result;
-            {
-              nb::gil_scoped_release release;
-              result = self.step(step_scale);
-            }
-            return std::make_tuple(result.loss, result.correct);
-          },
-          "step_scale"_a)
+  bind_engine<Engine>(m, "Engine")
       .def("step_traced", &step_traced, "step_scale"_a)
-      .def(
-          "evaluate",
-          [](Engine& self, int count) {
-            StepResult result;
-            {
-              nb::gil_scoped_release release;
-              result = self.evaluate(count, nullptr);
-            }
-            return std::make_tuple(result.loss, result.correct);
-          },
-          "count"_a)
-      .def(
-          "predict",
-          [](Engine& self, int count) {
-            std::vector<int32_t> predictions(static_cast<size_t>(count));
-            {
-              nb::gil_scoped_release release;
-              self.evaluate(count, predictions.data());
-            }
-            return owned(std::move(predictions), {static_cast<size_t>(count)});
-          },
-          "count"_a)
-      .def_prop_ro("input",
-                   [](nb::handle self) {
-                     Engine& engine = nb::cast<Engine&>(self);
-                     return view(self, engine.input(),
-                                 {static_cast<size_t>(engine.batch_size()),
-                                  static_cast<size_t>(engine.blocks()[0].in_features())});
-                   })
-      .def_prop_ro("labels",
-                   [](nb::handle self) {
-                     Engine& engine = nb::cast<Engine&>(self);
-                     return view(self, engine.labels(), {static_cast<size_t>(engine.batch_size())});
-                   })
-      .def_prop_ro("arena",
-                   [](nb::handle self) {
-                     Engine& engine = nb::cast<Engine&>(self);
-                     return view(self, engine.arena(), {engine.plan().peak_bytes()});
-                   })
-      .def_prop_ro("steps_done", &Engine::steps_done)
-      .def_prop_ro("saturated", &Engine::saturated)
-      .def_prop_ro("isa", &Engine::isa)
-      .def_prop_ro("plan_entries", [](const Engine& self) { return describe(self.plan()); })
-      .def_prop_ro("plan_peak_bytes", [](const Engine& self) { return self.plan().peak_bytes(); })
       .def(
           "weights",
           [](nb::handle self, size_t block) -> nb::object {
@@ -273,6 +182,7 @@ NB_MODULE(_native, m) {
             const size_t out = static_cast<size_t>(spec.out_channels), in = static_cast<size_t>(spec.fan_in());
             switch (engine.optimizer_kind()) {
               case OptimizerKind::kAdam:
+              case OptimizerKind::kSgd:
                 return nb::cast(view(self, engine.latent_float(block), {out, in}));
               case OptimizerKind::kFrozen:
               case OptimizerKind::kBop: {
@@ -296,31 +206,8 @@ NB_MODULE(_native, m) {
           [](Engine& self, size_t block, Array<const float, nb::ndim<2>> values) {
             self.write_weights(block, values.data());
           },
-          "block"_a, "values"_a)
-      .def("keep_statistics", &Engine::keep_statistics)
-      .def("counters",
-           [](const Engine& self) {
-             const EngineCounters c = self.counters();
-             return std::make_tuple(c.seed, c.steps_done, c.statistics_steps, c.saturated, c.beta1_power,
-                                    c.beta2_power);
-           })
-      .def(
-          "restore",
-          [](Engine& self, uint64_t seed, int64_t steps_done, int32_t statistics_steps, int64_t saturated,
-             double beta1_power, double beta2_power) {
-            self.restore({seed, steps_done, statistics_steps, saturated, beta1_power, beta2_power});
-          },
-          "seed"_a, "steps_done"_a, "statistics_steps"_a, "saturated"_a, "beta1_power"_a, "beta2_power"_a)
-      .def(
-          "norm",
-          [](nb::handle self, size_t block) {
-            Engine& engine = nb::cast<Engine&>(self);
-            const size_t channels = static_cast<size_t>(engine.blocks()[block].out_channels);
-            return nb::make_tuple(view(self, engine.beta(block), {channels}),
-                                  view(self, engine.running_mean(block), {channels}),
-                                  view(self, engine.running_mean_abs_dev(block), {channels}));
-          },
-          "block"_a);
+          "block"_a, "values"_a);
+  bind_float_engines(m);
 
   m.def(
       "plan",

@@ -10,6 +10,7 @@
 #include "bnncore/channel.h"
 #include "bnncore/input_gemm.h"
 #include "bnncore/packing.h"
+#include "bnncore/sgemm.h"
 #include "bnncore/sign_gemm.h"
 #include "bnncore/update.h"
 #include "bnncore/xnor_gemm.h"
@@ -26,6 +27,7 @@ struct Kernels {
   SignExpand sign_expand;
   SignAccumulate sign_accumulate;
   InputGrad input_grad;
+  SgemmTile sgemm_tile;
   const ChannelKernels* channel;
   const UpdateKernels* update;
 };

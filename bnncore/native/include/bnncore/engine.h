@@ -175,6 +175,7 @@ class Engine {
     Latent8MomentumStep latent8_momentum;
     BopStep bop;
     AdamStep adam;
+    SgdStep sgd;
   };
 
   struct PackedBit {

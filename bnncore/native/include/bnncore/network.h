@@ -41,8 +41,17 @@ struct BlockSpec {
   size_t num_weights() const { return static_cast<size_t>(fan_in()) * static_cast<size_t>(out_channels); }
 };
 
+// What is wrong with a label.
+inline std::string bad_label(int classes, int label, int sample) {
+  return "labels must lie in [0, " + std::to_string(classes) + "), got " + std::to_string(label) + " for sample " +
+         std::to_string(sample) + " of the batch";
+}
+
 // kFrozen keeps the weights' bits and nothing else: it evaluates, and cannot train.
-enum class OptimizerKind { kLatent8, kLatent8Momentum, kBop, kAdam, kFrozen };
+enum class OptimizerKind { kLatent8, kLatent8Momentum, kBop, kAdam, kSgd, kFrozen };
+
+// Latent weights are float32, and weight gradients count in real units.
+constexpr bool is_float(OptimizerKind kind) { return kind == OptimizerKind::kAdam || kind == OptimizerKind::kSgd; }
 
 // Field by field as in bnncore/optimizer.py, which documents units and sources.
 struct OptimizerParams {

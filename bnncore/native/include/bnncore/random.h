@@ -2,6 +2,7 @@
 // not depend on thread count, tile order or instruction set.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace bitfleet {
@@ -48,6 +49,17 @@ constexpr uint32_t random_word(RandomStream stream, uint32_t index) {
   x *= 0xd35a2d97u;
   x ^= x >> 15;
   return x;
+}
+
+// Uniform in (-1, 1), symmetric: word `index` of the stream as an odd multiple of 2^-24.
+inline float random_uniform(RandomStream stream, uint32_t index) {
+  const int32_t odd = static_cast<int32_t>(random_word(stream, index) >> 8) * 2 - 0xffffff;
+  return static_cast<float>(odd) / 16777216.0f;
+}
+
+// A float latent weight to start from: uniform with the variance 1 / fan-in of the paper's code.
+inline float initial_weight(RandomStream stream, uint32_t index, int fan_in) {
+  return random_uniform(stream, index) * std::sqrt(3.0f / static_cast<float>(fan_in));
 }
 
 }  // namespace bitfleet

@@ -41,6 +41,13 @@ struct AdamStep {
   float epsilon;
 };
 
+// SGD with momentum (Polyak; as in torch.optim.SGD) on float32 latent weights: m <- momentum * m + g,
+// w <- clip(w - step * m) to [-1, 1].
+struct SgdStep {
+  float momentum;
+  float step;
+};
+
 struct UpdateKernels {
   void (*latent8)(int8_t* latent, const int32_t* grad, int count, float gain, const Latent8Step& step,
                   RandomStream stream, uint32_t first_index);
@@ -51,6 +58,7 @@ struct UpdateKernels {
                   RandomStream stream, uint32_t first_index);
   void (*adam)(float* latent, float* mean, float* square, const int32_t* grad, int count, float gain,
                const AdamStep& step);
+  void (*sgd)(float* latent, float* momentum, const int32_t* grad, int count, float gain, const SgdStep& step);
 };
 
 namespace portable {

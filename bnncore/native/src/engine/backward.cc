@@ -11,7 +11,7 @@ namespace bitfleet {
 
 void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   BlockScales& scales = at<BlockScales>(layout_.scales)[block];
-  const bool normalises = optimizer_.kind != OptimizerKind::kAdam;
+  const bool normalises = !is_float(optimizer_.kind);
   const double num_weights = static_cast<double>(blocks_[block].num_weights());
 
   // Scales come from the step before. Where there is none yet, exact passes measure first.

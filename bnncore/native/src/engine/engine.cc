@@ -51,8 +51,7 @@ void Engine::check_labels(int count) const {
   const int32_t* labels = at<int32_t>(layout_.labels);
   for (int b = 0; b < count; ++b) {
     if (labels[b] < 0 || labels[b] >= classes()) {
-      throw std::invalid_argument("labels must lie in [0, " + std::to_string(classes()) + "), got " +
-                                  std::to_string(labels[b]) + " for sample " + std::to_string(b) + " of the batch");
+      throw std::invalid_argument(bad_label(classes(), labels[b], b));
     }
   }
 }

@@ -3,8 +3,8 @@
 
 #include "bnncore/engine.h"
 #include "bnncore/packing.h"
-#include "bnncore/real_math.h"
 #include "bnncore/rounding.h"
+#include "bnncore/softmax.h"
 #include "maps.h"
 
 namespace bitfleet {
@@ -118,32 +118,25 @@ void Engine::clear_unused_lanes(size_t block, int group, int count) {
 }
 
 StepResult Engine::softmax(int count, int32_t* predictions, bool with_gradient) {
-  constexpr double kFixedPoint = 4294967296.0;  // losses are summed as integers: no order of addition
-  constexpr double kLargestLoss = 1000.0;
   const RandomStream random = stream(block_count() - 1, Purpose::kTopGradient);
-  const float* logits = at<float>(layout_.logits);
   const int32_t* labels = at<int32_t>(layout_.labels);
   int8_t* gradient = at<int8_t>(layout_.gradient);
   int64_t loss = 0, correct = 0;
   for (int b = 0; b < count; ++b) {
-    const float* row = logits + size_t(b) * classes();
-    const int best = static_cast<int>(std::max_element(row, row + classes()) - row);
-    double sum = 0.0;
-    for (int c = 0; c < classes(); ++c) sum += exp_exact(double{row[c]} - double{row[best]});
-    const double sample_loss = log_exact(sum) - (double{row[labels[b]]} - double{row[best]});
-    loss += static_cast<int64_t>(std::min(sample_loss, kLargestLoss) * kFixedPoint);
-    correct += best == labels[b];
-    if (predictions != nullptr) predictions[b] = best;
+    const float* logits = at<float>(layout_.logits) + size_t(b) * classes();
+    const SoftmaxRow row = softmax_row(logits, classes(), labels[b]);
+    loss += loss_in_units(row.loss);
+    correct += row.best == labels[b];
+    if (predictions != nullptr) predictions[b] = row.best;
     if (!with_gradient) continue;
-    const double inverse = 1.0 / sum;
     for (int c = 0; c < classes(); ++c) {
-      const double p = exp_exact(double{row[c]} - double{row[best]}) * inverse;
+      const double p = softmax_probability(row, logits, c);
       const float grad = static_cast<float>((p - (c == labels[b] ? 1.0 : 0.0)) * 127.0);
       const uint32_t word = random_word(random, static_cast<uint32_t>(b * classes() + c));
       gradient[b * layout_.gradient_stride + c] = static_cast<int8_t>(round_stochastic(grad, word >> 16));
     }
   }
-  return {static_cast<double>(loss) / kFixedPoint / count, correct};
+  return {static_cast<double>(loss) / kLossUnit / count, correct};
 }
 
 }  // namespace bitfleet

@@ -40,6 +40,10 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
       layout.packed = plan.add(block.linear + ".packed", "weights", "uint64",
                                {block.out_channels, extent(geometry.row_words())}, kPersistent);
       break;
+    case OptimizerKind::kSgd:
+      layout.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
+      layout.momentum = plan.add(block.linear + ".momentum", "momenta", "float32", weights, kPersistent);
+      break;
     case OptimizerKind::kAdam:
       layout.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
       layout.momentum = plan.add(block.linear + ".mean", "momenta", "float32", weights, kPersistent);

@@ -26,18 +26,15 @@ void Engine::initialise(uint64_t seed) {
     const BlockLayout& layout = layout_.blocks[block];
     const RandomStream random = random_stream(seed, 0, static_cast<uint32_t>(block), Purpose::kInitialise);
     const size_t count = spec.num_weights();
-    // Uniform with the variance 1 / fan-in that the paper's code uses for float32 latent weights.
-    const float float_limit = std::sqrt(3.0f / static_cast<float>(spec.fan_in()));
     if (optimizer_.kind == OptimizerKind::kBop || optimizer_.kind == OptimizerKind::kFrozen) {
       std::fill_n(at<uint64_t>(layout.packed), spec.out_channels * geometry(block).row_words(), uint64_t{0});
     }
     for (size_t i = 0; i < count; ++i) {
-      // Uniform in (-1, 1), symmetric: odd multiples of 2^-24.
-      const int32_t odd = static_cast<int32_t>(random_word(random, static_cast<uint32_t>(i)) >> 8) * 2 - 0xffffff;
-      const float uniform = static_cast<float>(odd) / 16777216.0f;
+      const float uniform = random_uniform(random, static_cast<uint32_t>(i));
       switch (optimizer_.kind) {
         case OptimizerKind::kAdam:
-          at<float>(layout.latent)[i] = uniform * float_limit;
+        case OptimizerKind::kSgd:
+          at<float>(layout.latent)[i] = initial_weight(random, static_cast<uint32_t>(i), spec.fan_in());
           break;
         case OptimizerKind::kFrozen:
         case OptimizerKind::kBop: {
@@ -67,9 +64,9 @@ void Engine::reset(uint64_t seed) {
     const BlockSpec& spec = blocks_[block];
     const BlockLayout& layout = layout_.blocks[block];
     const size_t count = spec.num_weights();
-    if (optimizer_.kind == OptimizerKind::kAdam) {
+    if (is_float(optimizer_.kind)) {
       std::fill_n(at<float>(layout.momentum), count, 0.0f);
-      std::fill_n(at<float>(layout.square), count, 0.0f);
+      if (optimizer_.kind == OptimizerKind::kAdam) std::fill_n(at<float>(layout.square), count, 0.0f);
     } else if (trains && optimizer_.kind != OptimizerKind::kLatent8) {
       std::fill_n(at<int8_t>(layout.momentum), count, int8_t{0});
     }
@@ -89,7 +86,7 @@ Engine::UpdateContext Engine::update_context(size_t block, float step_scale) con
   const float gamma = o.gamma * step_scale;
   const float scale_y = grad_y_scale(block);
   UpdateContext context{};
-  if (o.kind == OptimizerKind::kAdam) {
+  if (is_float(o.kind)) {
     context.gain = scale_y;
   } else {
     const double normaliser = scales.normaliser_sum / std::max(scales.normaliser_count, 1);
@@ -101,6 +98,7 @@ Engine::UpdateContext Engine::update_context(size_t block, float step_scale) con
   context.latent8_momentum = {o.momentum, (1.0f - o.momentum) * o.momentum_unit, step * 127.0f / o.momentum_unit};
   context.bop = {1.0f - gamma, gamma * 127.0f / o.range, o.threshold * 127.0f / o.range};
   context.adam = adam_step(step);
+  context.sgd = {o.momentum, step};
   return context;
 }
 
@@ -121,6 +119,10 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
     case OptimizerKind::kLatent8Momentum:
       update.latent8_momentum(at<int8_t>(layout.latent) + first, at<int8_t>(layout.momentum) + first, grad, count,
                               context.gain, context.latent8_momentum, context.random, index);
+      break;
+    case OptimizerKind::kSgd:
+      update.sgd(at<float>(layout.latent) + first, at<float>(layout.momentum) + first, grad, count, context.gain,
+                 context.sgd);
       break;
     case OptimizerKind::kFrozen:
       break;
@@ -178,6 +180,7 @@ void Engine::write_weights(size_t block, const int8_t* values) {
   const size_t count = spec.num_weights();
   switch (optimizer_.kind) {
     case OptimizerKind::kAdam:
+    case OptimizerKind::kSgd:
       std::transform(values, values + count, at<float>(layout.latent),
                      [](int8_t value) { return static_cast<float>(value) / 127.0f; });
       break;
@@ -196,6 +199,7 @@ void Engine::write_weights(size_t block, const float* values) {
   const size_t count = spec.num_weights();
   switch (optimizer_.kind) {
     case OptimizerKind::kAdam:
+    case OptimizerKind::kSgd:
       std::copy_n(values, count, at<float>(layout.latent));
       break;
     case OptimizerKind::kFrozen:

@@ -28,7 +28,7 @@ const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_
     for (int s = 0; s < segments; ++s) {
       const size_t from = (static_cast<size_t>(first_row) + r) * depth + static_cast<size_t>(s) * width;
       uint64_t* to = target + r * row_words + s * g.segment_words;
-      if (optimizer_.kind == OptimizerKind::kAdam) {
+      if (is_float(optimizer_.kind)) {
         kernels_.pack_float(at<float>(layout.latent) + from, width, to);
       } else {
         kernels_.pack_int8(at<int8_t>(layout.latent) + from, width, to);

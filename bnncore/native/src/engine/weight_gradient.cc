@@ -14,7 +14,7 @@ int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, f
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
   const int conv = spec.conv_positions(), taps = spec.taps();
-  const bool wants_sum = optimizer_.kind != OptimizerKind::kAdam &&
+  const bool wants_sum = !is_float(optimizer_.kind) &&
                          at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
   const UpdateContext context = update_context(block, step_scale);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);

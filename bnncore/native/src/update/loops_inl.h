@@ -70,6 +70,17 @@ BITFLEET_INLINE void adam(float* __restrict latent, float* __restrict mean, floa
   }
 }
 
+BITFLEET_INLINE void sgd(float* __restrict latent, float* __restrict momentum, const int32_t* __restrict grad,
+                         int count, float gain, const SgdStep s) {
+  for (int k = 0; k < count; ++k) {
+    const float moved = s.momentum * momentum[k] + static_cast<float>(grad[k]) * gain;
+    momentum[k] = moved;
+    float value = latent[k] - s.step * moved;
+    value = value < -1.0f ? -1.0f : value;
+    latent[k] = value > 1.0f ? 1.0f : value;
+  }
+}
+
 }  // namespace bitfleet::loops
 
 #define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target)                                                                  \
@@ -90,6 +101,9 @@ BITFLEET_INLINE void adam(float* __restrict latent, float* __restrict mean, floa
   target void adam(float* w, float* m, float* v, const int32_t* g, int count, float gain, const AdamStep& s) {       \
     loops::adam(w, m, v, g, count, gain, s);                                                                         \
   }                                                                                                                  \
+  target void sgd(float* w, float* m, const int32_t* g, int count, float gain, const SgdStep& s) {                   \
+    loops::sgd(w, m, g, count, gain, s);                                                                             \
   }                                                                                                                  \
-  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam};                                       \
+  }                                                                                                                  \
+  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam, sgd};                                  \
   }
