@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _COUNTERS = ("seed", "steps_done", "statistics_steps", "saturated", "beta1_power", "beta2_power")
-_ENGINES: dict[str, Any] = {
+_ENGINES: dict[str, type[_native.Engine]] = {
     "bitfleet": _native.Engine,
     "standard": _native.StandardEngine,
     "paper": _native.PaperEngine,

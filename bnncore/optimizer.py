@@ -1,9 +1,9 @@
 """Presets and optimizers: every constant of training, with its unit and its source.
 
 A *preset* names a set of numeric choices. ``standard`` is Algorithm 1 in float32, ``paper`` Algorithm 2 of arXiv
-2102.04270 with its activation mask in bits and float16; ``bitfleet``, the default, keeps one bit an activation, computes the
-pre-activations twice, sends gradients as 8-bit integers and keeps 8 bits of state a weight. Two figures belong
-together only when their presets have the same digest.
+2102.04270 with its activation mask in bits and float16; ``bitfleet``, the default, keeps one bit an activation,
+computes the pre-activations twice, sends gradients as 8-bit integers and keeps 8 bits of state a weight. Two figures
+belong together only when their presets have the same digest.
 
 ==========  ===============================================================  ============
 optimizer   state of a weight                                                bits a weight
