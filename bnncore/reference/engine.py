@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.blocks import Block
-from bnncore.optimizer import OptimizerConfig
+from bnncore.optimizer import FLOAT_OPTIMIZERS, OptimizerConfig
 from bnncore.reference.maps import convolve, input_gradient, max_pool, route_to_arg_max, weight_gradient
 from bnncore.reference.norm import centred_gradient, channel_thresholds, channels_of
 from bnncore.reference.optimizers import Moments, adam, update_weights
@@ -66,7 +66,7 @@ class ReferenceEngine:
         self.optimizer = optimizer
         self.seed = seed
         self.steps = 0
-        self.is_float = optimizer.name == "adam"
+        self.is_float = optimizer.name in FLOAT_OPTIMIZERS
         dtype = _F if self.is_float else np.int64
         self.weights: list[NDArray[Any]] = [
             state[f"{b.linear}.weight"].astype(dtype).reshape(b.out_channels, b.fan_in) for b in self.blocks

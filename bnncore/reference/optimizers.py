@@ -56,6 +56,10 @@ def update_weights(
         adam(o, u, m, moments.second, g * gain, size, step)
         np.clip(u, _F(-1), _F(1), out=u)
         return
+    if o.name == "sgd":
+        m[...] = _F(o.momentum) * m + g * gain
+        u[...] = np.clip(u - size * m, _F(-1), _F(1))
+        return
     words = random_words(stream, np.arange(grad.size, dtype=np.int64).reshape(grad.shape))
     low, high = words & np.uint32(0xFFFF), words >> np.uint32(16)
     if o.name == "latent8":
