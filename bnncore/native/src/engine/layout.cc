@@ -120,12 +120,13 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.weights = add("weights", "uint64", trains ? sizes.weights : 0, kForward | kNormalise);
   layout.expanded_weights = add("expanded_weights", "int8", sizes.expanded_weights, kForward | kNormalise);
   layout.bits = add("sign_bits", "uint16", sizes.bits, kForward);
+  layout.tap_sums =
+      add("tap_sums", "int32", trains || sizes.padding > 0 ? sizes.tap_sums : 0, kForward | kNormalise | kWeights);
   if (!trains) return layout;
   layout.grad_t = add("grad_y", "int8", sizes.grad_t + kReadPastGradient, kNormalise | kWeights);
   layout.choice = add("arg_max", "uint8", sizes.choice, kNormalise | kWeights);
   layout.spread = add("grad_spread", "int8", sizes.spread, kWeights);
   layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
-  layout.tap_sums = add("tap_sums", "int32", sizes.tap_sums, kForward | kNormalise | kWeights);
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
   layout.columns = add("columns", "uint32", kSignGemmDepth, kWeights | kInputs);
   layout.expanded = add("expanded", "uint8", std::max(kSignGemmScratch, kInputGradScratch), kWeights | kInputs);
