@@ -62,32 +62,33 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
 
 // Offsets into the arena of everything a block owns.
 struct BlockLayout {
-  size_t latent, momentum, square, packed;    // weights and their moments, by optimizer
-  size_t beta, beta_mean, beta_square;        // float32 [out]
-  size_t running_mean, running_mean_abs_dev;  // float32 [out]
-  size_t signs;                               // uint64 [batch][out positions][words]; none in the last block
+  size_t latent = kAbsent, momentum = kAbsent, square = kAbsent,
+         packed = kAbsent;                                            // weights and their moments, by optimizer
+  size_t beta = kAbsent, beta_mean = kAbsent, beta_square = kAbsent;  // float32 [out]
+  size_t running_mean = kAbsent, running_mean_abs_dev = kAbsent;      // float32 [out]
+  size_t signs = kAbsent;  // uint64 [batch][out positions][words]; none in the last block
 };
 
 // A thread's own; "rows" are those of a tile.
 struct ScratchLayout {
-  size_t y;                 // int32 [rows][y_stride]
-  size_t conv_y;            // int32 [rows][conv positions], before a pool
-  size_t patches;           // one chunk of patches, bits or bytes
-  size_t padding;           // int32 [rows][conv positions]: what padding added by mistake
-  size_t weights;           // uint64 [rows][row words]
-  size_t expanded_weights;  // int8, first layer
-  size_t bits;              // uint16
-  size_t grad_t;            // int8 [rows][y_stride]
-  size_t choice;            // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
-  size_t spread;            // int8 [rows][spread stride]
-  size_t position_sums;     // int32 [rows][conv positions]
-  size_t tap_sums;          // int32 [rows][taps]
-  size_t weight_sums;       // int32, or int64 in the first block, [column blocks or 1][rows][32]
-  size_t columns;           // uint32 [kSignGemmDepth]
-  size_t expanded;          // sign_gemm and input_grad
-  size_t products;          // int32 [16 or in positions][32]
-  size_t input_sums;        // int32 [16], or [conv positions] and [in positions]
-  size_t staged;            // int8: the new gradient of some samples
+  size_t y = kAbsent;                 // int32 [rows][y_stride]
+  size_t conv_y = kAbsent;            // int32 [rows][conv positions], before a pool
+  size_t patches = kAbsent;           // one chunk of patches, bits or bytes
+  size_t padding = kAbsent;           // int32 [rows][conv positions]: what padding added by mistake
+  size_t weights = kAbsent;           // uint64 [rows][row words]
+  size_t expanded_weights = kAbsent;  // int8, first layer
+  size_t bits = kAbsent;              // uint16
+  size_t grad_t = kAbsent;            // int8 [rows][y_stride]
+  size_t choice = kAbsent;  // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
+  size_t spread = kAbsent;  // int8 [rows][spread stride]
+  size_t position_sums = kAbsent;  // int32 [rows][conv positions]
+  size_t tap_sums = kAbsent;       // int32 [rows][taps]
+  size_t weight_sums = kAbsent;    // int32, or int64 in the first block, [column blocks or 1][rows][32]
+  size_t columns = kAbsent;        // uint32 [kSignGemmDepth]
+  size_t expanded = kAbsent;       // sign_gemm and input_grad
+  size_t products = kAbsent;       // int32 [16 or in positions][32]
+  size_t input_sums = kAbsent;     // int32 [16], or [conv positions] and [in positions]
+  size_t staged = kAbsent;         // int8: the new gradient of some samples
 };
 
 struct EngineLayout {
@@ -95,10 +96,11 @@ struct EngineLayout {
   std::vector<BlockGeometry> geometry;
   std::vector<BlockLayout> blocks;
   std::vector<ScratchLayout> scratch;  // one a thread
-  size_t input, labels, logits, gradient, packed_weights, scales;
+  size_t input = kAbsent, labels = kAbsent, logits = kAbsent, gradient = kAbsent, packed_weights = kAbsent,
+         scales = kAbsent;
   // Bytes a sample in the gradient slot. A block's gradient is [conv positions][out channels] there; that of a pooled
   // map lies at the corners of its windows.
-  size_t gradient_stride;
+  size_t gradient_stride = 0;
 };
 
 // Lays out everything without allocating any of it.

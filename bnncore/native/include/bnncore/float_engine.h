@@ -40,19 +40,20 @@ struct Paper {
 
 // Offsets into the arena.
 struct FloatBlockLayout {
-  size_t weights, momentum, square;  // Real [out][fan-in]
-  size_t grad;                       // float [out][fan-in], or a bit each, in whole words a row
-  size_t beta, beta_mean, beta_square, beta_grad;
-  size_t mean, inverse, omega, offset, slope;  // float [out]: statistics of the batch, coefficients of its gradient
-  size_t running_mean, running_mean_abs_dev;
-  size_t out;   // what the next block reads: float, or a bit, [batch][out positions][out]
-  size_t late;  // before a late pool: the same for [batch][conv positions][out]
-  size_t mask;  // Paper: bit [batch][norm positions][out], |x| <= 1
-  size_t pool;  // early pool: float or bit [batch][conv positions][out], 1 at the arg-max
+  size_t weights = kAbsent, momentum = kAbsent, square = kAbsent;  // Real [out][fan-in]
+  size_t grad = kAbsent;  // float [out][fan-in], or a bit each, in whole words a row
+  size_t beta = kAbsent, beta_mean = kAbsent, beta_square = kAbsent, beta_grad = kAbsent;
+  size_t mean = kAbsent, inverse = kAbsent, omega = kAbsent, offset = kAbsent,
+         slope = kAbsent;  // float [out]: statistics of the batch, coefficients of its gradient
+  size_t running_mean = kAbsent, running_mean_abs_dev = kAbsent;
+  size_t out = kAbsent;   // what the next block reads: float, or a bit, [batch][out positions][out]
+  size_t late = kAbsent;  // before a late pool: the same for [batch][conv positions][out]
+  size_t mask = kAbsent;  // Paper: bit [batch][norm positions][out], |x| <= 1
+  size_t pool = kAbsent;  // early pool: float or bit [batch][conv positions][out], 1 at the arg-max
 };
 
 struct FloatScratch {
-  size_t a, b, c, map;
+  size_t a = kAbsent, b = kAbsent, c = kAbsent, map = kAbsent;
 };
 
 struct FloatLayout {

@@ -39,6 +39,9 @@ struct PlanEntry {
 
 inline constexpr int kShared = -1;
 
+// In place of an offset: there is no such entry, and to touch it is a crash rather than another entry's damage.
+inline constexpr size_t kAbsent = SIZE_MAX;
+
 class MemoryPlan {
  public:
   // Every entry starts at a multiple of this.
@@ -53,7 +56,7 @@ class MemoryPlan {
 
   const std::vector<PlanEntry>& entries() const { return entries_; }
   size_t peak_bytes() const { return peak_bytes_; }
-  size_t offset(size_t index) const { return entries_[index].offset; }
+  size_t offset(size_t index) const { return index == kAbsent ? kAbsent : entries_[index].offset; }
 
  private:
   std::vector<PlanEntry> entries_;

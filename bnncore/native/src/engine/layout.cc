@@ -110,7 +110,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   const std::string name = "scratch" + std::to_string(member) + ".";
   const auto add = [&](const char* part, const char* dtype, size_t count, uint32_t phases) {
     if (!trains) phases |= kEvaluateAll;
-    return count == 0 ? size_t{0} : plan.add(name + part, "scratch", dtype, {extent(count)}, phases, 0, member);
+    return count == 0 ? kAbsent : plan.add(name + part, "scratch", dtype, {extent(count)}, phases, 0, member);
   };
   ScratchLayout layout{};
   layout.y = add("products_y", "int32", sizes.y, kForward | kNormalise);

@@ -1,0 +1,188 @@
+"""A run that stops and goes on ends with the weights of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_runs import SMALL, fail, make_shapes, run_json
+
+from bnncore.data import open_dataset
+from bnncore.engine import Engine
+from bnncore.errors import CheckpointError
+from bnncore.optimizer import FLOAT_OPTIMIZERS, OPTIMIZERS, resolve_preset
+from bnncore.resume import load_training, save_training
+from bnncore.schedule import build_schedule
+from bnncore.spec import ModelSpec
+from bnncore.state import weights_digest
+from bnncore.training import Progress, train
+from bnncore.zoo import binarynet, mlp
+
+EPOCHS, BATCH = 3, 13  # 60 examples: 4 steps an epoch
+CHOICES = [("bitfleet", name) for name in sorted(OPTIMIZERS)]
+CHOICES += [(preset, name) for preset in ("standard", "paper") for name in FLOAT_OPTIMIZERS]
+
+
+class Stopped(Exception):
+    """Raised in the middle of a run."""
+
+
+def run(
+    spec: ModelSpec, folder: Path, preset: str, optimizer: str, *, stop: int | None = None, file: Path | None = None
+) -> tuple[str, Any]:
+    """Train from the start, or from ``file`` if it is there; stop after ``stop`` steps and keep the run in ``file``."""
+    with open_dataset("idx", folder, split="train") as dataset:
+        engine = Engine(spec, batch_size=BATCH, preset=resolve_preset(preset, optimizer), seed=5)
+        progress = Progress()
+        if file is not None and file.exists():
+            progress = load_training(file, engine, {"run": 1})
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            if done == stop:
+                assert file is not None
+                save_training(file, engine, progress, {"run": 1})
+                raise Stopped
+
+        result = train(
+            engine,
+            dataset,
+            epochs=EPOCHS,
+            seed=5,
+            schedule=build_schedule("plateau", patience=1),
+            progress=progress,
+            on_step=on_step,
+        )
+        return weights_digest(spec, engine.state()), [(e.number, e.steps, e.loss, e.accuracy) for e in result.epochs]
+
+
+@pytest.mark.parametrize(("preset", "optimizer"), CHOICES)
+def test_it_goes_on_bit_for_bit_after_any_step(preset: str, optimizer: str, tmp_path: Path) -> None:
+    spec = binarynet((5, 4), (6,), 1, (9,), 2)
+    folder = make_shapes(tmp_path / "shapes")
+    whole = run(spec, folder, preset, optimizer)
+    for stop in range(1, 12):
+        file = tmp_path / f"{stop}.safetensors"
+        with pytest.raises(Stopped):
+            run(spec, folder, preset, optimizer, stop=stop, file=file)
+
+        assert run(spec, folder, preset, optimizer, file=file) == whole, f"stopped after step {stop}"
+
+
+def test_a_file_that_is_not_this_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    spec, file = mlp((5, 4), (6,), 2), tmp_path / "run.safetensors"
+    engine = Engine(spec, batch_size=4, seed=1)
+    engine.initialise()
+    before = weights_digest(spec, engine.state())
+    save_training(file, engine, Progress(), {"epochs": 5})
+    whole = file.read_bytes()
+
+    def refuse(target: Engine, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            load_training(file, target, settings)
+
+    refuse(engine, {"epochs": 6}, "epochs was 5, is 6")
+    refuse(Engine(spec, batch_size=5), {"epochs": 5}, "batch_size was 4, is 5")
+    refuse(Engine(mlp((5, 4), (7,), 2), batch_size=4), {"epochs": 5}, "model was")
+    refuse(Engine(spec, batch_size=4, preset=resolve_preset("standard")), {"epochs": 5}, "preset was")
+    for cut in (0, 5, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        refuse(engine, {"epochs": 5}, "no valid saved run")
+    changed = bytearray(whole)
+    changed[-1] ^= 1
+    file.write_bytes(changed)
+    refuse(engine, {"epochs": 5}, "not those that were saved")
+    file.unlink()
+    refuse(engine, {"epochs": 5}, "cannot be read")
+    assert weights_digest(spec, engine.state()) == before
+
+
+def test_a_checkpoint_of_a_network_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shapes, saved = make_shapes(tmp_path / "shapes"), tmp_path / "m.safetensors"
+    run_json(capsys, "train", "--data", str(shapes), *SMALL, "--epochs", "1", "--save", str(saved))
+
+    message = fail(capsys, 3, "train", "--data", str(shapes), *SMALL, "--epochs", "1", "--resume", str(saved))
+
+    assert "no saved run of bitfleet" in message
+
+
+def test_the_command_goes_on_after_a_kill(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shapes, file = make_shapes(tmp_path / "shapes", num_train=600), tmp_path / "run.safetensors"
+    options = ["train", "--data", str(shapes), *SMALL, "--epochs", "300", "--schedule", "cosine"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bnncore.cli", *options, "--checkpoint", str(file), "--checkpoint-every", "7"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+
+    resumed = run_json(capsys, *options, "--resume", str(file))
+    whole = run_json(capsys, *options)
+
+    assert resumed["weights_digest"] == whole["weights_digest"]
+    assert [e["accuracy"] for e in resumed["epochs"]] == [e["accuracy"] for e in whole["epochs"]]
+    assert resumed["steps"] == whole["steps"] == 18_000
+
+
+def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(tmp_path: Path) -> None:
+    shapes, file = make_shapes(tmp_path / "shapes", num_train=600), tmp_path / "run.safetensors"
+    options = ["train", "--data", str(shapes), *SMALL, "--epochs", "100000", "--checkpoint", str(file)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bnncore.cli", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch   1")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert f"go on with --resume {file}" in out
+    assert err.strip() == "bitfleet: interrupted"
+    header = json.loads(file.read_bytes()[8:][: int.from_bytes(file.read_bytes()[:8], "little")])
+    assert json.loads(header["__metadata__"]["bitfleet"])["progress"]["steps"] > 60
+
+
+def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = ["train", "--data", str(make_shapes(tmp_path / "shapes")), *SMALL]
+
+    assert "--checkpoint-every" in fail(capsys, 3, *data, "--checkpoint-every", "5")
+    assert "--checkpoint out" in fail(capsys, 3, *data, "--checkpoint", "a", "--resume", "b")
+    assert "cannot be read" in fail(capsys, 3, *data, "--resume", str(tmp_path / "missing"))
+    nowhere = str(tmp_path / "no" / "folder")
+    assert "--checkpoint" in fail(capsys, 3, *data, "--checkpoint", nowhere)
+
+
+def test_restoring_moves_every_persistent_tensor(tmp_path: Path) -> None:
+    spec = mlp((5, 4), (6,), 2)
+    rng = np.random.default_rng(0)
+    first, second = (Engine(spec, batch_size=4, preset=resolve_preset("bitfleet", "latent8m"), seed=s) for s in (1, 2))
+    first.labels[:] = [0, 1, 0, 1]
+    for _ in range(3):
+        first.input[:] = rng.integers(0, 256, first.input.shape)
+        first.step()
+    tensors, counters = first.training_state()
+
+    second.load_training_state(tensors, counters)
+
+    again, same = second.training_state()
+    assert same == counters
+    assert counters["steps_done"] == 3
+    assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
+    persistent = {e.name for e in first.plan.entries if len(e.phases) == 5 and e.role in ("weights", "momenta", "norm")}
+    assert set(tensors) == persistent
