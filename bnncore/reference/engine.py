@@ -52,7 +52,7 @@ class ReferenceEngine:
     Args:
       spec: the network.
       optimizer: its constants.
-      state: parameters to start from (int8 weights, or float32 under adam), with running statistics.
+      state: parameters to start from (int8 weights, or float32 under adam and sgd), with running statistics.
       seed: what the engine was given.
 
     Attributes:
