@@ -66,26 +66,36 @@ int main() {
     return 1;
   }
 
+  const auto dense = [](const char* linear, const char* norm, int height, int width, int in, int out) {
+    return BlockSpec{linear, norm, height, width, in, out, height, width, 1, 0, 0, 1, 1, Pool::kNone, 1, 1};
+  };
+  // Dense; padded with a pool before the norm; unpadded with a pool after the sign.
+  const std::vector<std::vector<BlockSpec>> networks = {
+      {dense("dense1", "norm1", 1, 1, 100, 70), dense("dense2", "norm2", 1, 1, 70, 10)},
+      {{"conv1", "norm1", 10, 10, 1, 20, 3, 3, 1, 1, 1, 10, 10, Pool::kNone, 1, 1},
+       {"conv2", "norm2", 10, 10, 20, 70, 3, 3, 1, 1, 1, 10, 10, Pool::kBeforeNorm, 2, 2},
+       {"conv3", "norm3", 5, 5, 70, 17, 2, 2, 1, 0, 0, 4, 4, Pool::kAfterSign, 2, 2},
+       dense("dense1", "norm4", 2, 2, 17, 10)}};
   int failures = 0;
-  for (OptimizerKind kind :
-       {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop, OptimizerKind::kAdam}) {
-    for (int threads : {1, 2, 3}) {
-      const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
-                                      0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};
-      const auto dense = [](const char* linear, const char* norm, int in, int out) {
-        return BlockSpec{linear, norm, 1, 1, in, out, 1, 1, 1, 0, 0, 1, 1, Pool::kNone, 1, 1};
-      };
-      Engine engine({dense("dense1", "norm1", 100, 70), dense("dense2", "norm2", 70, 10)}, optimizer, 33, threads);
-      engine.initialise(7);
-      for (int i = 0; i < 33 * 100; ++i) engine.input()[i] = static_cast<uint8_t>(i * 37);
-      for (int i = 0; i < 33; ++i) engine.labels()[i] = i % 10;
-      calls = 0;
-      counting = true;  // the very first step too, which measures its scales
-      for (int step = 0; step < 5; ++step) engine.step(1.0f);
-      engine.evaluate(33, nullptr);
-      counting = false;
-      std::printf("optimizer %d, %d threads: %d calls\n", static_cast<int>(kind), threads, calls.load());
-      failures += calls != 0;
+  for (size_t network = 0; network < networks.size(); ++network) {
+    for (OptimizerKind kind : {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop,
+                               OptimizerKind::kAdam, OptimizerKind::kSgd}) {
+      for (int threads : {1, 2, 3}) {
+        const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
+                                        0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};
+        Engine engine(networks[network], optimizer, 33, threads);
+        engine.initialise(7);
+        for (int i = 0; i < 33 * 100; ++i) engine.input()[i] = static_cast<uint8_t>(i * 37);
+        for (int i = 0; i < 33; ++i) engine.labels()[i] = i % 10;
+        calls = 0;
+        counting = true;  // the very first step too, which measures its scales
+        for (int step = 0; step < 5; ++step) engine.step(1.0f);
+        engine.evaluate(33, nullptr);
+        counting = false;
+        std::printf("network %zu, optimizer %d, %d threads: %d calls\n", network, static_cast<int>(kind), threads,
+                    calls.load());
+        failures += calls != 0;
+      }
     }
   }
   return failures != 0;
