@@ -218,6 +218,11 @@ class _Cursor:
     def _check_map(self, name: str, wanted: tuple[int, int, int]) -> None:
         if self.map is None:
             self._check_count(name, wanted[0] * wanted[1] * wanted[2], "numbers")
+            if self.position > 1 and wanted[:2] != (1, 1):
+                raise SpecError(
+                    f"layer {name!r} takes a map of {_by(wanted)} but {self.source} gives plain numbers, which are "
+                    f"a map of 1 x 1 x {self.given}. Put convolutions before dense layers"
+                )
         elif self.map != wanted:
             raise SpecError(f"layer {name!r} takes a map of {_by(wanted)} but {self.source} gives {_by(self.map)}")
 

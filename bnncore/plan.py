@@ -30,8 +30,8 @@ MAX_FIRST_FAN_IN = 1 << 16
 """Most inputs of a first layer's output: 255 * 2**16 * 127 still fits the int32 products of its gradients."""
 MAX_FAN_IN = 1 << 24
 """Most inputs of any other: 2**24 * 127 still fits."""
-MAX_POSITIONS = 1 << 24
-"""Most positions of a batch of maps: the sum of as many 8-bit gradients still fits an int32."""
+MAX_POSITIONS = 1 << 22
+"""Most positions of a batch of maps: three sums of as many 8-bit gradients still fit an int32."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ def native_blocks(spec: ModelSpec, *, batch_size: int, threads: int) -> list[_na
                 f"32 bits; it reads {block.fan_in}. Make its input or its kernel smaller"
             )
         most = _most_samples(block)
+        if most == 0:
+            raise SpecError(
+                f"the integer sums over the {block.conv_height} x {block.conv_width} map of layer {block.linear!r} do "
+                f"not fit for a fan-in of {block.fan_in}. Make its kernel or its input smaller"
+            )
         if batch_size > most:
             raise BudgetError(
                 f"batch_size must lie in [1, {most}] for model {spec.name!r}, so that the integer sums over the "
@@ -132,7 +137,7 @@ def _most_samples(block: Block) -> int:
     bound = block.fan_in * (255 if block.is_first else 1)
     values = math.isqrt(((1 << 63) - 1) // (127 * bound))
     positions = block.conv_height * block.conv_width
-    return max(1, min(values // (block.norm_height * block.norm_width), MAX_POSITIONS // positions))
+    return min(values // (block.norm_height * block.norm_width), MAX_POSITIONS // positions)
 
 
 def _native_block(block: Block) -> _native.BlockSpec:

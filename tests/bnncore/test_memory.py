@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bnncore.errors import BudgetError
+from bnncore.errors import BudgetError, SpecError
 from bnncore.memory import (
     LayerCounts,
     compare_memory,
@@ -23,6 +23,16 @@ MIB = 1 << 20
 MLP = count_layers(mlp())
 CNV = count_layers(cnv())
 BINARYNET = count_layers(binarynet())
+
+
+def test_sums_that_would_not_fit_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"65536 numbers, .* reads 65537"):
+        plan_memory(mlp((65_537,), (8,), 3), batch_size=1)
+    # Three sums of 2^22 gradients fit an int32: room for four maps of 1022 x 1022.
+    deep = cnv((1024, 1024), (1,), 1, (1,), 2)
+    assert plan_memory(deep, batch_size=4).peak_bytes > 0
+    with pytest.raises(BudgetError, match=r"batch_size must lie in \[1, 4\].*1022 x 1022 maps of layer 'conv1'"):
+        plan_memory(deep, batch_size=5)
 
 
 def test_the_networks_have_the_papers_element_counts() -> None:
@@ -96,7 +106,7 @@ def test_roles_add_up_to_the_engines_block(optimizer: str, threads: int) -> None
 
     assert use.total_bytes == plan.peak_bytes
     assert min(use.variables.values()) >= 0
-    lasting = {"latent8": 1, "latent8m": 1, "bop": 0, "adam": 4}[optimizer] * 399_872
+    lasting = {"latent8": 1, "latent8m": 1, "bop": 0, "adam": 4, "sgd": 4}[optimizer] * 399_872
     assert use.variables["weights"] >= lasting
 
 

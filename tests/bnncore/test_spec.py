@@ -235,6 +235,21 @@ def test_maps_that_do_not_chain_are_refused_by_name(path: str, value: Any, messa
     assert message in str(caught.value)
 
 
+def test_a_dense_layer_gives_no_map_to_convolve() -> None:
+    spec = cnv((4, 4), (4,), 1, (24,), 3).to_dict()
+    conv = {"kind": "binary_conv2d", "name": "late", "in_height": 2, "in_width": 3, "in_channels": 4, "out_channels": 3}
+    spec["layers"][6:] = [
+        {**conv, "kernel_height": 2, "kernel_width": 3, "stride": 1, "padding": "valid"},
+        {"kind": "l1_batch_norm", "name": "norm9", "features": 3},
+        {"kind": "softmax_cross_entropy", "name": "loss", "classes": 3},
+    ]
+    with pytest.raises(SpecError, match="'late' takes a map of 2 x 3 x 4 but layer 'dense1' gives plain numbers"):
+        ModelSpec.from_dict(spec)
+
+    spec["layers"][6] |= {"in_height": 1, "in_width": 1, "in_channels": 24, "kernel_height": 1, "kernel_width": 1}
+    assert ModelSpec.from_dict(spec).blocks[2].fan_in == 24
+
+
 def test_a_network_that_ends_in_a_map_is_refused() -> None:
     spec = CONV.to_dict()
     spec["layers"] = [
