@@ -38,7 +38,8 @@ columns:
   standard   Algorithm 1 (Courbariaux and Bengio): float32 throughout, Adam
   same opt.  the same with the numbers that the chosen optimizer keeps for each weight
   paper      Algorithm 2 of arXiv 2102.04270 as published: bits and float16, Adam
-  bitfleet   this engine: the one block of memory that it trains in, at the moment when it is fullest
+Below them stands what the engine of the chosen preset trains in: its one block of memory, at the moment when it is
+fullest.
 """
 _VARIABLES = {
     "X": "activations X",
@@ -151,7 +152,7 @@ def _table(result: dict[str, Any], widths: str) -> str:
         if any(sizes):
             lines.append(f"{title:<16}" + "".join(f"{format_bytes(size):>12}" for size in sizes))
     totals = [format_bytes(result[column]["total_bytes"]) for column in columns]
-    lines += [f"{'total':<16}" + "".join(f"{total:>12}" for total in totals), "", "bitfleet"]
+    lines += [f"{'total':<16}" + "".join(f"{total:>12}" for total in totals), "", f"{result['preset']}, as planned"]
     for role, size in result["bitfleet"]["variables"].items():
         lines.append(f"  {role:<14}{format_bytes(size):>12}")
     total = format_bytes(result["bitfleet"]["total_bytes"])

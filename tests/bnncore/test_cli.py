@@ -11,13 +11,15 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 from cli_runs import SMALL, make_shapes, run_json
 
 from bnncore.checkpoint import load_checkpoint
 from bnncore.cli.main import main
+from bnncore.data import Split, write_idx
 from bnncore.engine import Engine, isa_selected
 from bnncore.optimizer import resolve_preset
 from bnncore.state import weights_digest
@@ -126,6 +128,28 @@ def test_training_takes_the_planned_memory_and_little_more(data_root: Path) -> N
 
     run(0)  # inflates MNIST into the cache
     without, trained = run(0), run(100)
+
+    taken = trained["rss_peak_bytes"] - without["rss_peak_bytes"]
+    assert abs(taken - trained["plan_peak_bytes"]) <= 0.05 * trained["plan_peak_bytes"] + (1 << 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["standard", "paper", "bitfleet"])
+@pytest.mark.parametrize("model", ["cnv", "binarynet"])
+def test_convolutions_take_the_planned_memory_and_little_more(model: str, preset: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split in get_args(Split):
+        samples = generator.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+        write_idx(tmp_path, samples, np.arange(40) % 10, split, classes=[str(i) for i in range(10)])
+    command = [sys.executable, "-m", "bnncore.cli", "train", "--model", model, "--data", str(tmp_path), "--json", "-"]
+    command += ["--preset", preset, "--batch-size", "20", "--max-steps"]
+
+    def run(steps: int) -> dict[str, Any]:
+        done = subprocess.run([*command, str(steps)], capture_output=True, check=True)
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    without, trained = run(0), run(2)
 
     taken = trained["rss_peak_bytes"] - without["rss_peak_bytes"]
     assert abs(taken - trained["plan_peak_bytes"]) <= 0.05 * trained["plan_peak_bytes"] + (1 << 20)

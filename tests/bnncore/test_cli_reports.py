@@ -56,6 +56,62 @@ def test_a_budget_picks_the_batch_or_refuses(capsys: pytest.CaptureFixture[str])
     assert "What would fit" in fail(capsys, 3, "memory", "--budget", "100KiB")
 
 
+@pytest.mark.parametrize(
+    ("model", "standard", "paper", "ratio", "published"),
+    [("cnv", 129.09, 32.92, 3.92, 4.17), ("binarynet", 512.85, 138.15, 3.71, 3.71)],
+)
+def test_memory_reproduces_the_papers_figures(
+    capsys: pytest.CaptureFixture[str], model: str, standard: float, paper: float, ratio: float, published: float
+) -> None:
+    result = run_json(capsys, "memory", "--model", model)
+
+    assert result["standard"]["total_bytes"] / 2**20 == pytest.approx(standard, abs=0.005)
+    assert result["paper"]["total_bytes"] / 2**20 == pytest.approx(paper, abs=0.005)
+    assert result["paper"]["ratio"] == pytest.approx(ratio, abs=0.005)
+    assert result["paper"]["ratio_as_published"] == pytest.approx(published, abs=0.005)
+
+
+def test_memory_outlines_any_network(capsys: pytest.CaptureFixture[str]) -> None:
+    def heading(*options: str) -> str:
+        assert main(["memory", *options]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert "cnv 32x32x3-64c3-64c3p2-128c3-128c3p2-256c3-256c3-512-512-10" in heading("--model", "cnv")
+    assert "sensor1d 128x6-64c1x9p1x2-" in heading("--model", "sensor1d")
+    small = ("--widths", "16", "--convs-per-stage", "1", "--dense-widths", "", "--input-shape", "8,8", "--classes", "3")
+    assert "binarynet 8x8-16c3p2-3, batch 100" in heading("--model", "binarynet", *small)
+
+
+def test_a_budget_picks_the_batch_of_the_largest_network(capsys: pytest.CaptureFixture[str]) -> None:
+    picked = run_json(capsys, "memory", "--model", "binarynet", "--budget", "64MiB")
+    one_more = run_json(capsys, "memory", "--model", "binarynet", "--batch-size", str(picked["batch_size"] + 1))
+
+    assert picked["bitfleet"]["total_bytes"] <= 64 << 20 < one_more["bitfleet"]["total_bytes"]
+
+
+def test_memory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "cnv.png"
+
+    assert main(["memory", "--model", "cnv", "--plot", str(picture)]) == 0
+    assert f"drawn to {picture}" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert 5_000 < picture.stat().st_size < 200_000
+    assert "Format 'xyz' is not supported" in fail(capsys, 3, "memory", "--plot", str(tmp_path / "a.xyz"))
+    assert "--plot" in fail(capsys, 3, "memory", "--plot", str(tmp_path / "no" / "a.png"))
+
+
+def test_options_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "model 'mlp' takes the parameters" in fail(capsys, 3, "memory", "--dense-widths", "5")
+    assert "got ['kernel']" in fail(capsys, 3, "memory", "--model", "cnv", "--kernel", "5")
+    assert "must have odd sides" in fail(capsys, 3, "memory", "--model", "sensor1d", "--kernel", "4")
+    (tmp_path / "m.json").write_text("{}")
+    message = fail(capsys, 3, "memory", "--model", str(tmp_path / "m.json"), "--convs-per-stage", "2")
+    assert "--convs-per-stage belongs to a network of the zoo" in message
+    assert "preset 'standard' trains with one of adam, sgd, got 'bop'" in fail(
+        capsys, 3, "memory", "--preset", "standard", "--optimizer", "bop"
+    )
+
+
 def test_info_says_what_this_machine_can_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = run_json(capsys, "info")
     assert main(["info"]) == 0
