@@ -7,7 +7,7 @@ on. The same seed gives the same bits on any number of threads and any instructi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from bnncore.errors import ConfigurationError, DataError, ShapeError
 from bnncore.optimizer import Preset, resolve_preset
 from bnncore.plan import MemoryPlan, describe_plan, native_blocks, native_params
 from bnncore.spec import ModelSpec
-from bnncore.state import State, has_statistics, to_float32, validate_state
+from bnncore.state import State, digest_tensors, has_statistics, to_float32, validate_state
 
 __all__ = [
     "Engine",
@@ -165,17 +165,30 @@ class Engine:
 
         Args:
           copy: False gives views of the arena, which the next step changes, and takes no memory (but under bop, whose
-            weights are unpacked).
+            weights are unpacked, and the preset paper, whose float16 weights become float32).
         """
-        self._ensure_ready()
-        state: State = {}
-        for i, block in enumerate(self.spec.blocks):
-            beta, mean, mean_abs_dev = self._native.norm(i)
-            state[f"{block.linear}.weight"] = self._native.weights(i).reshape(block.weight_shape)
-            state[f"{block.norm}.beta"] = beta
-            state[f"{block.norm}.mean"] = mean
-            state[f"{block.norm}.mean_abs_dev"] = mean_abs_dev
+        state = {
+            name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in self._tensors()
+        }
         return {name: array.copy() for name, array in state.items()} if copy else state
+
+    def weights_digest(self) -> str:
+        """``bnncore.state.weights_digest`` of the state, which is not copied for it."""
+        return digest_tensors(self.spec, self._tensors())
+
+    def _tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """The state tensor by tensor: views where the arena has them as they are; float16 weights as such."""
+        self._ensure_ready()
+        for i, block in enumerate(self.spec.blocks):
+            weights = self._native.weights(i)
+            if weights.dtype == np.uint16:  # the bits of float16
+                weights = weights.view(np.float16)
+            yield f"{block.linear}.weight", weights.reshape(block.weight_shape)
+            yield from zip(
+                (f"{block.norm}.beta", f"{block.norm}.mean", f"{block.norm}.mean_abs_dev"),
+                self._native.norm(i),
+                strict=True,
+            )
 
     def load_state(self, state: State) -> None:
         """Replace the model; optimizer history is forgotten. Without statistics, those of the next steps are taken.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from bnncore.spec import ModelSpec, TensorSpec
 
 __all__ = [
     "State",
+    "digest_tensors",
     "has_statistics",
     "to_float32",
     "to_int8",
@@ -38,6 +40,7 @@ __all__ = [
 
 State = dict[str, NDArray[Any]]
 
+_HASHED_AT_ONCE = 1 << 16
 WEIGHT_STEPS = 127
 """Steps of an int8 latent weight from 0 to 1."""
 
@@ -136,11 +139,25 @@ def weights_digest(spec: ModelSpec, state: State) -> str:
     order = [tensor.name for tensor in spec.tensors if tensor.name in state]
     if len(order) != len(state):
         raise ShapeError(f"model {spec.name!r} has no tensors named {sorted(set(state) - set(order))}")
+    return digest_tensors(spec, ((name, state[name]) for name in order))
+
+
+def digest_tensors(spec: ModelSpec, tensors: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """Hash tensors one after the other, so that they need not exist at once; see ``weights_digest``.
+
+    Args:
+      spec: the network.
+      tensors: names and arrays in the order of the spec. float16 counts as the float32 of the same value.
+
+    Memory: 256 KiB for float16 tensors, otherwise nothing.
+    """
     digest = hashlib.sha256(spec.digest.encode())
-    for name in order:
-        array = np.ascontiguousarray(state[name])
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        header = f"{name} {array.dtype.name} {list(array.shape)}".encode()
+    for name, array in tensors:
+        dtype = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype
+        header = f"{name} {dtype.name} {list(array.shape)}".encode()
         digest.update(struct.pack("<I", len(header)) + header)
-        digest.update(array.data)
+        flat = np.ascontiguousarray(array).reshape(-1)
+        step = _HASHED_AT_ONCE if flat.dtype != dtype else max(len(flat), 1)
+        for start in range(0, len(flat), step):
+            digest.update(flat[start : start + step].astype(dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()

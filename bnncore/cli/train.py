@@ -118,7 +118,6 @@ def run(args: argparse.Namespace) -> None:
     from bnncore.cli.datasets import open_split
     from bnncore.engine import Engine, isa_selected
     from bnncore.optimizer import resolve_preset
-    from bnncore.state import weights_digest
 
     preset = resolve_preset(args.preset, args.optimizer)
     schedule = build_schedule(args.schedule, patience=args.patience)
@@ -129,9 +128,9 @@ def run(args: argparse.Namespace) -> None:
         engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
         result = _train_and_evaluate(args, engine, schedule, train_set, test_set)
     if args.max_steps != 0 or args.save:
-        state = engine.state(copy=False)
-        result["weights_digest"] = weights_digest(spec, state)
+        result["weights_digest"] = engine.weights_digest()
         if args.save:
+            state = engine.state(copy=False)
             extra = {key: result[key] for key in ("accuracy", "preset", "optimizer", "preset_digest", "seed")}
             save_checkpoint(args.save, spec, state, extra={**extra, "classes": list(train_set.classes)})
     result["isa"] = isa_selected()

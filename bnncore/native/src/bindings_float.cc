@@ -1,4 +1,6 @@
 // The Python face of the engines that the bit-packed one is compared with.
+#include <type_traits>
+
 #include "bindings.h"
 #include "bindings_engine.h"
 #include "bnncore/float_engine.h"
@@ -15,20 +17,14 @@ void bind(nb::module_& m, const char* name, const char* plan_name) {
   bind_engine<E>(m, name)
       .def(
           "weights",
-          [](E& self, size_t block) {
-            const BlockSpec& spec = self.blocks()[block];
-            std::vector<float> values(spec.num_weights());
-            for (size_t i = 0; i < values.size(); ++i) {
-              if constexpr (Numerics::kPaper) {
-                values[i] = to_float(self.weights(block)[i]);
-              } else {
-                values[i] = self.weights(block)[i];
-              }
-            }
-            return owned(std::move(values),
-                         {static_cast<size_t>(spec.out_channels), static_cast<size_t>(spec.fan_in())});
+          [](nb::handle self, size_t block) {
+            E& engine = nb::cast<E&>(self);
+            const BlockSpec& spec = engine.blocks()[block];
+            using Bits = std::conditional_t<Numerics::kPaper, uint16_t, float>;
+            return view(self, reinterpret_cast<Bits*>(engine.weights(block)),
+                        {static_cast<size_t>(spec.out_channels), static_cast<size_t>(spec.fan_in())});
           },
-          "block"_a, "A copy of the latent weights, float32.")
+          "block"_a, "A view of the latent weights, float32 or the bits of float16.")
       .def(
           "write_weights",
           [](E& self, size_t block, Array<const float, nb::ndim<2>> values) {
