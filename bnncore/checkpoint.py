@@ -21,6 +21,8 @@ from bnncore.state import State, has_statistics, validate_state, weights_digest
 __all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "bitfleet.checkpoint"
+TRAINING_FORMAT = "bitfleet.training"
+"""Format of the files that bnncore.resume writes."""
 VERSION = 1
 
 
@@ -90,6 +92,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         tensors, text = unpack(data)
         metadata = json.loads(text)
+        if isinstance(metadata, dict) and metadata.get("format") == TRAINING_FORMAT:
+            raise CheckpointError(
+                f"{path} is a run that bitfleet train --checkpoint keeps, not a network. Go on with it: "
+                f"--resume {path} --save FILE writes the network at its end"
+            )
         if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path} must be a checkpoint of bitfleet, but its metadata say otherwise. {advice}")
         if metadata.get("version") != VERSION:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore.checkpoint import TRAINING_FORMAT
 from bnncore.codec.container import unpack, write
 from bnncore.durable import replace_file
 from bnncore.engine import Engine
@@ -25,7 +26,6 @@ from bnncore.training import EpochResult, Progress
 
 __all__ = ["load_training", "save_training"]
 
-FORMAT = "bitfleet.training"
 VERSION = 1
 
 
@@ -44,7 +44,7 @@ def save_training(path: str | Path, engine: Engine, progress: Progress, settings
     tensors, counters = engine.training_state()
     plain = {name: _as_bytes(array) for name, array in tensors.items()}
     metadata = {
-        "format": FORMAT,
+        "format": TRAINING_FORMAT,
         "version": VERSION,
         "settings": _settings(engine, settings),
         "counters": counters,
@@ -81,8 +81,10 @@ def load_training(path: str | Path, engine: Engine, settings: Mapping[str, Any])
     try:
         tensors, text = unpack(data)
         metadata = json.loads(text)
-        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no saved run of bitfleet. {advice}")
+        if not isinstance(metadata, dict) or metadata.get("format") != TRAINING_FORMAT:
+            raise CheckpointError(
+                f"{path} is no saved run of bitfleet, which --checkpoint keeps; --save writes a network. {advice}"
+            )
         if metadata.get("version") != VERSION:
             raise CheckpointError(f"{path} has version {metadata.get('version')!r:.40}, this bitfleet reads {VERSION}")
         if metadata["digest"] != _digest(tensors):
@@ -113,7 +115,14 @@ def _settings(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     names = sorted(name for name in {*saved, *given} if saved.get(name) != given.get(name))
-    return ", ".join(f"{name} was {saved.get(name)!r:.60}, is {given.get(name)!r:.60}" for name in names)
+    return ", ".join(f"{name} was {_brief(saved.get(name))}, is {_brief(given.get(name))}" for name in names)
+
+
+def _brief(value: object) -> str:
+    if value is None:
+        return "not given"
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."  # long ones are digests
 
 
 def _as_bytes(array: NDArray[Any]) -> NDArray[Any]:

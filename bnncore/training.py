@@ -158,10 +158,11 @@ def train(
     if progress.schedule:
         schedule.recall(progress.schedule)
     times_ms = array("d")
-    while progress.steps < total:
+    # A run that was stopped after its last step has all its steps, but its last epoch has not ended yet.
+    while sum(ended.steps for ended in progress.epochs) < total:
         epoch = len(progress.epochs)
-        in_epoch = progress.steps - epoch * steps_per_epoch
-        for indices in islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), in_epoch, None):
+        first, last = progress.steps - epoch * steps_per_epoch, total - epoch * steps_per_epoch
+        for indices in islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), first, last):
             started = time.perf_counter()
             dataset.read(indices, engine.input)
             if augmenter is not None:
@@ -177,8 +178,6 @@ def train(
             progress.seconds += now - started
             if on_step is not None:
                 on_step(progress.steps, total, step.loss)
-            if progress.steps == total:
-                break
         steps = progress.steps - epoch * steps_per_epoch
         accuracy = 100.0 * progress.correct / (steps * engine.batch_size)
         result = EpochResult(epoch + 1, steps, progress.loss_sum / steps, accuracy, progress.seconds)

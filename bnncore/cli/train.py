@@ -109,10 +109,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     """Run the subcommand."""
     check_destination(args.json, "--json")
-    if args.checkpoint and args.resume and Path(args.checkpoint) != Path(args.resume):
-        raise ConfigurationError("--resume goes on writing to its own file. Leave --checkpoint out")
-    if args.checkpoint_every and not (args.checkpoint or args.resume):
-        raise ConfigurationError("--checkpoint-every needs to know where. Give --checkpoint FILE")
+    _check_files(args)
     # All that training will need is imported now, so that what it adds in memory is its own.
     from bnncore.checkpoint import save_checkpoint
     from bnncore.cli.datasets import open_split
@@ -139,6 +136,25 @@ def run(args: argparse.Namespace) -> None:
     write_json(result, args.json)
 
 
+def _check_files(args: argparse.Namespace) -> None:
+    """Make sure that no file is written over another, nor over days of work."""
+    if args.checkpoint and args.resume and Path(args.checkpoint) != Path(args.resume):
+        raise ConfigurationError("--resume goes on writing to its own file. Leave --checkpoint out")
+    if args.checkpoint_every and not (args.checkpoint or args.resume):
+        raise ConfigurationError("--checkpoint-every needs to know where. Give --checkpoint FILE")
+    if args.checkpoint and not args.resume and Path(args.checkpoint).is_file():
+        raise ConfigurationError(
+            f"--checkpoint {args.checkpoint} is there already. Go on with that run: --resume {args.checkpoint}, "
+            "remove the file to start anew, or choose another"
+        )
+    kept_in = "--resume" if args.resume else "--checkpoint"
+    options = {kept_in: args.resume or args.checkpoint, "--save": args.save, "--json": args.json}
+    taken: dict[Path, str] = {}
+    for option, place in options.items():
+        if place and (other := taken.setdefault(Path(place).resolve(), option)) != option:
+            raise ConfigurationError(f"{other} and {option} are the same file, {place}. Choose another for one of them")
+
+
 def _train_and_evaluate(
     args: argparse.Namespace, engine: Engine, schedule: Schedule, train_set: Dataset, test_set: Dataset
 ) -> dict[str, Any]:
@@ -152,7 +168,10 @@ def _train_and_evaluate(
     settings |= {"augment": None if args.augment is None else str(args.augment)}
     settings |= {"dataset": train_set.name, "examples": train_set.num_examples}
     kept_in = args.resume or args.checkpoint
-    progress = load_training(args.resume, engine, settings) if args.resume else Progress()
+    progress = Progress()
+    if args.resume:
+        progress = load_training(args.resume, engine, settings)
+        say(f"goes on after {progress.steps} steps", args.json)
     epochs: list[dict[str, Any]] = progress.notes
     with (
         noticed() if kept_in else contextlib.nullcontext(Interruption()) as interruption,
@@ -241,6 +260,7 @@ def _summary(result: dict[str, Any], saved: str | None) -> str:
     lines = [heading]
     if result["epochs"]:
         lines.append(f"test accuracy    {result['accuracy']:.2f} %")
+    if result["step_ms_median"] is not None:  # there is none when the saved run had ended already
         lines.append(f"a step           {result['step_ms_median']:.2f} ms (median)")
     lines.append(f"training memory  {format_bytes(result['plan_peak_bytes'])} (planned, all of it)")
     lines.append(

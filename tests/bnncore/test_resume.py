@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cli_runs import SMALL, fail, make_shapes, run_json
 
+from bnncore.cli.main import main
 from bnncore.data import open_dataset
 from bnncore.engine import Engine
 from bnncore.errors import CheckpointError
@@ -68,7 +69,7 @@ def test_it_goes_on_bit_for_bit_after_any_step(preset: str, optimizer: str, tmp_
     spec = binarynet((5, 4), (6,), 1, (9,), 2)
     folder = make_shapes(tmp_path / "shapes")
     whole = run(spec, folder, preset, optimizer)
-    for stop in range(1, 12):
+    for stop in range(1, 13):
         file = tmp_path / f"{stop}.safetensors"
         with pytest.raises(Stopped):
             run(spec, folder, preset, optimizer, stop=stop, file=file)
@@ -166,6 +167,57 @@ def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str]
     assert "cannot be read" in fail(capsys, 3, *data, "--resume", str(tmp_path / "missing"))
     nowhere = str(tmp_path / "no" / "folder")
     assert "--checkpoint" in fail(capsys, 3, *data, "--checkpoint", nowhere)
+
+
+def test_a_run_that_has_ended_is_reported_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shapes, file = make_shapes(tmp_path / "shapes"), str(tmp_path / "run.safetensors")
+    options = ["train", "--data", str(shapes), *SMALL, "--max-steps", "8"]
+    ended = run_json(capsys, *options, "--checkpoint", file)
+
+    again = run_json(capsys, *options, "--resume", file)
+    assert main([*options, "--resume", file]) == 0
+    text = capsys.readouterr().out
+
+    same = ("accuracy", "epochs", "steps", "weights_digest")
+    assert [again[key] for key in same] == [ended[key] for key in same]
+    assert again["step_ms_median"] is None
+    assert text.startswith("goes on after 8 steps\n")
+    assert ended["weights_digest"] in text
+
+
+def test_a_run_that_is_kept_is_not_started_over(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    options = ["train", "--data", str(make_shapes(tmp_path / "shapes")), *SMALL, "--epochs", "1"]
+    run_json(capsys, *options, "--checkpoint", str(file))
+    kept = file.read_bytes()
+
+    assert f"--resume {file}" in fail(capsys, 3, *options, "--checkpoint", str(file))
+    assert f"--resume {file} --save FILE" in fail(capsys, 3, "evaluate", str(file), *options[1:3])
+    assert file.read_bytes() == kept
+
+
+@pytest.mark.parametrize("pair", [("--checkpoint", "--save"), ("--resume", "--save"), ("--save", "--json")])
+def test_two_results_never_share_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    data = ["train", "--data", str(make_shapes(tmp_path / "shapes")), *SMALL]
+    (tmp_path / "deeper").mkdir()
+
+    message = fail(capsys, 3, *data, pair[0], str(tmp_path / "a"), pair[1], str(tmp_path / "deeper" / ".." / "a"))
+
+    assert f"{pair[0]} and {pair[1]} are the same file" in message
+
+
+def test_what_differs_is_told_briefly(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = str(tmp_path / "run.safetensors")
+    options = ["train", "--data", str(make_shapes(tmp_path / "shapes")), "--batch-size", "10"]
+    run_json(capsys, *options, "--widths", "16", "--max-steps", "3", "--checkpoint", file)
+
+    message = fail(capsys, 3, *options, "--widths", "17", "--resume", file)
+
+    assert "max_steps was 3, is not given, model was " in message
+    assert mlp((5, 4), (17,), 2).digest[:12] in message
+    assert len(message) < 300 + len(file)
 
 
 def test_restoring_moves_every_persistent_tensor(tmp_path: Path) -> None:
