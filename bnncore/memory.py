@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bnncore.errors import BudgetError
-from bnncore.optimizer import OPTIMIZERS, Preset, resolve_preset
+from bnncore.optimizer import FLOAT_OPTIMIZERS, OPTIMIZERS, Preset, resolve_preset
 from bnncore.plan import MemoryPlan, max_batch_size, plan_memory
 from bnncore.spec import ModelSpec
 
@@ -33,6 +33,7 @@ __all__ = [
     "MemoryUse",
     "compare_memory",
     "count_layers",
+    "describe_ratio",
     "largest_batch_size",
     "paper_memory",
     "planned_memory",
@@ -198,6 +199,13 @@ def compare_memory(spec: ModelSpec, *, batch_size: int, preset: Preset, threads:
     }
 
 
+def describe_ratio(ratio: float) -> str:
+    """Say what a ratio of standard to something else means: ``12.6 times less``, or ``0.3 % more``."""
+    if ratio >= 1.1:
+        return f"{ratio:.3g} times less"
+    return f"{100 * abs(1 / ratio - 1):.1f} % {'less' if ratio > 1 else 'more'}"
+
+
 def largest_batch_size(spec: ModelSpec, *, budget_bytes: int, preset: Preset, threads: int = 1) -> int:
     """Find the largest batch whose plan fits in a memory budget.
 
@@ -222,13 +230,20 @@ def _peak(spec: ModelSpec, batch_size: int, preset: Preset, threads: int) -> int
 
 def _what_would_fit(spec: ModelSpec, budget_bytes: int, preset: Preset, threads: int) -> str:
     needed = _peak(spec, 1, preset, threads)
-    others = [
-        f"--optimizer {name} needs {_peak(spec, 1, other, threads)} bytes"
-        for name in OPTIMIZERS
-        if _peak(spec, 1, other := resolve_preset(preset.name, name), threads) <= budget_bytes
-    ]
-    advice = ", or ".join([*others, f"give --budget {needed} or more, or take a narrower model"])
+    optimizers = OPTIMIZERS if preset.name == "bitfleet" else FLOAT_OPTIMIZERS
+    others = {f"--optimizer {name}": (resolve_preset(preset.name, name), threads) for name in optimizers}
+    others["--threads 1"] = (preset, 1)
+    if preset.name != "bitfleet":
+        others["--preset bitfleet"] = (resolve_preset(), threads)
+    peaks = {option: _peak(spec, 1, *other) for option, other in others.items() if other != (preset, threads)}
+    advice = [f"{option} needs {_kib(peak)} KiB" for option, peak in peaks.items() if peak <= budget_bytes]
+    advice.append(f"give --budget {_kib(needed)}KiB or more, or take a narrower model")
     return (
-        f"model {spec.name!r} with optimizer {preset.optimizer.name!r} needs {needed} bytes for one sample a batch, "
-        f"the budget is {budget_bytes}. What would fit: {advice}"
+        f"model {spec.name!r} with preset {preset.name!r}, optimizer {preset.optimizer.name!r} and {threads} thread(s) "
+        f"needs {_kib(needed)} KiB for one sample a batch, the budget is {budget_bytes >> 10} KiB. What would fit: "
+        + ", or ".join(advice)
     )
+
+
+def _kib(count: int) -> int:
+    return -(-count >> 10)

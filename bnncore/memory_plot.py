@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from bnncore.durable import replace_file
 from bnncore.errors import ConfigurationError
+from bnncore.memory import describe_ratio
 
-__all__ = ["plot_memory"]
+__all__ = ["PLOT_FORMATS", "plot_memory"]
 
-_COLUMNS = {"standard": "standard\n(float32, Adam)", "paper": "paper\n(Algorithm 2, Adam)", "bitfleet": "bitfleet"}
+PLOT_FORMATS = ("png", "svg", "pdf")
+"""Endings of the files that it draws."""
+_COLUMNS = ("standard", "paper", "bitfleet")
 # The formulas' variables and the plan's roles under one name and colour each.
 _GROUPS = {
     "activations": (("X", "activations"), "#4477aa"),
@@ -27,11 +32,14 @@ def plot_memory(result: Mapping[str, Any], path: str) -> None:
 
     Args:
       result: its result.
-      path: the picture; its ending decides the format.
+      path: the picture; its ending decides the format. It appears complete or not at all.
 
     Raises:
       ConfigurationError: matplotlib is missing, the format is unknown, or the file cannot be written.
     """
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending not in PLOT_FORMATS:
+        raise ConfigurationError(f"a picture must end in .{', .'.join(PLOT_FORMATS)}, got {path}")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -43,22 +51,25 @@ def plot_memory(result: Mapping[str, Any], path: str) -> None:
     unit = 2.0**20
     totals = [result[column]["total_bytes"] / unit for column in _COLUMNS]
     bottoms = [0.0] * len(_COLUMNS)
+    engine = "bitfleet" if result["preset"] == "bitfleet" else f"bitfleet, preset {result['preset']}"
+    labels = ["standard\n(float32, Adam)", "paper\n(Algorithm 2, Adam)", f"{engine}\n({result['optimizer']})"]
     for group, (names, colour) in _GROUPS.items():
         sizes = [sum(result[c]["variables"].get(name, 0) for name in names) / unit for c in _COLUMNS]
         if any(sizes):
-            axes.bar(list(_COLUMNS.values()), sizes, bottom=bottoms, label=group, color=colour, width=0.6)
+            axes.bar(labels, sizes, bottom=bottoms, label=group, color=colour, width=0.6)
             bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
     for place, total in enumerate(totals):
-        ratio = "" if place == 0 else f"\n{totals[0] / total:.1f} times less"
+        ratio = "" if place == 0 else f"\n{describe_ratio(totals[0] / total)}"
         axes.annotate(
             f"{total:.3g} MiB{ratio}", (place, total), (0, 4), textcoords="offset points", ha="center", va="bottom"
         )
     axes.set_ylim(0, 1.18 * max(totals))
     axes.set_ylabel("MiB")
-    axes.set_title(f"{result['model']}, batch {result['batch_size']}, optimizer {result['optimizer']}")
+    axes.set_title(f"{result['model']}: memory to train with a batch of {result['batch_size']}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+        with replace_file(Path(path)) as file:
+            figure.savefig(file, format=ending, dpi=120)
+    except OSError as error:
         raise ConfigurationError(f"the picture cannot be written to {path}: {error}") from error

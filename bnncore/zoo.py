@@ -39,7 +39,7 @@ def mlp(
     Raises:
       SpecError: a width is not a positive integer.
     """
-    stack = _Stack((1, 1, math.prod(input_shape)))
+    stack = _Stack("mlp", (1, 1, math.prod(input_shape)))
     stack.add_dense(widths, classes)
     return ModelSpec("mlp", tuple(input_shape), tuple(stack.layers))
 
@@ -63,7 +63,7 @@ def cnv(
     Raises:
       SpecError: a size is not a positive integer, or the image is too small for so many stages.
     """
-    stack = _Stack(_image_shape("cnv", input_shape))
+    stack = _Stack("cnv", _image_shape("cnv", input_shape))
     for stage, width in enumerate(widths, start=1):
         for number in range(1, convs_per_stage + 1):
             pools = number == convs_per_stage and stage < len(widths)
@@ -91,7 +91,7 @@ def binarynet(
     Raises:
       SpecError: a size is not a positive integer, or the image is too small for so many stages.
     """
-    stack = _Stack(_image_shape("binarynet", input_shape))
+    stack = _Stack("binarynet", _image_shape("binarynet", input_shape))
     for width in widths:
         for number in range(1, convs_per_stage + 1):
             stack.add_conv(width, padding="same", pool_before_norm=number == convs_per_stage)
@@ -121,9 +121,12 @@ def sensor1d(
       SpecError: a size is not a positive integer, the kernel is even, or the window is too short for so many stages.
     """
     if len(input_shape) not in (1, 2):
-        raise SpecError(f"model 'sensor1d' takes windows of [readings, channels], got samples of {list(input_shape)}")
+        raise SpecError(
+            f"model 'sensor1d' takes windows of [readings, channels], got samples of {list(input_shape)}. "
+            "Choose cnv, binarynet or mlp for them"
+        )
     readings, channels = (*input_shape, 1)[:2]
-    stack = _Stack((1, readings, channels))
+    stack = _Stack("sensor1d", (1, readings, channels))
     for width in widths:
         stack.add_conv(width, padding="same", kernel=(1, kernel), pool_before_norm=True, window=(1, 2))
     stack.add_dense(dense_widths, classes)
@@ -146,7 +149,7 @@ def build(name: str, **params: Any) -> ModelSpec:
     """
     builder = ZOO.get(name)
     if builder is None:
-        raise SpecError(f"model must be one of {sorted(ZOO)}, got {name!r}")
+        raise SpecError(f"model must be one of {', '.join(sorted(ZOO))}, got {name!r}")
     known = inspect.signature(builder).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:
@@ -164,7 +167,7 @@ def _image_shape(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]
     if len(input_shape) not in (2, 3):
         raise SpecError(
             f"model {model!r} takes images of [height, width] or [height, width, channels], got samples of "
-            f"{list(input_shape)}. Choose mlp or sensor1d for them"
+            f"{list(input_shape)}. Choose mlp for them, or sensor1d for windows of sensor readings"
         )
     height, width, channels = (*input_shape, 1)[:3]
     return height, width, channels
@@ -173,9 +176,10 @@ def _image_shape(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]
 class _Stack:
     """Adds blocks and keeps track of the map that the next one reads."""
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: str, shape: tuple[int, int, int]) -> None:
+        self.model = model
         self.layers: list[Layer] = []
-        self.shape = shape
+        self.shape = self.input_shape = shape
         self._counts: dict[str, int] = {}
 
     def add_conv(
@@ -189,6 +193,8 @@ class _Stack:
         pool_after_sign: bool = False,
     ) -> None:
         conv = BinaryConv2d(self._name("conv"), *self.shape, channels, *kernel, stride=1, padding=padding)
+        if padding == "valid":
+            self._check_map(conv.name, kernel)
         self.layers.append(conv)
         self.shape = (conv.out_height, conv.out_width, channels)
         if pool_before_norm:
@@ -212,8 +218,21 @@ class _Stack:
 
     def _add_pool(self, window: tuple[int, int]) -> None:
         height, width, channels = self.shape
-        self.layers.append(MaxPool2d(self._name("pool"), height, width, channels, *window))
+        pool = MaxPool2d(self._name("pool"), height, width, channels, *window)
+        self._check_map(pool.name, window)
+        self.layers.append(pool)
         self.shape = (height // window[0], width // window[1], channels)
+
+    def _check_map(self, name: str, needed: tuple[int, int]) -> None:
+        height, width, _ = self.shape
+        if height < needed[0] or width < needed[1]:
+            samples, advice = f"images of {self.input_shape[0]} x {self.input_shape[1]}", ", a smaller convs_per_stage"
+            if self.model == "sensor1d":
+                samples, advice = f"windows of {self.input_shape[1]} readings", ""
+            raise SpecError(
+                f"model {self.model!r} is too deep for {samples}: layer {name!r} needs a map of {needed[0]} x "
+                f"{needed[1]}, but {height} x {width} is left. Take fewer widths{advice} or larger samples"
+            )
 
     def _name(self, kind: str) -> str:
         self._counts[kind] = self._counts.get(kind, 0) + 1

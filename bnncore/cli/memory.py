@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnncore.cli.options import (
@@ -15,7 +16,7 @@ from bnncore.cli.options import (
     positive_int,
 )
 from bnncore.cli.output import check_destination, format_bytes, say, write_json
-from bnncore.errors import BudgetError
+from bnncore.errors import BudgetError, ConfigurationError, SpecError
 
 if TYPE_CHECKING:
     from bnncore.optimizer import Preset
@@ -34,12 +35,12 @@ examples:
   bitfleet memory --model cnv --plot cnv.png         the same as a picture
   bitfleet memory --widths 1024,1024 --input-shape 32,32,3 --json -
 
-columns:
+columns, all by the paper's formulas:
   standard   Algorithm 1 (Courbariaux and Bengio): float32 throughout, Adam
   same opt.  the same with the numbers that the chosen optimizer keeps for each weight
   paper      Algorithm 2 of arXiv 2102.04270 as published: bits and float16, Adam
-Below them stands what the engine of the chosen preset trains in: its one block of memory, at the moment when it is
-fullest.
+Below them stands what the engine of the chosen preset really trains in: its one block of memory, at the moment when it
+is fullest. --preset standard and --preset paper show what it takes for those two.
 """
 _VARIABLES = {
     "X": "activations X",
@@ -79,7 +80,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"samples a step (default: {DEFAULT_BATCH_SIZE}, or the most that fit in --budget)",
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw it as bars (needs: pip install 'bitfleet[plot]')")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="draw it as bars; .svg and .pdf work too (needs: pip install 'bitfleet[plot]')",
+    )
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="memory that training may take, e.g. 64MiB")
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -89,7 +94,12 @@ def run(args: argparse.Namespace) -> None:
     """Run the subcommand."""
     check_destination(args.json, "--json")
     check_destination(args.plot, "--plot")
+    if args.plot and args.json and Path(args.plot).resolve() == Path(args.json).resolve():
+        raise ConfigurationError(f"--plot and --json are the same file, {args.plot}. Choose another for one of them")
+    if args.model.endswith(".json") and (args.input_shape is not None or args.classes is not None):
+        raise SpecError("--input-shape and --classes belong to a network of the zoo; a spec file says its own")
     from bnncore.memory import compare_memory
+    from bnncore.memory_plot import plot_memory
     from bnncore.optimizer import resolve_preset
 
     preset = resolve_preset(args.preset, args.optimizer)
@@ -98,11 +108,10 @@ def run(args: argparse.Namespace) -> None:
     result = compare_memory(spec, batch_size=batch_size, preset=preset, threads=args.threads)
     if args.budget is not None:
         result["budget_bytes"] = args.budget
+    if args.plot:
+        plot_memory(result, args.plot)
     say(_table(result, _outline(spec)), args.json)
     if args.plot:
-        from bnncore.memory_plot import plot_memory
-
-        plot_memory(result, args.plot)
         say(f"drawn to {args.plot}", args.json)
     write_json(result, args.json)
 
@@ -116,7 +125,8 @@ def _batch_size(args: argparse.Namespace, spec: ModelSpec, preset: Preset) -> in
     largest = largest_batch_size(spec, budget_bytes=args.budget, preset=preset, threads=args.threads)
     if args.batch_size is not None and args.batch_size > largest:
         raise BudgetError(
-            f"a batch of {args.batch_size} does not fit in {args.budget} bytes; the largest that does is {largest}. "
+            f"a batch of {args.batch_size} does not fit in {format_bytes(args.budget)}; the largest that does is "
+            f"{largest}. "
             f"Give --batch-size {largest} or less"
         )
     return args.batch_size or largest
@@ -141,6 +151,8 @@ def _outline(spec: ModelSpec) -> str:
 
 
 def _table(result: dict[str, Any], widths: str) -> str:
+    from bnncore.memory import describe_ratio
+
     columns = ["standard", "standard_same_optimizer", "paper"]
     heading = (
         f"{result['model']} {widths}, batch {result['batch_size']}, preset {result['preset']} "
@@ -151,12 +163,16 @@ def _table(result: dict[str, Any], widths: str) -> str:
         sizes = [result[column]["variables"][key] for column in columns]
         if any(sizes):
             lines.append(f"{title:<16}" + "".join(f"{format_bytes(size):>12}" for size in sizes))
-    totals = [format_bytes(result[column]["total_bytes"]) for column in columns]
-    lines += [f"{'total':<16}" + "".join(f"{total:>12}" for total in totals), "", f"{result['preset']}, as planned"]
+    totals = [result[column]["total_bytes"] for column in columns]
+    lines.append(f"{'total':<16}" + "".join(f"{format_bytes(total):>12}" for total in totals))
+    lines.append(f"{'standard / this':<16}" + "".join(f"{totals[0] / total:>12.2f}" for total in totals))
+    if (published := result["paper"]["ratio_as_published"]) != result["paper"]["ratio"]:
+        lines.append(f"(as its authors count: {published:.2f}, with pool masks in the standard column alone)")
+    lines += ["", f"{result['preset']}, as planned"]
     for role, size in result["bitfleet"]["variables"].items():
         lines.append(f"  {role:<14}{format_bytes(size):>12}")
     total = format_bytes(result["bitfleet"]["total_bytes"])
-    lines += [f"{'total':<16}{total:>12}", "", f"{result['ratio']:.2f} times less than the standard algorithm"]
+    lines += [f"{'total':<16}{total:>12}", "", f"{describe_ratio(result['ratio'])} than the standard algorithm"]
     if "budget_bytes" in result:
         lines.append(f"fits in the budget of {format_bytes(result['budget_bytes'])}")
     return "\n".join(lines)

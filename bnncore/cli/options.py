@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,7 @@ _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 def positive_int(text: str) -> int:
     """Read an integer of at least 1 (for argparse)."""
-    value = int(text)
+    value = _int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
@@ -40,10 +42,17 @@ def positive_int(text: str) -> int:
 
 def unsigned_int(text: str) -> int:
     """Read an integer in [0, 2**63) (for argparse)."""
-    value = int(text)
+    value = _int(text)
     if not 0 <= value < 1 << 63:
         raise argparse.ArgumentTypeError(f"must be in [0, 2**63), got {value}")
     return value
+
+
+def _int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from error
 
 
 def parse_bytes(text: str) -> int:
@@ -55,8 +64,11 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Read comma-separated positive integers; an empty text is none."""
-    return tuple(positive_int(part) for part in text.split(",")) if text else ()
+    """Read comma-separated positive integers; an empty text is none (for argparse)."""
+    try:
+        return tuple(positive_int(part) for part in text.split(",")) if text else ()
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be positive integers such as 64,128, got {text!r}") from error
 
 
 def parse_augmentation(text: str) -> Augmentation:
@@ -81,13 +93,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--widths",
         type=parse_sizes,
         metavar="N,N,...",
-        help="mlp: features of each hidden layer; the others: channels of each stage of convolutions",
+        help="mlp: features of each hidden layer; the others: channels of each stage of convolutions "
+        "(default: mlp 256,256,256,256, cnv 64,128,256, binarynet 128,256,512, sensor1d 64,64,128)",
     )
     parser.add_argument(
         "--dense-widths",
         type=parse_sizes,
         metavar="N,N,...",
-        help="cnv, binarynet, sensor1d: features of each hidden dense layer; '' for none",
+        help="cnv, binarynet, sensor1d: features of each hidden dense layer, '' for none (default: cnv 512,512, "
+        "binarynet 1024,1024, sensor1d 128)",
     )
     parser.add_argument(
         "--convs-per-stage", type=positive_int, metavar="N", help="cnv, binarynet: convolutions a stage (default: 2)"
@@ -111,14 +125,15 @@ def build_model(
       SpecError: the name is unknown, the file cannot be read or is no spec, or an option does not belong to the model.
     """
     from bnncore.spec import ModelSpec
-    from bnncore.zoo import build
+    from bnncore.zoo import ZOO, build
 
     names = ("widths", "dense_widths", "convs_per_stage", "kernel")
     params = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.model.endswith(".json"):
         if params:
-            options = ", ".join("--" + name.replace("_", "-") for name in params)
-            raise SpecError(f"{options} belongs to a network of the zoo; a spec file says its own sizes. Leave it out")
+            raise SpecError(
+                f"{_options(params)} belongs to a network of the zoo; a spec file says its own sizes. Leave it out"
+            )
         try:
             text = Path(args.model).read_bytes()
         except OSError as error:
@@ -127,11 +142,24 @@ def build_model(
             return ModelSpec.from_json(text)
         except SpecError as error:
             raise SpecError(f"{args.model}: {error}") from error
+    if args.model not in ZOO:
+        known = ", ".join(ZOO)
+        raise SpecError(f"--model must be one of {known}, or a model spec whose name ends in .json, got {args.model!r}")
+    taken = inspect.signature(ZOO[args.model]).parameters
+    if foreign := [name for name in params if name not in taken]:
+        known = _options(name for name in names if name in taken)
+        raise SpecError(
+            f"{_options(foreign)} does not belong to model {args.model!r}, which takes {known}. Leave it out"
+        )
     if input_shape is not None:
         params["input_shape"] = input_shape
     if classes is not None:
         params["classes"] = classes
     return build(args.model, **params)
+
+
+def _options(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -152,14 +180,25 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:
     """Add --preset, --optimizer and --threads."""
-    parser.add_argument("--preset", default="bitfleet", metavar="NAME", help="numeric choices (default: bitfleet)")
+    parser.add_argument(
+        "--preset",
+        default="bitfleet",
+        metavar="NAME",
+        help="bitfleet, or what it is compared with: standard (Algorithm 1, float32), paper (Algorithm 2 of arXiv "
+        "2102.04270, float16 and bits); default: bitfleet",
+    )
     parser.add_argument(
         "--optimizer",
         metavar="NAME",
-        help="latent8 (1 byte a weight), bop (1), latent8m (2) or adam (12); default: the preset's",
+        help="latent8 (1 byte a weight), bop (1), latent8m (2), sgd (8) or adam (12); the presets standard and paper "
+        "take adam and sgd; default: latent8, theirs adam",
     )
     parser.add_argument(
-        "--threads", type=positive_int, default=1, metavar="N", help="threads; they never change a result (default: 1)"
+        "--threads",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="threads; they never change a result, but each takes scratch memory (default: 1)",
     )
 
 

@@ -50,15 +50,19 @@ def test_wrong_models_and_presets_are_refused(capsys: pytest.CaptureFixture[str]
     (tmp_path / "bad.json").write_text(json.dumps(spec))
     (tmp_path / "other.json").write_text(mlp((3, 3), (16,), 2).to_json())
 
-    assert "'sensor1d'], got 'vgg'" in fail(capsys, 3, *data, "--model", "vgg")
+    assert "whose name ends in .json, got 'vgg'" in fail(capsys, 3, *data, "--model", "vgg")
     message = fail(capsys, 3, *data, "--model", str(tmp_path / "bad.json"))
     assert "'dense2' takes 8 features but layer 'dense1' gives 16" in message
     assert "bad.json" in message
     assert "cannot be read" in fail(capsys, 3, *data, "--model", str(tmp_path / "absent.json"))
     assert "[3, 3]" in fail(capsys, 5, *data, "--model", str(tmp_path / "other.json"), "--batch-size", "10")
     assert "--widths" in fail(capsys, 3, *data, "--model", str(tmp_path / "other.json"), "--widths", "3")
-    assert "latent8m" in fail(capsys, 3, *data, "--optimizer", "sgd")
+    assert "latent8m" in fail(capsys, 3, *data, "--optimizer", "sdg")
     assert "bitfleet" in fail(capsys, 3, *data, "--preset", "magic")
+    assert "layer 'conv2' needs a map of 3 x 3" in fail(capsys, 3, *data, "--model", "cnv", "--convs-per-stage", "1")
+    assert "Choose cnv, binarynet or mlp" in fail(
+        capsys, 3, "memory", "--model", "sensor1d", "--input-shape", "32,32,3"
+    )
 
 
 def test_checkpoints_that_cannot_be_evaluated_are_refused(
@@ -118,17 +122,21 @@ def test_devices_are_written_to_and_not_replaced(capsys: pytest.CaptureFixture[s
 
 
 def test_usage_mistakes_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (
-        [],
-        ["fly"],
-        ["train", "--epochs", "0"],
-        ["train", "--seed", "-1"],
-        ["train", "--widths", "3,x"],
-        ["memory", "--budget", "many"],
-        ["evaluate"],
+    for arguments, message in (
+        ([], "COMMAND"),
+        (["fly"], "'fly'"),
+        (["train", "--epochs", "0"], "--epochs: must be at least 1, got 0"),
+        (["train", "--epochs", "ten"], "--epochs: must be an integer, got 'ten'"),
+        (["train", "--seed", "-1"], "--seed: must be in [0, 2**63), got -1"),
+        (["train", "--widths", "3,x"], "--widths: must be positive integers such as 64,128, got '3,x'"),
+        (["memory", "--widths", "0"], "--widths: must be positive integers such as 64,128, got '0'"),
+        (["memory", "--budget", "many"], "--budget: must be an amount such as 64MiB"),
+        (["evaluate"], "CHECKPOINT"),
     ):
         assert main(arguments) == 2
-    assert "usage: bitfleet" in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert "usage: bitfleet" in errors
+        assert message in errors
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback(shapes: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from bnncore.cli.main import main
 from bnncore.cli.options import parse_bytes
 from bnncore.cli.output import format_bytes
 from bnncore.engine import isa_selected
+from bnncore.memory import describe_ratio
 from bnncore.optimizer import resolve_preset
 
 
@@ -96,17 +98,57 @@ def test_memory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert f"drawn to {picture}" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert 5_000 < picture.stat().st_size < 200_000
-    assert "Format 'xyz' is not supported" in fail(capsys, 3, "memory", "--plot", str(tmp_path / "a.xyz"))
+    for name in ("a.xyz", "a"):
+        assert "must end in .png, .svg, .pdf" in fail(capsys, 3, "memory", "--plot", str(tmp_path / name))
     assert "--plot" in fail(capsys, 3, "memory", "--plot", str(tmp_path / "no" / "a.png"))
+    assert "the same file" in fail(capsys, 3, "memory", "--plot", str(picture), "--json", str(picture))
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+@pytest.mark.parametrize("preset", ["bitfleet", "standard"])
+def test_the_drawing_says_totals_and_ratios(capsys: pytest.CaptureFixture[str], tmp_path: Path, preset: str) -> None:
+    picture, options = tmp_path / "cnv.svg", ["memory", "--model", "cnv", "--preset", preset]
+    result = run_json(capsys, *options)
+
+    assert main([*options, "--plot", str(picture)]) == 0
+
+    drawn = re.findall(r"<!-- (.*?) -->", picture.read_text())  # matplotlib repeats each line of text in a comment
+    mib = f"{result['bitfleet']['total_bytes'] / 2**20:.3g} MiB"
+    engine = [mib, describe_ratio(result["ratio"]), "bitfleet" if preset == "bitfleet" else "bitfleet, preset standard"]
+    paper = ["129 MiB", "32.9 MiB", "3.92 times less", "activations", "pool masks"]
+    assert {"cnv: memory to train with a batch of 100", *engine, *paper} <= set(drawn)
+
+
+def test_without_matplotlib_the_drawing_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # what makes Python say that it is not there
+
+    assert "pip install 'bitfleet[plot]'" in fail(capsys, 3, "memory", "--plot", str(tmp_path / "a.png"))
+
+
+def test_memory_says_ratios_as_people_read_them(capsys: pytest.CaptureFixture[str]) -> None:
+    def text(*options: str) -> str:
+        assert main(["memory", *options]) == 0
+        return capsys.readouterr().out
+
+    assert "\nstandard / this         1.00        1.10        3.92\n" in text("--model", "cnv")
+    assert "as its authors count: 4.17" in text("--model", "cnv")
+    assert "as its authors count" not in text("--model", "binarynet")
+    assert "% more than the standard algorithm" in text("--preset", "standard")
 
 
 def test_options_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "model 'mlp' takes the parameters" in fail(capsys, 3, "memory", "--dense-widths", "5")
-    assert "got ['kernel']" in fail(capsys, 3, "memory", "--model", "cnv", "--kernel", "5")
+    message = fail(capsys, 3, "memory", "--dense-widths", "5")
+    assert "--dense-widths does not belong to model 'mlp', which takes --widths. Leave it out" in message
+    assert "takes --widths, --dense-widths, --convs" in fail(capsys, 3, "memory", "--model", "cnv", "--kernel", "5")
     assert "must have odd sides" in fail(capsys, 3, "memory", "--model", "sensor1d", "--kernel", "4")
     (tmp_path / "m.json").write_text("{}")
     message = fail(capsys, 3, "memory", "--model", str(tmp_path / "m.json"), "--convs-per-stage", "2")
     assert "--convs-per-stage belongs to a network of the zoo" in message
+    for option in ("--classes", "--input-shape"):
+        message = fail(capsys, 3, "memory", "--model", str(tmp_path / "m.json"), option, "2")
+        assert "--input-shape and --classes belong to a network of the zoo" in message
     assert "preset 'standard' trains with one of adam, sgd, got 'bop'" in fail(
         capsys, 3, "memory", "--preset", "standard", "--optimizer", "bop"
     )

@@ -9,6 +9,7 @@ from bnncore.memory import (
     LayerCounts,
     compare_memory,
     count_layers,
+    describe_ratio,
     largest_batch_size,
     paper_memory,
     planned_memory,
@@ -140,10 +141,31 @@ def test_a_budget_that_is_too_small_is_refused_with_what_would_fit() -> None:
     preset = resolve_preset("bitfleet", "latent8m")
     needed = plan_memory(mlp(), batch_size=1, preset=preset).peak_bytes
 
-    with pytest.raises(BudgetError, match=rf"needs {needed} bytes.*--optimizer latent8 needs.*--budget {needed}"):
+    kib = needed // 1024 + 1
+    message = rf"needs {kib} KiB .* is {kib - 1} KiB.*: --optimizer latent8 needs .*--budget {kib}KiB or more"
+    with pytest.raises(BudgetError, match=message):
         largest_batch_size(mlp(), budget_bytes=needed - 1, preset=preset)
     with pytest.raises(BudgetError) as caught:
         largest_batch_size(mlp(), budget_bytes=1000, preset=preset)
 
     assert "--optimizer" not in str(caught.value)
     assert largest_batch_size(mlp(), budget_bytes=needed, preset=preset) >= 1
+
+
+@pytest.mark.parametrize("preset", ["standard", "paper"])
+def test_other_presets_and_threads_that_would_fit_are_named(preset: str) -> None:
+    least = plan_memory(mlp(), batch_size=1).peak_bytes
+    kib = -(-least // 1024)
+
+    with pytest.raises(BudgetError, match=rf"What would fit: --preset bitfleet needs {kib} KiB, or give"):
+        largest_batch_size(mlp(), budget_bytes=least, preset=resolve_preset(preset))
+    with pytest.raises(BudgetError, match=rf"and 4 thread\(s\) needs .*: --threads 1 needs {kib} KiB, or give"):
+        largest_batch_size(mlp(), budget_bytes=least, preset=resolve_preset(), threads=4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(12.587, "12.6 times less"), (1.25, "1.25 times less"), (1.05, "4.8 % less"), (0.8, "25.0 % more")],
+)
+def test_a_ratio_is_said_in_words(ratio: float, text: str) -> None:
+    assert describe_ratio(ratio) == text
