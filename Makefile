@@ -22,7 +22,7 @@ BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore
 CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proto clean prerequisites
+.PHONY: help demo test lint format proto accuracy memory clean prerequisites
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,6 +47,17 @@ format: $(VENV)/.dev  ## rewrite Python and C++ in the project's style
 
 proto: $(VENV)/.dev  ## generate the protocol's Python modules again
 	$(BIN)/python proto/generate.py
+
+accuracy: $(VENV)/.dev  ## the presets side by side on MNIST and CIFAR-10: hours; docs/results/ has the last outcome
+	mkdir -p build/accuracy
+	$(BIN)/python -m benchmarks.accuracy --model mlp --dataset mnist --epochs 24 --seeds 0,1,2 \
+	  --json build/accuracy/mlp.json
+	$(BIN)/python -m benchmarks.accuracy --model binarynet --dataset cifar10 --batch-size 40 --max-steps 200 \
+	  --windows 10 --json build/accuracy/binarynet.json
+	$(BIN)/python -m benchmarks.accuracy --model cnv --dataset cifar10 --epochs 3 --json build/accuracy/cnv.json
+
+memory: $(VENV)/.dev  ## peak memory of every preset, measured beside its plan: minutes
+	$(BIN)/python -m benchmarks.memory --json build/memory.json --plot build/memory.png
 
 clean:  ## remove all that make made
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

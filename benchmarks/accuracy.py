@@ -1,0 +1,114 @@
+"""Accuracy and loss of the presets side by side: the same network, data, order of samples and seeds, in one program.
+
+    python -m benchmarks.accuracy --model mlp --dataset mnist --epochs 24 --seeds 0,1,2
+    python -m benchmarks.accuracy --model cnv --dataset cifar10 --epochs 3
+    python -m benchmarks.accuracy --model binarynet --dataset cifar10 --batch-size 40 --max-steps 200 --windows 10
+
+Prints, for every preset, the mean training loss over each of ``--windows`` equal parts of the run and the test accuracy
+after each epoch; ``make accuracy`` runs all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bnncore.data import open_dataset
+from bnncore.engine import Engine
+from bnncore.optimizer import resolve_preset
+from bnncore.training import EpochResult, evaluate, train
+from bnncore.zoo import build
+
+
+def run(args: argparse.Namespace, preset_name: str, seed: int) -> dict[str, Any]:
+    """Train once; give losses by window and accuracies by epoch."""
+    name, _, optimizer = preset_name.partition(":")
+    preset = resolve_preset(name, optimizer or None)
+    losses: list[float] = []
+    accuracies: list[float] = []
+    root = Path(args.data) if args.data else None
+    with (
+        open_dataset(args.dataset, root, split="train") as train_set,
+        open_dataset(args.dataset, root, split="test") as test_set,
+        tqdm(desc=f"{preset_name}, seed {seed}", unit="step", leave=False, disable=None) as bar,
+    ):
+        spec = build(args.model, input_shape=train_set.input_shape, classes=len(train_set.classes))
+        engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=seed, threads=args.threads)
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            losses.append(loss)
+            bar.total = total
+            bar.update()
+
+        def on_epoch(epoch: EpochResult) -> None:
+            accuracies.append(evaluate(engine, test_set).accuracy)
+
+        result = train(
+            engine,
+            train_set,
+            epochs=args.epochs,
+            max_steps=args.max_steps,
+            seed=seed,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    bounds = [round(i * len(losses) / args.windows) for i in range(args.windows + 1)]
+    return {
+        "preset": preset_name,
+        "preset_digest": preset.digest,
+        "seed": seed,
+        "steps": result.steps,
+        "loss_by_window": [statistics.mean(losses[a:b]) for a, b in itertools.pairwise(bounds) if b > a],
+        "accuracy_by_epoch": accuracies,
+        "step_ms_median": result.step_ms_median,
+        "plan_peak_bytes": engine.plan.peak_bytes,
+        "weights_digest": engine.weights_digest(),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    losses = " ".join(f"{loss:.3f}" for loss in row["loss_by_window"])
+    marks = row["accuracy_by_epoch"]
+    accuracies = " ".join(
+        f"{a:.2f}" for a in (marks if len(marks) <= 6 else marks[len(marks) // 4 - 1 :: len(marks) // 4])
+    )
+    return f"{row['preset']:<18}seed {row['seed']}  loss {losses}  test % {accuracies}"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--dataset", default="mnist")
+    parser.add_argument("--data", default=os.environ.get("BITFLEET_DATA"), help="data folder (default: BITFLEET_DATA)")
+    parser.add_argument("--presets", default="standard,bitfleet", help="PRESET or PRESET:OPTIMIZER, comma-separated")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--windows", type=int, default=6, help="parts of the run to give the loss of (default: 6)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", metavar="PATH")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for seed in map(int, args.seeds.split(",")):
+        for preset in args.presets.split(","):
+            rows.append(run(args, preset, seed))
+            print(_line(rows[-1]), flush=True)
+    for preset in args.presets.split(","):
+        last = [row["accuracy_by_epoch"][-1] for row in rows if row["preset"] == preset]
+        print(f"{preset:<18}mean of the last epoch {statistics.mean(last):.2f} % over {len(last)} seed(s)")
+    if args.json:
+        settings = {key: getattr(args, key) for key in ("model", "dataset", "batch_size", "epochs", "max_steps")}
+        Path(args.json).write_text(json.dumps({**settings, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
