@@ -209,8 +209,13 @@ class Evaluator(Protocol):
         ...
 
 
-def evaluate(engine: Evaluator, dataset: Dataset) -> EvalResult:
+def evaluate(engine: Evaluator, dataset: Dataset, *, on_batch: Callable[[int, int], None] | None = None) -> EvalResult:
     """Classify a whole data set with the running statistics; the model is not changed.
+
+    Args:
+      engine: what classifies.
+      dataset: the samples.
+      on_batch: called after each batch with (samples done, samples to do).
 
     Raises:
       ShapeError: samples or classes do not fit the network.
@@ -226,6 +231,8 @@ def evaluate(engine: Evaluator, dataset: Dataset) -> EvalResult:
         batch = engine.evaluate_batch(count)
         loss_sum += batch.loss * count
         correct += batch.correct
+        if on_batch is not None:
+            on_batch(start + count, dataset.num_examples)
     return EvalResult(100.0 * correct / dataset.num_examples, loss_sum / dataset.num_examples, dataset.num_examples)
 
 

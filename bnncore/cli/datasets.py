@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import sys
 from pathlib import Path
 
 from bnncore.data import Dataset, Split, open_dataset
@@ -18,6 +20,8 @@ def open_split(args: argparse.Namespace, split: Split) -> Dataset:
     Raises:
       DataError: the data set is not there, is damaged, or cannot be fetched.
     """
+    if sys.stderr.isatty():  # somebody who waits wants to know for what
+        logging.basicConfig(format="%(message)s", level=logging.INFO)
     if args.download:
         _download(args)
     return open_dataset(args.dataset, args.data, split=split)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnncore.cli.options import add_data_options, add_json_option, positive_int
-from bnncore.cli.output import check_destination, rss_peak_bytes, say, write_json
+from bnncore.cli.output import check_destination, rss_peak_bytes, say, testing_bar, write_json
 
 __all__ = ["add_parser"]
 
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> None:
         )
     with open_split(args, "test") as dataset:
         predictor = Predictor(spec, state, batch_size=args.batch_size, threads=args.threads)
-        measured = evaluate(predictor, dataset)
+        with testing_bar() as on_batch:
+            measured = evaluate(predictor, dataset, on_batch=on_batch)
         name = dataset.name
     result: dict[str, Any] = {
         "accuracy": measured.accuracy,

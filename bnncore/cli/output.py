@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bnncore.durable import replace_file
 from bnncore.errors import ConfigurationError
 
-__all__ = ["check_destination", "format_bytes", "rss_peak_bytes", "say", "write_json"]
+__all__ = ["check_destination", "format_bytes", "rss_peak_bytes", "say", "testing_bar", "write_json"]
 
 _JSON_BYTES = 1 << 16
 """Space that is asked for before a run whose JSON is not known yet."""
@@ -95,6 +97,20 @@ def format_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.{2 if count < 10 * size else 1}f} {unit}"
     return f"{count} B"
+
+
+@contextlib.contextmanager
+def testing_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how far an evaluation is; gives what ``bnncore.training.evaluate`` calls."""
+    from tqdm import tqdm
+
+    with tqdm(desc="testing", unit="sample", leave=False, disable=not sys.stderr.isatty(), delay=0.5) as bar:
+
+        def on_batch(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield on_batch
 
 
 def rss_peak_bytes() -> int:

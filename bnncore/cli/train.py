@@ -19,7 +19,7 @@ from bnncore.cli.options import (
     positive_int,
     unsigned_int,
 )
-from bnncore.cli.output import check_destination, format_bytes, rss_peak_bytes, say, write_json
+from bnncore.cli.output import check_destination, format_bytes, rss_peak_bytes, say, testing_bar, write_json
 from bnncore.errors import ConfigurationError
 from bnncore.schedule import SCHEDULES, build_schedule
 
@@ -194,7 +194,9 @@ def _train_and_evaluate(
             bar.update(done - bar.n)
 
         def on_epoch(epoch: EpochResult) -> None:
-            tested = evaluate(engine, test_set)
+            bar.clear()
+            with testing_bar() as on_batch:
+                tested = evaluate(engine, test_set, on_batch=on_batch)
             epochs.append(
                 {
                     "epoch": epoch.number,
@@ -206,7 +208,6 @@ def _train_and_evaluate(
                     "accuracy": tested.accuracy,
                 }
             )
-            bar.clear()
             say(_epoch_line(epochs[-1]), args.json)
             if kept_in:
                 keep()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from bnncore.data.idx import Split, find_images
 from bnncore.errors import DataError
 
 __all__ = ["prepared"]
+
+_log = logging.getLogger(__name__)
 
 
 def prepared(name: str, split: Split, root: Path, sources: Sequence[Path]) -> Path:
@@ -31,6 +34,7 @@ def prepared(name: str, split: Split, root: Path, sources: Sequence[Path]) -> Pa
     folder = cached_set(f"{name}-{split}", sources)
     if find_images(folder, split) is not None:  # written last
         return folder
+    _log.info("preparing %s (%s): once, some seconds to a minute, into %s", name, split, folder)
     command = [sys.executable, "-P", "-m", "bnncore.data.prepare", name, split, str(root), str(folder)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode < 0:
