@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 def commands() -> list[str]:
     """List the README's command lines: those of sh blocks, and those in tables."""
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return sorted({*lines, *re.findall(r"^\|.*\| `([^`]+)` \|$", README, re.M)})
+    return sorted({*lines, *re.findall(r"^\|.*\| `((?:make|bitfleet)\b[^`]+)` \|$", README, re.M)})
 
 
 def commands_of(program: str) -> list[str]:
@@ -66,14 +66,17 @@ def test_make_knows_the_target(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", commands_of("bitfleet"))
-def test_a_core_command_runs(command: str, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_core_command_runs(command: str, data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BITFLEET_DATA", str(data_root))
+    monkeypatch.chdir(tmp_path)
     arguments = shlex.split(command)[1:]
     # The whole of it but the training itself.
     shortened = [*arguments, "--max-steps", "0"] if arguments[0] == "train" else arguments
+    started = [["--checkpoint" if a == "--resume" else a for a in shortened]] if "--resume" in shortened else []
 
     with contextlib.redirect_stdout(io.StringIO()):
-        assert bnncore.cli.main.main(shortened) == 0
+        for run in [*started, shortened]:
+            assert bnncore.cli.main.main(run) == 0
 
 
 @pytest.mark.parametrize("command", commands_of("bitfleet-server"))

@@ -90,7 +90,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="keep the run itself in FILE, after each epoch and on Ctrl-C, so that --resume can go on with it",
+        help="keep the run itself in FILE, at the start, after each epoch and on Ctrl-C, so that --resume can go on "
+        "with it",
     )
     parser.add_argument(
         "--checkpoint-every", type=positive_int, metavar="N", help="write the --checkpoint every N steps as well"
@@ -180,6 +181,9 @@ def _train_and_evaluate(
 
         def keep() -> None:
             save_training(kept_in, engine, progress, settings)
+
+        if args.checkpoint and not args.resume:
+            keep()  # a run that is cut off in its first epoch can be resumed too
 
         def on_step(done: int, total: int, loss: float) -> None:
             if interruption.wanted:

@@ -114,6 +114,29 @@ def test_a_checkpoint_of_a_network_is_no_run(capsys: pytest.CaptureFixture[str],
     assert "no saved run of bitfleet" in message
 
 
+def saved_steps(file: Path) -> int:
+    data = file.read_bytes()
+    header = json.loads(data[8:][: int.from_bytes(data[:8], "little")])
+    return int(json.loads(header["__metadata__"]["bitfleet"])["progress"]["steps"])
+
+
+def test_a_run_is_kept_from_its_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shapes, file = make_shapes(tmp_path / "shapes"), tmp_path / "run.safetensors"
+    options = ["train", "--data", str(shapes), *SMALL, "--epochs", "2"]
+    script = (
+        "import sys, bnncore.engine\n"
+        "from bnncore.cli.main import main\n"
+        "bnncore.engine.Engine.step = lambda *_: sys.exit(9)\n"  # cut off in the first step
+        "main(sys.argv[1:])"
+    )
+    cut_off = subprocess.run([sys.executable, "-c", script, *options, "--checkpoint", str(file)], check=False)
+
+    resumed = run_json(capsys, *options, "--resume", str(file))
+
+    assert cut_off.returncode == 9
+    assert resumed["weights_digest"] == run_json(capsys, *options)["weights_digest"]
+
+
 def test_the_command_goes_on_after_a_kill(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shapes, file = make_shapes(tmp_path / "shapes", num_train=600), tmp_path / "run.safetensors"
     options = ["train", "--data", str(shapes), *SMALL, "--epochs", "300", "--schedule", "cosine"]
@@ -123,7 +146,7 @@ def test_the_command_goes_on_after_a_kill(capsys: pytest.CaptureFixture[str], tm
     )
     try:
         deadline = time.monotonic() + 60
-        while not file.exists() and time.monotonic() < deadline:
+        while not (file.exists() and saved_steps(file)) and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
         process.kill()
@@ -155,8 +178,7 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert f"go on with --resume {file}" in out
     assert err.strip() == "bitfleet: interrupted"
-    header = json.loads(file.read_bytes()[8:][: int.from_bytes(file.read_bytes()[:8], "little")])
-    assert json.loads(header["__metadata__"]["bitfleet"])["progress"]["steps"] > 60
+    assert saved_steps(file) > 60
 
 
 def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
