@@ -236,6 +236,24 @@ def test_maps_that_do_not_chain_are_refused_by_name(path: str, value: Any, messa
     assert message in str(caught.value)
 
 
+def test_a_kernel_larger_than_its_map_is_refused() -> None:
+    spec = CONV.to_dict()
+    spec["layers"][0] |= {"padding": "valid", "kernel_height": 10}
+
+    with pytest.raises(SpecError, match="kernel of layer 'conv1' has 10 x 3 positions, its map only 9 x 8"):
+        ModelSpec.from_dict(spec)
+
+
+@pytest.mark.parametrize(("position", "wanted"), [(1, "l1_batch_norm"), (3, "binary_conv2d or binary_dense")])
+def test_a_pool_after_a_dense_layer_is_refused(position: int, wanted: str) -> None:
+    spec = SMALL.to_dict()
+    pool = {"in_height": 1, "in_width": 1, "channels": 4, "pool_height": 1, "pool_width": 1}
+    spec["layers"].insert(position, {"kind": "max_pool2d", "name": "pool", **pool})
+
+    with pytest.raises(SpecError, match=f"layer 'pool' .* must be {wanted}, got max_pool2d: .* if it is a convolution"):
+        ModelSpec.from_dict(spec)
+
+
 def test_a_dense_layer_gives_no_map_to_convolve() -> None:
     spec = cnv((4, 4), (4,), 1, (24,), 3).to_dict()
     conv = {"kind": "binary_conv2d", "name": "late", "in_height": 2, "in_width": 3, "in_channels": 4, "out_channels": 3}
