@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_step_makes_no_call_to_malloc(tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("c++")
     assert compiler is not None, "the native tests need a C++ compiler: apt install g++"
@@ -32,4 +33,4 @@ def test_a_step_makes_no_call_to_malloc(tmp_path: Path) -> None:
     result = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)
 
     assert result.returncode == 0, result.stdout
-    assert result.stdout.count(": 0 calls") == 30
+    assert result.stdout.count(": 0 calls") == 30 + 24

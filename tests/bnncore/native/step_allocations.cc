@@ -7,6 +7,8 @@
 #include <cstdlib>
 
 #include "bnncore/engine.h"
+#include "bnncore/paper_engine.h"
+#include "bnncore/standard_engine.h"
 
 extern "C" {
 void* __libc_malloc(size_t size);
@@ -77,6 +79,19 @@ int main() {
        {"conv3", "norm3", 5, 5, 70, 17, 2, 2, 1, 0, 0, 4, 4, Pool::kAfterSign, 2, 2},
        dense("dense1", "norm4", 2, 2, 17, 10)}};
   int failures = 0;
+  const auto count_calls = [&](auto& engine, const char* name, size_t network, OptimizerKind kind) {
+    engine.initialise(7);
+    for (int i = 0; i < 33 * 100; ++i) engine.input()[i] = static_cast<uint8_t>(i * 37);
+    for (int i = 0; i < 33; ++i) engine.labels()[i] = i % 10;
+    calls = 0;
+    counting = true;  // the very first step too, which measures its scales
+    for (int step = 0; step < 5; ++step) engine.step(1.0f);
+    engine.evaluate(33, nullptr);
+    counting = false;
+    std::printf("%s, network %zu, optimizer %d, %d threads: %d calls\n", name, network, static_cast<int>(kind),
+                engine.num_threads(), calls.load());
+    failures += calls != 0;
+  };
   for (size_t network = 0; network < networks.size(); ++network) {
     for (OptimizerKind kind : {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop,
                                OptimizerKind::kAdam, OptimizerKind::kSgd}) {
@@ -84,17 +99,12 @@ int main() {
         const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
                                         0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};
         Engine engine(networks[network], optimizer, 33, threads);
-        engine.initialise(7);
-        for (int i = 0; i < 33 * 100; ++i) engine.input()[i] = static_cast<uint8_t>(i * 37);
-        for (int i = 0; i < 33; ++i) engine.labels()[i] = i % 10;
-        calls = 0;
-        counting = true;  // the very first step too, which measures its scales
-        for (int step = 0; step < 5; ++step) engine.step(1.0f);
-        engine.evaluate(33, nullptr);
-        counting = false;
-        std::printf("network %zu, optimizer %d, %d threads: %d calls\n", network, static_cast<int>(kind), threads,
-                    calls.load());
-        failures += calls != 0;
+        count_calls(engine, "bitfleet", network, kind);
+        if (!is_float(kind)) continue;
+        StandardEngine standard(networks[network], optimizer, 33, threads);
+        count_calls(standard, "standard", network, kind);
+        PaperEngine paper(networks[network], optimizer, 33, threads);
+        count_calls(paper, "paper", network, kind);
       }
     }
   }

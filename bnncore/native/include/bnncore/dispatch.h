@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "bnncore/channel.h"
+#include "bnncore/float_kernels.h"
 #include "bnncore/input_gemm.h"
 #include "bnncore/packing.h"
-#include "bnncore/sgemm.h"
 #include "bnncore/sign_gemm.h"
 #include "bnncore/update.h"
 #include "bnncore/xnor_gemm.h"
@@ -27,9 +27,9 @@ struct Kernels {
   SignExpand sign_expand;
   SignAccumulate sign_accumulate;
   InputGrad input_grad;
-  SgemmTile sgemm_tile;
   const ChannelKernels* channel;
   const UpdateKernels* update;
+  const FloatKernels* floats;
 };
 
 // Instruction sets that this machine can run, slowest first; the first is always "portable".

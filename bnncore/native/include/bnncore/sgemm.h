@@ -1,91 +1,38 @@
-// float32 matrix product C = A B, block by block, from packed panels.
+// float32 matrix product on operands that were gathered into small blocks.
 //
-// Whoever multiplies fills the panels himself, so a convolution's patches, signs or float16 numbers are read where they
-// lie and never exist as a matrix. Every element of C is the sum, over blocks of kPanelDepth, of a chain of fused
-// multiply-adds in order of k: the same bits on every instruction set, whatever the blocks of rows and columns.
+// Every element of c is one chain of fused multiply-adds in ascending order of the depth, so the bits depend neither
+// on the blocking nor on the instruction set nor on how threads share the work.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
-#include <cstring>
 
 namespace bitfleet {
 
-inline constexpr int kPanelRows = 6;      // rows of A side by side
-inline constexpr int kPanelColumns = 16;  // columns of B side by side
-inline constexpr int kPanelDepth = 256;   // k of one panel
-inline constexpr int kBlockRows = 384;    // most rows of one product
-inline constexpr int kBlockColumns = 256;
+inline constexpr int kSgemmRows = 6;      // rows of c held in registers
+inline constexpr int kSgemmColumns = 16;  // columns of c held in registers: the width of a panel of b
 
-// tile[6][16] = sum over k < depth of a[k][6] x b[k][16], each a chain of fused multiply-adds from 0.
-using SgemmTile = void (*)(const float* a, const float* b, int depth, float* tile);
+// c[i][j] = (add ? c[i][j] : 0) + sum over k of a[i][k] * b[k][j].
+//
+// a: float32 [rows][a_stride >= depth]. b: panels [ceil(columns / 16)][depth][16], the last one filled up with zeros.
+// c: float32 [rows][c_stride]; columns rounded up to 16 are written. Nothing may overlap. depth > 0.
+using Sgemm = void (*)(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c,
+                       size_t c_stride, bool add);
+
+// target[c][r] = source[r][c] for r < rows, c < columns. Nothing else of target is written.
+using TransposeFloats = void (*)(const float* source, size_t source_stride, int rows, int columns, float* target,
+                                 size_t target_stride);
 
 namespace portable {
-void sgemm_tile(const float* a, const float* b, int depth, float* tile);
-}
+void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
+           bool add);
+void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
+                      size_t target_stride);
+}  // namespace portable
 namespace avx2 {
-void sgemm_tile(const float* a, const float* b, int depth, float* tile);
-}
-
-// Floats of a panel for `count` rows (of kPanelRows) or columns (of kPanelColumns).
-constexpr size_t panel_size(int count, int width) {
-  return static_cast<size_t>((count + width - 1) / width * width) * kPanelDepth;
-}
-
-// Fills a panel from runs along k: run(i, first, count, out) gives elements first .. first + count of row i.
-template <int kWidth, typename Run>
-void pack_rows_of(int rows, int first, int depth, float* panel, Run run) {
-  float line[kPanelDepth];
-  for (int i0 = 0; i0 < rows; i0 += kWidth) {
-    float* target = panel + static_cast<size_t>(i0) * depth;
-    for (int i = 0; i < kWidth; ++i) {
-      if (i0 + i < rows) {
-        run(i0 + i, first, depth, line);
-      } else {
-        std::memset(line, 0, sizeof(float) * static_cast<size_t>(depth));
-      }
-      for (int k = 0; k < depth; ++k) target[k * kWidth + i] = line[k];
-    }
-  }
-}
-
-// Fills a panel from runs across k: run(k, first, count, out) gives rows first .. first + count of element k.
-template <int kWidth, typename Run>
-void pack_columns_of(int rows, int first, int depth, float* panel, Run run) {
-  float line[kBlockRows > kBlockColumns ? kBlockRows : kBlockColumns];
-  for (int k = 0; k < depth; ++k) {
-    run(first + k, 0, rows, line);
-    for (int i0 = 0; i0 < rows; i0 += kWidth) {
-      float* target = panel + static_cast<size_t>(i0) * depth + static_cast<size_t>(k) * kWidth;
-      const int some = std::min(kWidth, rows - i0);
-      for (int i = 0; i < some; ++i) target[i] = line[i0 + i];
-      for (int i = some; i < kWidth; ++i) target[i] = 0.0f;
-    }
-  }
-}
-
-// c [rows][kBlockColumns] = A B with rows <= kBlockRows and columns <= kBlockColumns. pack_a(first, depth, panel) and
-// pack_b fill the panels for k in [first, first + depth).
-template <typename PackA, typename PackB>
-void sgemm_block(SgemmTile multiply, int rows, int columns, int depth, float* a, float* b, float* c, PackA pack_a,
-                 PackB pack_b) {
-  for (int first = 0; first < depth; first += kPanelDepth) {
-    const int some = std::min(kPanelDepth, depth - first);
-    pack_a(first, some, a);
-    pack_b(first, some, b);
-    for (int j = 0; j < columns; j += kPanelColumns) {
-      for (int i = 0; i < rows; i += kPanelRows) {
-        float tile[kPanelRows * kPanelColumns];
-        multiply(a + static_cast<size_t>(i) * some, b + static_cast<size_t>(j) * some, some, tile);
-        for (int r = 0; r < std::min(kPanelRows, rows - i); ++r) {
-          float* target = c + static_cast<size_t>(i + r) * kBlockColumns + j;
-          for (int k = 0; k < kPanelColumns; ++k) {
-            target[k] = first == 0 ? tile[r * kPanelColumns + k] : target[k] + tile[r * kPanelColumns + k];
-          }
-        }
-      }
-    }
-  }
-}
+void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
+           bool add);
+void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
+                      size_t target_stride);
+}  // namespace avx2
 
 }  // namespace bitfleet

@@ -1,18 +1,50 @@
+// std::fma is one instruction on AArch64, where these loops vectorise. On x86-64 it is a call, exact and slow: a CPU
+// from before 2013 can check results, not train.
+#include <algorithm>
 #include <cmath>
 
 #include "bnncore/sgemm.h"
 
 namespace bitfleet::portable {
 
-// std::fma is exact everywhere, and slow where the CPU has no instruction for it.
-void sgemm_tile(const float* a, const float* b, int depth, float* tile) {
-  for (int i = 0; i < kPanelRows * kPanelColumns; ++i) tile[i] = 0.0f;
-  for (int k = 0; k < depth; ++k, a += kPanelRows, b += kPanelColumns) {
-    for (int r = 0; r < kPanelRows; ++r) {
-      for (int c = 0; c < kPanelColumns; ++c) {
-        tile[r * kPanelColumns + c] = std::fma(a[r], b[c], tile[r * kPanelColumns + c]);
-      }
+namespace {
+
+template <int kRows>
+void multiply_tile(const float* a, size_t a_stride, const float* panel, int depth, float* c, size_t c_stride,
+                   bool add) {
+  float sums[kRows][kSgemmColumns] = {};
+  if (add) {
+    for (int i = 0; i < kRows; ++i) std::copy_n(c + i * c_stride, kSgemmColumns, sums[i]);
+  }
+  for (int k = 0; k < depth; ++k) {
+    const float* row = panel + static_cast<size_t>(k) * kSgemmColumns;
+    for (int i = 0; i < kRows; ++i) {
+      const float factor = a[i * a_stride + static_cast<size_t>(k)];
+      for (int j = 0; j < kSgemmColumns; ++j) sums[i][j] = std::fma(factor, row[j], sums[i][j]);
     }
+  }
+  for (int i = 0; i < kRows; ++i) std::copy_n(sums[i], kSgemmColumns, c + i * c_stride);
+}
+
+}  // namespace
+
+void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
+           bool add) {
+  for (int j = 0; j < columns; j += kSgemmColumns) {
+    const float* panel = b + static_cast<size_t>(j) * static_cast<size_t>(depth);
+    int i = 0;
+    for (; i + kSgemmRows <= rows; i += kSgemmRows) {
+      multiply_tile<kSgemmRows>(a + i * a_stride, a_stride, panel, depth, c + i * c_stride + j, c_stride, add);
+    }
+    for (; i < rows; ++i)
+      multiply_tile<1>(a + i * a_stride, a_stride, panel, depth, c + i * c_stride + j, c_stride, add);
+  }
+}
+
+void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
+                      size_t target_stride) {
+  for (int c = 0; c < columns; ++c) {
+    for (int r = 0; r < rows; ++r) target[c * target_stride + r] = source[r * source_stride + c];
   }
 }
 
