@@ -60,7 +60,7 @@ async def problem_of(house: House, method: str, path: str, **options: Any) -> tu
     [
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"rounds": 0}, "rounds:"),
-        ({"optimizer": "sgd"}, "there is no optimizer 'sgd'"),
+        ({"optimizer": "sdg"}, "there is no optimizer 'sdg'"),
         ({"preset": "tiny"}, "there is no preset 'tiny'"),
         ({"evaluation": {"dataset": "idx", "data": "/no/such/folder"}}, "/no/such/folder"),
         (
