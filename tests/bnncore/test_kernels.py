@@ -203,7 +203,9 @@ def test_updates_are_the_same_on_every_instruction_set(isa: str, count: int) -> 
         w = (start / np.float32(127)).astype(np.float32)
         first, second = np.zeros(count, np.float32), np.zeros(count, np.float32)
         K.adam(name, w, first, second, grad, 1e-5, 0.9, 0.999, 0.01, 1000.0, 1e-8)
-        return [u, v, m, average, flips, w, first, second]
+        latent, momentum = w.copy(), first.copy()
+        K.sgd(name, latent, momentum, grad, 1e-5, 0.9, 0.5)
+        return [u, v, m, average, flips, w, first, second, latent, momentum]
 
     for here, portable in zip(run(isa), run("portable"), strict=True):
         assert np.array_equal(here, portable)

@@ -132,6 +132,11 @@ void bind_kernels(nb::module_& m) {
     kernels_for(isa).update->adam(latent.data(), mean.data(), square.data(), grad.data(), extent(latent.shape(0)), gain,
                                   {beta1, beta2, step, inverse_correction, epsilon});
   });
+  m.def("sgd", [](const std::string& isa, Vector<float> latent, Vector<float> momentum, Vector<const int32_t> grad,
+                  float gain, float decay, float step) {
+    kernels_for(isa).update->sgd(latent.data(), momentum.data(), grad.data(), extent(latent.shape(0)), gain,
+                                 {decay, step});
+  });
   m.def("random_words", [](uint64_t seed, uint64_t step, uint32_t layer, uint32_t purpose, Vector<uint32_t> out) {
     const RandomStream stream = random_stream(seed, step, layer, static_cast<Purpose>(purpose));
     for (size_t i = 0; i < out.shape(0); ++i) out.data()[i] = random_word(stream, static_cast<uint32_t>(i));
