@@ -40,9 +40,10 @@ class OptimizerConfig:
 
     name: str
     step_size: float
-    """latent8*: change of a latent weight in [-1, 1] for a normalised gradient of 1. adam: its step size."""
+    """latent8*: change of a latent weight in [-1, 1] for a normalised gradient of 1. sgd: the same for a momentum of 1,
+    in gradients times the root of the layer's number of weights. adam: its step size."""
     momentum: float = 0.9
-    """latent8m: decay of the momentum a step."""
+    """latent8m, sgd: decay of the momentum a step."""
     momentum_unit: float = 32.0
     """latent8m: integer momentum that stands for a mean normalised gradient of 1, so that 127 stands for about 4."""
     gamma: float = 1e-3
@@ -91,10 +92,10 @@ class OptimizerConfig:
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     "latent8m": OptimizerConfig("latent8m", step_size=8e-3),
-    "latent8": OptimizerConfig("latent8", step_size=8e-3),
+    "latent8": OptimizerConfig("latent8", step_size=16e-3),
     "bop": OptimizerConfig("bop", step_size=1.0),
     "adam": OptimizerConfig("adam", step_size=1e-3),
-    "sgd": OptimizerConfig("sgd", step_size=1e-1),
+    "sgd": OptimizerConfig("sgd", step_size=2e-2),
 }
 """Default constants by optimizer."""
 

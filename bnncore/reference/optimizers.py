@@ -57,7 +57,7 @@ def update_weights(
         np.clip(u, _F(-1), _F(1), out=u)
         return
     if o.name == "sgd":
-        m[...] = _F(o.momentum) * m + g * gain
+        m[...] = _F(o.momentum) * m + g * (gain * np.sqrt(_F(g.size)))
         u[...] = np.clip(u - size * m, _F(-1), _F(1))
         return
     words = random_words(stream, np.arange(grad.size, dtype=np.int64).reshape(grad.shape))

@@ -243,7 +243,8 @@ class PublishedReference:
         if o.name == "adam":
             adam(o, w, m.first, m.second, g, size, self.steps + 1)
         else:
-            unit = _F(1) / np.sqrt(_F(w.shape[1])) if self.is_paper else _F(1)
+            root = np.sqrt(_F(w.size))
+            unit = _F(1) / root if self.is_paper else root
             m.first[...] = _F(o.momentum) * m.first + g * unit
             w -= size * m.first
         np.clip(w, -1, 1, out=w)

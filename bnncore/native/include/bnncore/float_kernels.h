@@ -47,7 +47,7 @@ struct FloatKernels {
   void (*gradient)(const float* g, const float* x, int rows, int channels, const float* beta, bool masked,
                    const NormGradient& norm, float* dy);
   void (*adam)(float* weights, float* mean, float* square, const float* grad, size_t count, const AdamStep& step);
-  void (*sgd)(float* weights, float* momentum, const float* grad, size_t count, const SgdStep& step);
+  void (*sgd)(float* weights, float* momentum, const float* grad, size_t count, float unit, const SgdStep& step);
 
   // binary16 to float32 and back, saturating at +-65504.
   void (*widen)(const uint16_t* halves, int count, float* out);

@@ -1,8 +1,12 @@
 // Optimizer updates of a run of weights, with the weight gradient folded in as it is produced.
 //
 // `grad` holds the integer gradient sum_b grad_y * x of `count` weights; one unit of it is worth `gain` after
-// normalisation (8-bit optimizers: real gradient / mean |gradient| of the layer) or in real units (adam). Element k
-// draws random word first_index + k: its low half rounds the momentum, its high half the latent weight.
+// normalisation (8-bit optimizers: real gradient / mean |gradient| of the layer) or in real units (adam; sgd, times the
+// root of the layer's number of weights). Element k draws random word first_index + k: its low half rounds the
+// momentum, its high half the latent weight.
+//
+// Latent weights keep to the closed interval [-1, 1], int8 ones to [-127, 127]: the gradient of one at the very end
+// counts like any other, so that it can come back.
 #pragma once
 
 #include <cstdint>

@@ -88,6 +88,7 @@ Engine::UpdateContext Engine::update_context(size_t block, float step_scale) con
   UpdateContext context{};
   if (is_float(o.kind)) {
     context.gain = scale_y;
+    if (o.kind == OptimizerKind::kSgd) context.gain *= std::sqrt(static_cast<float>(blocks_[block].num_weights()));
   } else {
     const double normaliser = scales.normaliser_sum / std::max(scales.normaliser_count, 1);
     context.gain = normaliser > 0.0 ? static_cast<float>(double{scale_y} / normaliser) : 0.0f;

@@ -107,9 +107,9 @@ BITFLEET_INLINE void adam(float* __restrict weights, float* __restrict mean, flo
 }
 
 BITFLEET_INLINE void sgd(float* __restrict weights, float* __restrict momentum, const float* __restrict grad,
-                         size_t count, const SgdStep s) {
+                         size_t count, float unit, const SgdStep s) {
   for (size_t k = 0; k < count; ++k) {
-    momentum[k] = s.momentum * momentum[k] + grad[k];
+    momentum[k] = s.momentum * momentum[k] + grad[k] * unit;
     weights[k] = clip(weights[k] - s.step * momentum[k]);
   }
 }
@@ -228,79 +228,81 @@ BITFLEET_INLINE void half_sgd(uint16_t* __restrict weights, uint16_t* __restrict
 
 }  // namespace bitfleet::float_loops
 
-#define BITFLEET_DEFINE_FLOAT_KERNELS(isa_name, target)                                                                \
-  namespace bitfleet::isa_name {                                                                                       \
-  namespace {                                                                                                          \
-  target void signs(const float* x, int n, float* out) { float_loops::signs(x, n, out); }                              \
-  target void centre_bytes(const uint8_t* u, int n, float scale, float* out) {                                         \
-    float_loops::centre_bytes(u, n, scale, out);                                                                       \
-  }                                                                                                                    \
-  target void add_rows(const float* y, size_t stride, int rows, int channels, double* sums) {                          \
-    float_loops::add_rows(y, stride, rows, channels, sums);                                                            \
-  }                                                                                                                    \
-  target void add_squares(const float* y, size_t stride, int rows, int channels, const double* mean, double* sums) {   \
-    float_loops::add_squares(y, stride, rows, channels, mean, sums);                                                   \
-  }                                                                                                                    \
-  target void add_deviations(const float* y, size_t stride, int rows, int channels, const double* mean,                \
-                             double* sums) {                                                                           \
-    float_loops::add_deviations(y, stride, rows, channels, mean, sums);                                                \
-  }                                                                                                                    \
-  target void bit_gradient_sums(const float* g, int rows, int channels, const uint64_t* negative,                      \
-                                const uint64_t* outside, double* sum_g, double* sum_gs) {                              \
-    float_loops::bit_gradient_sums(g, rows, channels, negative, outside, sum_g, sum_gs);                               \
-  }                                                                                                                    \
-  target void bit_gradient(const float* g, int rows, int channels, const uint64_t* negative, const uint64_t* outside,  \
-                           const NormGradient& norm, float* dy) {                                                      \
-    float_loops::bit_gradient(g, rows, channels, negative, outside, norm, dy);                                         \
-  }                                                                                                                    \
-  target void normalise(const float* y, int rows, int channels, const float* mean, const float* inverse,               \
-                        const float* beta, float* x) {                                                                 \
-    float_loops::normalise(y, rows, channels, mean, inverse, beta, x);                                                 \
-  }                                                                                                                    \
-  target void gradient_sums(const float* g, const float* x, size_t stride, int rows, int channels, const float* beta,  \
-                            bool masked, double* sum_g, double* sum_gx) {                                              \
-    float_loops::gradient_sums(g, x, stride, rows, channels, beta, masked, sum_g, sum_gx);                             \
-  }                                                                                                                    \
-  target void gradient(const float* g, const float* x, int rows, int channels, const float* beta, bool masked,         \
-                       const NormGradient& norm, float* dy) {                                                          \
-    float_loops::gradient(g, x, rows, channels, beta, masked, norm, dy);                                               \
-  }                                                                                                                    \
-  target void adam(float* w, float* m, float* v, const float* g, size_t n, const AdamStep& s) {                        \
-    float_loops::adam(w, m, v, g, n, s);                                                                               \
-  }                                                                                                                    \
-  target void sgd(float* w, float* m, const float* g, size_t n, const SgdStep& s) { float_loops::sgd(w, m, g, n, s); } \
-  target void half_signs(const uint16_t* h, int n, float* out) { float_loops::half_signs(h, n, out); }                 \
-  target void expand_bits(const uint64_t* words, int first, int n, float* out) {                                       \
-    float_loops::expand_bits(words, first, n, out);                                                                    \
-  }                                                                                                                    \
-  target void half_adam(uint16_t* w, uint16_t* m, uint16_t* v, const uint64_t* negative, int n, float size,            \
-                        const AdamStep& s, RandomStream stream, uint32_t first) {                                      \
-    float_loops::half_adam(w, m, v, negative, n, size, s, stream, first, widen);                                       \
-  }                                                                                                                    \
-  target void half_sgd(uint16_t* w, uint16_t* m, const uint64_t* negative, int n, float size, const SgdStep& s,        \
-                       RandomStream stream, uint32_t first) {                                                          \
-    float_loops::half_sgd(w, m, negative, n, size, s, stream, first, widen);                                           \
-  }                                                                                                                    \
-  }                                                                                                                    \
-  const FloatKernels float_kernels = {sgemm,                                                                           \
-                                      transpose_floats,                                                                \
-                                      signs,                                                                           \
-                                      centre_bytes,                                                                    \
-                                      add_rows,                                                                        \
-                                      add_squares,                                                                     \
-                                      add_deviations,                                                                  \
-                                      normalise,                                                                       \
-                                      gradient_sums,                                                                   \
-                                      gradient,                                                                        \
-                                      adam,                                                                            \
-                                      sgd,                                                                             \
-                                      widen,                                                                           \
-                                      narrow,                                                                          \
-                                      half_signs,                                                                      \
-                                      pack_norm,                                                                       \
-                                      bit_gradient_sums,                                                               \
-                                      bit_gradient,                                                                    \
-                                      expand_bits,                                                                     \
-                                      half_adam,                                                                       \
-                                      half_sgd};                                                                       \
+#define BITFLEET_DEFINE_FLOAT_KERNELS(isa_name, target)                                                               \
+  namespace bitfleet::isa_name {                                                                                      \
+  namespace {                                                                                                         \
+  target void signs(const float* x, int n, float* out) { float_loops::signs(x, n, out); }                             \
+  target void centre_bytes(const uint8_t* u, int n, float scale, float* out) {                                        \
+    float_loops::centre_bytes(u, n, scale, out);                                                                      \
+  }                                                                                                                   \
+  target void add_rows(const float* y, size_t stride, int rows, int channels, double* sums) {                         \
+    float_loops::add_rows(y, stride, rows, channels, sums);                                                           \
+  }                                                                                                                   \
+  target void add_squares(const float* y, size_t stride, int rows, int channels, const double* mean, double* sums) {  \
+    float_loops::add_squares(y, stride, rows, channels, mean, sums);                                                  \
+  }                                                                                                                   \
+  target void add_deviations(const float* y, size_t stride, int rows, int channels, const double* mean,               \
+                             double* sums) {                                                                          \
+    float_loops::add_deviations(y, stride, rows, channels, mean, sums);                                               \
+  }                                                                                                                   \
+  target void bit_gradient_sums(const float* g, int rows, int channels, const uint64_t* negative,                     \
+                                const uint64_t* outside, double* sum_g, double* sum_gs) {                             \
+    float_loops::bit_gradient_sums(g, rows, channels, negative, outside, sum_g, sum_gs);                              \
+  }                                                                                                                   \
+  target void bit_gradient(const float* g, int rows, int channels, const uint64_t* negative, const uint64_t* outside, \
+                           const NormGradient& norm, float* dy) {                                                     \
+    float_loops::bit_gradient(g, rows, channels, negative, outside, norm, dy);                                        \
+  }                                                                                                                   \
+  target void normalise(const float* y, int rows, int channels, const float* mean, const float* inverse,              \
+                        const float* beta, float* x) {                                                                \
+    float_loops::normalise(y, rows, channels, mean, inverse, beta, x);                                                \
+  }                                                                                                                   \
+  target void gradient_sums(const float* g, const float* x, size_t stride, int rows, int channels, const float* beta, \
+                            bool masked, double* sum_g, double* sum_gx) {                                             \
+    float_loops::gradient_sums(g, x, stride, rows, channels, beta, masked, sum_g, sum_gx);                            \
+  }                                                                                                                   \
+  target void gradient(const float* g, const float* x, int rows, int channels, const float* beta, bool masked,        \
+                       const NormGradient& norm, float* dy) {                                                         \
+    float_loops::gradient(g, x, rows, channels, beta, masked, norm, dy);                                              \
+  }                                                                                                                   \
+  target void adam(float* w, float* m, float* v, const float* g, size_t n, const AdamStep& s) {                       \
+    float_loops::adam(w, m, v, g, n, s);                                                                              \
+  }                                                                                                                   \
+  target void sgd(float* w, float* m, const float* g, size_t n, float unit, const SgdStep& s) {                       \
+    float_loops::sgd(w, m, g, n, unit, s);                                                                            \
+  }                                                                                                                   \
+  target void half_signs(const uint16_t* h, int n, float* out) { float_loops::half_signs(h, n, out); }                \
+  target void expand_bits(const uint64_t* words, int first, int n, float* out) {                                      \
+    float_loops::expand_bits(words, first, n, out);                                                                   \
+  }                                                                                                                   \
+  target void half_adam(uint16_t* w, uint16_t* m, uint16_t* v, const uint64_t* negative, int n, float size,           \
+                        const AdamStep& s, RandomStream stream, uint32_t first) {                                     \
+    float_loops::half_adam(w, m, v, negative, n, size, s, stream, first, widen);                                      \
+  }                                                                                                                   \
+  target void half_sgd(uint16_t* w, uint16_t* m, const uint64_t* negative, int n, float size, const SgdStep& s,       \
+                       RandomStream stream, uint32_t first) {                                                         \
+    float_loops::half_sgd(w, m, negative, n, size, s, stream, first, widen);                                          \
+  }                                                                                                                   \
+  }                                                                                                                   \
+  const FloatKernels float_kernels = {sgemm,                                                                          \
+                                      transpose_floats,                                                               \
+                                      signs,                                                                          \
+                                      centre_bytes,                                                                   \
+                                      add_rows,                                                                       \
+                                      add_squares,                                                                    \
+                                      add_deviations,                                                                 \
+                                      normalise,                                                                      \
+                                      gradient_sums,                                                                  \
+                                      gradient,                                                                       \
+                                      adam,                                                                           \
+                                      sgd,                                                                            \
+                                      widen,                                                                          \
+                                      narrow,                                                                         \
+                                      half_signs,                                                                     \
+                                      pack_norm,                                                                      \
+                                      bit_gradient_sums,                                                              \
+                                      bit_gradient,                                                                   \
+                                      expand_bits,                                                                    \
+                                      half_adam,                                                                      \
+                                      half_sgd};                                                                      \
   }

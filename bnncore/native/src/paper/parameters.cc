@@ -76,8 +76,10 @@ void PaperEngine::update_block(size_t block, float step_scale) {
         kernels_.half_adam(values, first, at<uint16_t>(layout.second_moment) + from, negative, spec.fan_in(), 1.0f,
                            adam_step(step_size), random, index);
       } else {
-        kernels_.half_sgd(values, first, negative, spec.fan_in(), 1.0f / std::sqrt(static_cast<float>(spec.fan_in())),
-                          {optimizer_.momentum, step_size}, random, index);
+        // N of the published sign(dW) / sqrt(N) is the layer's number of weights (docs/optimizers.md).
+        const float unit = 1.0f / std::sqrt(static_cast<float>(spec.num_weights()));
+        kernels_.half_sgd(values, first, negative, spec.fan_in(), unit, {optimizer_.momentum, step_size}, random,
+                          index);
       }
     }
   });

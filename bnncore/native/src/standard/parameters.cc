@@ -58,7 +58,9 @@ void StandardEngine::update_block(size_t block, float step_scale) {
     if (optimizer_.kind == OptimizerKind::kAdam) {
       kernels_.adam(values, first, at<float>(layout.second_moment) + from, grad, count, adam_step(step_size));
     } else {
-      kernels_.sgd(values, first, grad, count, {optimizer_.momentum, step_size});
+      // A real gradient falls with the root of the layer's number of weights: SGD takes that back (docs/optimizers.md).
+      const float unit = std::sqrt(static_cast<float>(blocks_[block].num_weights()));
+      kernels_.sgd(values, first, grad, count, unit, {optimizer_.momentum, step_size});
     }
   });
   const AdamStep beta_step = adam_step(optimizer_.beta_step_size * step_scale);
