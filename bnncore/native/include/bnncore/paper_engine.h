@@ -15,7 +15,7 @@
 // Choices where the paper and its code are silent or differ:
 // - sgn(X') and omega are taken after beta, as in the authors' C++; sgn(0) = +1; padding counts as 0.
 // - The gradient of a weight is +-1 for Adam, which does not see a common factor, while (1 - beta2) / N would underflow
-//   its float16 moment; SGD takes +-1 / sqrt(fan-in).
+//   its float16 moment; SGD takes +-1 / sqrt(weights of the layer).
 // - Weights and moments are rounded to float16 stochastically: the last place of a weight near 1 is 4.9e-4, so that
 //   rounding to nearest would lose small steps, and a second moment near 1 would stop growing. All else is rounded to
 //   nearest and saturates at 65504, so that no infinity and no NaN can arise.

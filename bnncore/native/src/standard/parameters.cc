@@ -1,5 +1,6 @@
 // Construction of the preset `standard`, and its parameters: where they start, how a step changes them.
 #include <algorithm>
+#include <cmath>
 
 #include "bnncore/standard_engine.h"
 
