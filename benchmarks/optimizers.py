@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bnncore.data import Dataset, open_dataset
 from bnncore.engine import Engine
-from bnncore.optimizer import OPTIMIZERS, OptimizerConfig, resolve_preset
+from bnncore.optimizer import FLOAT_OPTIMIZERS, OPTIMIZERS, OptimizerConfig, resolve_preset
 from bnncore.reference.optimizers import Moments, update_weights
 from bnncore.reference.randomness import Purpose, random_stream
 from bnncore.schedule import build_schedule
@@ -32,9 +32,13 @@ from bnncore.zoo import mlp
 BATCH = 100
 ROUNDING_VARIANCE = 1 / 6
 """Mean of f (1 - f) over fractions f spread evenly in [0, 1): what stochastic rounding adds to a variance."""
+SGD_GRADIENT = 1 / 64
+"""Mean magnitude of a layer's real gradient times the root of its number of weights, as ``scales`` finds it."""
 
 
-def run_curve(name: str, seed: int, epochs: int, schedule: str, train_set: Dataset, test_set: Dataset) -> dict[str, Any]:
+def run_curve(
+    name: str, seed: int, epochs: int, schedule: str, train_set: Dataset, test_set: Dataset
+) -> dict[str, Any]:
     """Train the paper's MLP once.
 
     Returns:
@@ -63,7 +67,13 @@ def run_curve(name: str, seed: int, epochs: int, schedule: str, train_set: Datas
         shares.clear()
 
     train(
-        engine, train_set, epochs=epochs, seed=seed, schedule=build_schedule(schedule), on_step=on_step, on_epoch=on_epoch
+        engine,
+        train_set,
+        epochs=epochs,
+        seed=seed,
+        schedule=build_schedule(schedule),
+        on_step=on_step,
+        on_epoch=on_epoch,
     )
     return {
         "optimizer": name,
@@ -98,7 +108,7 @@ def curves(arguments: argparse.Namespace) -> None:
                 print(f"{name} seed {seed}: {run['accuracy'][-1]:.2f} %", file=sys.stderr, flush=True)
                 if path:
                     path.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
-    print(f"{'optimizer':10} accuracy in % at a quarter, half, three quarters, the end | by seed | flips of a million a step")
+    print(f"{'optimizer':10} % at a quarter, half, three quarters, the end | by seed | flips of a million a step")
     for name, group in by_optimizer(runs).items():
         quarters = [len(group[0]["accuracy"]) * part // 4 - 1 for part in (1, 2, 3, 4)]
         mean = np.mean([run["accuracy"] for run in group], axis=0)
@@ -143,7 +153,9 @@ def draw(runs: Iterable[dict[str, Any]], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Noise:
-    """What an optimizer does with gradients that are independent and normal, with mean 0 and mean magnitude 1.
+    """What an optimizer does with gradients that are independent and normal, of mean 0 and mean magnitude 1.
+
+    Under sgd they are ``SGD_GRADIENT`` times as large, over the root of the number of weights.
 
     Attributes:
       flips: share of weights that change sign in a step.
@@ -157,7 +169,8 @@ class Noise:
 def simulate(o: OptimizerConfig, scale: float, *, steps: int, warm_up: int, count: int = 4096) -> Noise:
     """Feed noise to ``count`` weights, started where such a walk ends: spread evenly over their range."""
     rng = np.random.default_rng(0)
-    is_float = o.name in ("adam", "sgd")
+    is_float = o.name in FLOAT_OPTIMIZERS
+    unit = SGD_GRADIENT / np.sqrt(count) if o.name == "sgd" else 1.0
     weights: NDArray[Any] = rng.uniform(-1, 1, (1, count)).astype(np.float32)
     if not is_float:
         weights = rng.integers(-127, 128, (1, count))
@@ -169,11 +182,11 @@ def simulate(o: OptimizerConfig, scale: float, *, steps: int, warm_up: int, coun
         gradient = np.rint(1000 * np.sqrt(np.pi / 2) * rng.standard_normal(weights.shape)).astype(np.int64)
         before = weights < 0
         stream = random_stream(0, step, 0, Purpose.UPDATE)
-        update_weights(o, weights, moments, gradient, np.float32(1e-3), scale, step + 1, stream)
+        update_weights(o, weights, moments, gradient, np.float32(1e-3 * unit), scale, step + 1, stream)
         if step >= warm_up:
             flips += int((before != (weights < 0)).sum())
             squares += float(np.square(watched, dtype=np.float64).mean())
-    return Noise(flips / (steps * count), float(np.sqrt(squares / steps)))
+    return Noise(flips / (steps * count), float(np.sqrt(squares / steps) / unit))
 
 
 def foretell(o: OptimizerConfig, scale: float) -> Noise:
@@ -195,7 +208,7 @@ def foretell(o: OptimizerConfig, scale: float) -> Noise:
         return Noise(o.step_size * scale * magnitude * deviation / np.sqrt(variance) / 2, float(deviation))
     if o.name == "sgd":
         deviation = np.sqrt(variance / (1 - o.momentum**2))
-        return Noise(o.step_size * scale * magnitude * deviation / 2, float(deviation))
+        return Noise(o.step_size * scale * SGD_GRADIENT * magnitude * deviation / 2, float(deviation))
     inflow = (1 - o.momentum) * o.momentum_unit
     deviation = np.sqrt((inflow**2 * variance + ROUNDING_VARIANCE) / (1 - o.momentum**2))
     return Noise(127 * o.step_size * scale * magnitude * deviation / o.momentum_unit / 255, float(deviation))
@@ -250,7 +263,9 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--epochs", type=int, default=24)
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--schedule", default="linear")
-    command.add_argument("--optimizers", type=lambda text: text.split(","), default=list(OPTIMIZERS), metavar="NAME,...")
+    command.add_argument(
+        "--optimizers", type=lambda text: text.split(","), default=list(OPTIMIZERS), metavar="NAME,..."
+    )
     command.add_argument("--json", help="where the runs are kept")
     command.add_argument("--plot", help="where to draw them (needs matplotlib)")
     command.set_defaults(run=curves)
