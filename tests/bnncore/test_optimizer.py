@@ -1,4 +1,4 @@
-"""Optimizers: the closed interval of latent weights, units, and what the rounding and a gradient that says nothing do."""
+"""Optimizers: the closed interval of latent weights, units, and what rounding and gradients that say nothing do."""
 
 from __future__ import annotations
 
