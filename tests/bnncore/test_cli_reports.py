@@ -135,7 +135,8 @@ def test_memory_says_ratios_as_people_read_them(capsys: pytest.CaptureFixture[st
     assert "\nstandard / this         1.00        1.10        3.92\n" in text("--model", "cnv")
     assert "as its authors count: 4.17" in text("--model", "cnv")
     assert "as its authors count" not in text("--model", "binarynet")
-    assert "% more than the standard algorithm" in text("--preset", "standard")
+    assert "% less than the standard algorithm" in text("--preset", "standard")
+    assert "% more than the standard algorithm" in text("--preset", "standard", "--threads", "8")
 
 
 def test_options_of_another_model_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
