@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bnncore.engine import Engine
 from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, Layer, MaxPool2d, Sign, SoftmaxCrossEntropy
 from bnncore.optimizer import OPTIMIZERS
+from bnncore.plan import MemoryPlan, PlanEntry
 from bnncore.reference import ReferenceEngine
 from bnncore.spec import ModelSpec
 
@@ -153,3 +154,21 @@ def assert_same_parameters(engine: Engine, oracle: ReferenceEngine, where: str) 
         assert np.array_equal(weights, expected), f"{where}, {block.linear}"
         for name, values in (("beta", oracle.beta), ("mean", oracle.mean), ("mean_abs_dev", oracle.mean_abs_dev)):
             assert np.array_equal(state[f"{block.norm}.{name}"], values[i]), f"{where}, {block.norm}.{name}"
+
+
+def assert_no_overlap(plan: MemoryPlan) -> None:
+    """No two tensors of a training plan that live at once share a byte, and all lie in the block."""
+
+    def times(entry: PlanEntry, other: PlanEntry) -> set[str]:
+        # Threads alternate between these two phases each on its own, so another thread may be in either.
+        tile_loop = {"normalise", "weights"}
+        phases = set(entry.phases)
+        alone = entry.member == other.member != -1
+        return phases if alone or not phases & tile_loop else phases | tile_loop
+
+    for i, a in enumerate(plan.entries):
+        assert a.offset % 64 == 0
+        assert a.offset + a.num_bytes <= plan.peak_bytes
+        for b in plan.entries[:i]:
+            apart = a.offset + a.num_bytes <= b.offset or b.offset + b.num_bytes <= a.offset
+            assert apart or not times(a, b) & times(b, a), f"{a.name} and {b.name}"

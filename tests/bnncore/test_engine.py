@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_cases import assert_no_overlap
 
 from bnncore.engine import Engine, isa_available, permutation, read_rows
 from bnncore.errors import BudgetError, ConfigurationError, DataError, PayloadError, ShapeError, SpecError
 from bnncore.optimizer import OPTIMIZERS, resolve_preset
-from bnncore.plan import PlanEntry, plan_memory
+from bnncore.plan import plan_memory
 from bnncore.reference import ReferenceEngine
 from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest, without_statistics
@@ -119,20 +120,7 @@ def test_no_two_tensors_that_live_at_once_overlap(name: str, threads: int) -> No
         plan = plan_memory(
             mlp(input_shape, widths, 10), batch_size=batch, preset=resolve_preset("bitfleet", name), threads=threads
         )
-
-        def times(entry: PlanEntry, other: PlanEntry) -> set[str]:
-            # Threads alternate between these two phases each on its own, so another thread may be in either.
-            tile_loop = {"normalise", "weights"}
-            phases = set(entry.phases)
-            alone = entry.member == other.member != -1
-            return phases if alone or not phases & tile_loop else phases | tile_loop
-
-        for i, a in enumerate(plan.entries):
-            assert a.offset % 64 == 0
-            assert a.offset + a.num_bytes <= plan.peak_bytes
-            for b in plan.entries[:i]:
-                apart = a.offset + a.num_bytes <= b.offset or b.offset + b.num_bytes <= a.offset
-                assert apart or not times(a, b) & times(b, a), f"{a.name} and {b.name}"
+        assert_no_overlap(plan)
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)

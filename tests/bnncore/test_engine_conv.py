@@ -14,6 +14,7 @@ from engine_cases import (
     SOME,
     Case,
     Conv,
+    assert_no_overlap,
     assert_same_parameters,
     assert_same_step,
     case,
@@ -314,20 +315,7 @@ def test_no_two_tensors_that_live_at_once_overlap(name: str, threads: int) -> No
     for net in GEOMETRIES.values():
         preset = resolve_preset("bitfleet", name)
         plan = plan_memory(net.spec, batch_size=net.batch_size, preset=preset, threads=threads)
-
-        def times(entry: PlanEntry, other: PlanEntry) -> set[str]:
-            # Threads alternate between these two phases each on its own, so another thread may be in either.
-            tile_loop = {"normalise", "weights"}
-            phases = set(entry.phases)
-            alone = entry.member == other.member != -1
-            return phases if alone or not phases & tile_loop else phases | tile_loop
-
-        for i, a in enumerate(plan.entries):
-            assert a.offset % 64 == 0
-            assert a.offset + a.num_bytes <= plan.peak_bytes
-            for b in plan.entries[:i]:
-                apart = a.offset + a.num_bytes <= b.offset or b.offset + b.num_bytes <= a.offset
-                assert apart or not times(a, b) & times(b, a), f"{a.name} and {b.name}"
+        assert_no_overlap(plan)
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)

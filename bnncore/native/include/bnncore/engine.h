@@ -15,6 +15,7 @@
 #include "bnncore/memory_plan.h"
 #include "bnncore/network.h"
 #include "bnncore/packing.h"
+#include "bnncore/softmax.h"
 #include "bnncore/thread_pool.h"
 #include "bnncore/trace.h"
 
@@ -24,11 +25,6 @@ inline constexpr int kTileRows = 16;  // most output channels handled at once
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
 inline constexpr int kEmittedAtOnce = 4096;           // positions whose signs are emitted at once
-
-struct StepResult {
-  double loss;      // mean cross-entropy, nats
-  int64_t correct;  // samples whose largest logit is their label's
-};
 
 // Delayed scales of one block, part of the optimizer state. 0 means "not measured yet".
 struct BlockScales {
@@ -208,7 +204,6 @@ class Engine {
   const BlockGeometry& geometry(size_t block) const { return layout_.geometry[block]; }
   // Normalised values a channel in `count` samples.
   int norm_count(size_t block, int count) const { return count * blocks_[block].norm_positions(); }
-  void check_labels(int count) const;
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
   void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
                 uint8_t* choice) const;

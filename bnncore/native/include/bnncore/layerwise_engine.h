@@ -143,7 +143,6 @@ class LayerwiseEngine {
   double beta1_power_ = 1.0, beta2_power_ = 1.0;
 
  private:
-  void check_labels(int count) const;
   StepResult softmax(int count, int32_t* predictions, bool with_gradient);
 
   CommonLayout common_;

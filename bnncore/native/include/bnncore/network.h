@@ -41,12 +41,6 @@ struct BlockSpec {
   size_t num_weights() const { return static_cast<size_t>(fan_in()) * static_cast<size_t>(out_channels); }
 };
 
-// What is wrong with a label.
-inline std::string bad_label(int classes, int label, int sample) {
-  return "labels must lie in [0, " + std::to_string(classes) + "), got " + std::to_string(label) + " for sample " +
-         std::to_string(sample) + " of the batch";
-}
-
 // kFrozen keeps the weights' bits and nothing else: it evaluates, and cannot train.
 enum class OptimizerKind { kLatent8, kLatent8Momentum, kBop, kAdam, kSgd, kFrozen };
 

@@ -30,7 +30,7 @@ Engine::~Engine() {
 
 StepResult Engine::step(float step_scale, Trace* trace) {
   if (optimizer_.kind == OptimizerKind::kFrozen) throw std::invalid_argument("a frozen network cannot be trained");
-  check_labels(batch_size_);
+  check_labels(labels(), batch_size_, classes());
   beta1_power_ *= static_cast<double>(optimizer_.beta1);
   beta2_power_ *= static_cast<double>(optimizer_.beta2);
   forward(batch_size_, /*training=*/true, trace);
@@ -42,18 +42,9 @@ StepResult Engine::step(float step_scale, Trace* trace) {
 }
 
 StepResult Engine::evaluate(int count, int32_t* predictions) {
-  check_labels(count);
+  check_labels(labels(), count, classes());
   forward(count, /*training=*/false, nullptr);
   return softmax(count, predictions, /*with_gradient=*/false);
-}
-
-void Engine::check_labels(int count) const {
-  const int32_t* labels = at<int32_t>(layout_.labels);
-  for (int b = 0; b < count; ++b) {
-    if (labels[b] < 0 || labels[b] >= classes()) {
-      throw std::invalid_argument(bad_label(classes(), labels[b], b));
-    }
-  }
 }
 
 EngineCounters Engine::counters() const {

@@ -4,7 +4,6 @@
 #include "bnncore/engine.h"
 #include "bnncore/packing.h"
 #include "bnncore/rounding.h"
-#include "bnncore/softmax.h"
 #include "maps.h"
 
 namespace bitfleet {
@@ -118,25 +117,16 @@ void Engine::clear_unused_lanes(size_t block, int group, int count) {
 }
 
 StepResult Engine::softmax(int count, int32_t* predictions, bool with_gradient) {
-  const RandomStream random = stream(block_count() - 1, Purpose::kTopGradient);
+  const float* logits = at<float>(layout_.logits);
   const int32_t* labels = at<int32_t>(layout_.labels);
+  if (!with_gradient) return softmax_batch(logits, labels, count, classes(), predictions, nullptr);
+  const RandomStream random = stream(block_count() - 1, Purpose::kTopGradient);
   int8_t* gradient = at<int8_t>(layout_.gradient);
-  int64_t loss = 0, correct = 0;
-  for (int b = 0; b < count; ++b) {
-    const float* logits = at<float>(layout_.logits) + size_t(b) * classes();
-    const SoftmaxRow row = softmax_row(logits, classes(), labels[b]);
-    loss += loss_in_units(row.loss);
-    correct += row.best == labels[b];
-    if (predictions != nullptr) predictions[b] = row.best;
-    if (!with_gradient) continue;
-    for (int c = 0; c < classes(); ++c) {
-      const double p = softmax_probability(row, logits, c);
-      const float grad = static_cast<float>((p - (c == labels[b] ? 1.0 : 0.0)) * 127.0);
-      const uint32_t word = random_word(random, static_cast<uint32_t>(b * classes() + c));
-      gradient[b * layout_.gradient_stride + c] = static_cast<int8_t>(round_stochastic(grad, word >> 16));
-    }
-  }
-  return {static_cast<double>(loss) / kLossUnit / count, correct};
+  return softmax_batch(logits, labels, count, classes(), predictions, [&](int b, int c, double value) {
+    const uint32_t word = random_word(random, static_cast<uint32_t>(b * classes() + c));
+    gradient[b * layout_.gradient_stride + c] =
+        static_cast<int8_t>(round_stochastic(static_cast<float>(value * 127.0), word >> 16));
+  });
 }
 
 }  // namespace bitfleet

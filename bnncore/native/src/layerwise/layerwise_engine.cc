@@ -54,7 +54,7 @@ LayerwiseEngine::LayerwiseEngine(std::vector<BlockSpec> blocks, const OptimizerP
 LayerwiseEngine::~LayerwiseEngine() { munmap(arena_, arena_bytes_); }
 
 StepResult LayerwiseEngine::step(float step_scale) {
-  check_labels(batch_size_);
+  check_labels(labels(), batch_size_, classes());
   beta1_power_ *= static_cast<double>(optimizer_.beta1);
   beta2_power_ *= static_cast<double>(optimizer_.beta2);
   forward(batch_size_, /*training=*/true);
@@ -67,37 +67,19 @@ StepResult LayerwiseEngine::step(float step_scale) {
 }
 
 StepResult LayerwiseEngine::evaluate(int count, int32_t* predictions) {
-  check_labels(count);
+  check_labels(labels(), count, classes());
   forward(count, /*training=*/false);
   return softmax(count, predictions, /*with_gradient=*/false);
 }
 
-void LayerwiseEngine::check_labels(int count) const {
-  const int32_t* labels = at<int32_t>(common_.labels);
-  for (int b = 0; b < count; ++b) {
-    if (labels[b] < 0 || labels[b] >= classes()) {
-      throw std::invalid_argument(bad_label(classes(), labels[b], b));
-    }
-  }
-}
-
 StepResult LayerwiseEngine::softmax(int count, int32_t* predictions, bool with_gradient) {
+  const float* logits = at<float>(common_.logits);
   const int32_t* labels = at<int32_t>(common_.labels);
+  if (!with_gradient) return softmax_batch(logits, labels, count, classes(), predictions, nullptr);
   const double unit = 1.0 / static_cast<double>(loss_divisor());
-  int64_t loss = 0, correct = 0;
-  for (int b = 0; b < count; ++b) {
-    const float* logits = at<float>(common_.logits) + size_t(b) * classes();
-    const SoftmaxRow row = softmax_row(logits, classes(), labels[b]);
-    loss += loss_in_units(row.loss);
-    correct += row.best == labels[b];
-    if (predictions != nullptr) predictions[b] = row.best;
-    if (!with_gradient) continue;
-    for (int c = 0; c < classes(); ++c) {
-      const double p = softmax_probability(row, logits, c);
-      set_top_gradient(size_t(b) * classes() + c, static_cast<float>((p - (c == labels[b] ? 1.0 : 0.0)) * unit));
-    }
-  }
-  return {static_cast<double>(loss) / kLossUnit / count, correct};
+  return softmax_batch(logits, labels, count, classes(), predictions, [&](int b, int c, double value) {
+    set_top_gradient(size_t(b) * classes() + c, static_cast<float>(value * unit));
+  });
 }
 
 EngineCounters LayerwiseEngine::counters() const {
