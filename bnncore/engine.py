@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ from numpy.typing import NDArray
 
 from bnncore import _native
 from bnncore.errors import ConfigurationError, DataError, ShapeError
+from bnncore.evaluator import Evaluator, StepResult
 from bnncore.optimizer import Preset, resolve_preset
-from bnncore.plan import MemoryPlan, describe_plan, native_blocks, native_params
+from bnncore.plan import native_blocks, native_params
 from bnncore.spec import ModelSpec
 from bnncore.state import State, digest_tensors, has_statistics, to_float32, validate_state
 
 __all__ = [
     "Engine",
-    "StepResult",
     "isa_available",
     "isa_selected",
     "permutation",
@@ -39,15 +38,7 @@ _ENGINES: dict[str, type[_native.Engine]] = {
 _NUM_PHASES = 5  # what holds something in all of them lasts between steps
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Outcome of one batch: ``loss`` is the mean cross-entropy in nats, ``correct`` counts samples."""
-
-    loss: float
-    correct: int
-
-
-class Engine:
+class Engine(Evaluator):
     """Trains and evaluates one network.
 
     Args:
@@ -69,6 +60,8 @@ class Engine:
       labels: int32 [batch_size], likewise; each in [0, classes).
     """
 
+    _kind = "engine"
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -79,20 +72,12 @@ class Engine:
         threads: int = 1,
     ) -> None:
         blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
-        self.spec = spec
         self.preset = preset or resolve_preset()
-        self.batch_size = batch_size
         self.seed = seed
         isa_selected()  # a wrong BITFLEET_ISA is told before anything is laid out
-        self._native = _ENGINES[self.preset.name](blocks, native_params(self.preset.optimizer), batch_size, threads)
+        native = _ENGINES[self.preset.name](blocks, native_params(self.preset.optimizer), batch_size, threads)
+        super().__init__(spec, native, batch_size)
         self._ready = False
-        self.input: NDArray[np.uint8] = self._native.input
-        self.labels: NDArray[np.int32] = self._native.labels
-
-    @property
-    def plan(self) -> MemoryPlan:
-        """Where everything of this engine lies."""
-        return describe_plan(self._native.plan_entries, self._native.plan_peak_bytes)
 
     @property
     def arena(self) -> NDArray[np.uint8]:
@@ -135,30 +120,6 @@ class Engine:
         """Like ``step``, and give every intermediate (see native/include/bnncore/trace.h); for tests."""
         self._ensure_ready()
         return self._native.step_traced(step_scale)
-
-    def evaluate_batch(self, count: int) -> StepResult:
-        """Loss and hits of the first ``count`` samples in ``input``, normalised by the running statistics.
-
-        Raises:
-          DataError: a label lies outside [0, classes), or count outside [1, batch_size].
-        """
-        self._ensure_ready()
-        self._check_count(count)
-        try:
-            return StepResult(*self._native.evaluate(count))
-        except ValueError as error:
-            raise DataError(str(error)) from None
-
-    def predict_batch(self, count: int) -> NDArray[np.int32]:
-        """Classes, int32 [count], of the first ``count`` samples in ``input``. Labels are not used.
-
-        Raises:
-          DataError: count lies outside [1, batch_size].
-        """
-        self._ensure_ready()
-        self._check_count(count)
-        self.labels[:count] = 0
-        return self._native.predict(count)
 
     def state(self, *, copy: bool = True) -> State:
         """Give the model: weights (int8, float32 under adam), beta and running statistics, in spec order.
@@ -263,10 +224,6 @@ class Engine:
     def _ensure_ready(self) -> None:
         if not self._ready:
             self.initialise()
-
-    def _check_count(self, count: int) -> None:
-        if not 1 <= count <= self.batch_size:
-            raise DataError(f"count must lie in [1, {self.batch_size}] (the engine's batch size), got {count}")
 
 
 def isa_available() -> list[str]:

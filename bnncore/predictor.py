@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bnncore import _native
-from bnncore.engine import StepResult, isa_selected
-from bnncore.errors import DataError
+from bnncore.engine import isa_selected
+from bnncore.evaluator import Evaluator
 from bnncore.optimizer import OPTIMIZERS
-from bnncore.plan import MemoryPlan, describe_plan, native_blocks, native_params
+from bnncore.plan import native_blocks, native_params
 from bnncore.spec import ModelSpec
 from bnncore.state import State, validate_state
 
@@ -25,7 +24,7 @@ _FROZEN = replace(OPTIMIZERS["latent8"], name="frozen")
 """The native side's name for bits without any optimizer state."""
 
 
-class Predictor:
+class Predictor(Evaluator):
     """Classifies samples with a trained network.
 
     Args:
@@ -43,13 +42,13 @@ class Predictor:
       labels: int32 [batch_size], likewise; each in [0, classes).
     """
 
+    _kind = "predictor"
+
     def __init__(self, spec: ModelSpec, state: State, *, batch_size: int = 100, threads: int = 1) -> None:
         validate_state(spec, state, statistics=True)
-        self.spec = spec
-        self.batch_size = batch_size
         isa_selected()  # a wrong BITFLEET_ISA is told before anything is laid out
         blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
-        self._native = _native.Engine(blocks, native_params(_FROZEN), batch_size, threads)
+        super().__init__(spec, _native.Engine(blocks, native_params(_FROZEN), batch_size, threads), batch_size)
         for i, block in enumerate(spec.blocks):
             weights = state[f"{block.linear}.weight"]
             self._native.write_weights(i, np.ascontiguousarray(weights).reshape(block.out_channels, block.fan_in))
@@ -57,36 +56,3 @@ class Predictor:
             beta[:] = state[f"{block.norm}.beta"]
             mean[:] = state[f"{block.norm}.mean"]
             mean_abs_dev[:] = state[f"{block.norm}.mean_abs_dev"]
-        self.input: NDArray[np.uint8] = self._native.input
-        self.labels: NDArray[np.int32] = self._native.labels
-
-    @property
-    def plan(self) -> MemoryPlan:
-        """Where everything lies."""
-        return describe_plan(self._native.plan_entries, self._native.plan_peak_bytes)
-
-    def evaluate_batch(self, count: int) -> StepResult:
-        """Loss and hits of the first ``count`` samples in ``input``.
-
-        Raises:
-          DataError: a label lies outside [0, classes), or count outside [1, batch_size].
-        """
-        self._check_count(count)
-        try:
-            return StepResult(*self._native.evaluate(count))
-        except ValueError as error:
-            raise DataError(str(error)) from None
-
-    def predict_batch(self, count: int) -> NDArray[np.int32]:
-        """Classes, int32 [count], of the first ``count`` samples in ``input``. Labels are not used.
-
-        Raises:
-          DataError: count lies outside [1, batch_size].
-        """
-        self._check_count(count)
-        self.labels[:count] = 0
-        return self._native.predict(count)
-
-    def _check_count(self, count: int) -> None:
-        if not 1 <= count <= self.batch_size:
-            raise DataError(f"count must lie in [1, {self.batch_size}] (the predictor's batch size), got {count}")

@@ -12,17 +12,17 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.data.augment import Augmentation, Augmenter
 from bnncore.data.dataset import Dataset
-from bnncore.engine import Engine, StepResult, permutation
+from bnncore.engine import Engine, permutation
 from bnncore.errors import DataError, ShapeError
+from bnncore.evaluator import Evaluator
 from bnncore.schedule import Linear, Schedule
-from bnncore.spec import ModelSpec
 
 __all__ = [
     "EpochResult",
@@ -194,19 +194,6 @@ def _augmenter(augment: Augmentation, engine: Engine, dataset: Dataset, seed: in
     if dataset.description.get("kind") == "signals":  # its second dimension is no place to shift or mirror along
         raise DataError(f"augmentation is for images, data set {dataset.name!r} holds signals. Leave --augment out")
     return Augmenter(augment, dataset.input_shape, batch_size=engine.batch_size, seed=seed)
-
-
-class Evaluator(Protocol):
-    """What classifies a batch: an Engine between two steps, or a Predictor."""
-
-    spec: ModelSpec
-    batch_size: int
-    input: NDArray[np.uint8]
-    labels: NDArray[np.int32]
-
-    def evaluate_batch(self, count: int) -> StepResult:
-        """Loss and hits of the first ``count`` samples in ``input``."""
-        ...
 
 
 def evaluate(engine: Evaluator, dataset: Dataset, *, on_batch: Callable[[int, int], None] | None = None) -> EvalResult:

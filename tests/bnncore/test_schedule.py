@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnncore.data import open_dataset
-from bnncore.engine import Engine, StepResult
+from bnncore.engine import Engine
 from bnncore.errors import OptimizerError
+from bnncore.evaluator import StepResult
 from bnncore.schedule import SCHEDULES, Constant, Plateau, Schedule, build_schedule
 from bnncore.training import train
 from bnncore.zoo import mlp

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bnncore.data import Dataset, open_dataset, write_idx
-from bnncore.engine import Engine, StepResult
+from bnncore.engine import Engine
 from bnncore.errors import DataError, ShapeError
+from bnncore.evaluator import StepResult
 from bnncore.state import weights_digest
 from bnncore.training import EpochResult, batches, evaluate, train
 from bnncore.zoo import mlp
