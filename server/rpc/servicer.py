@@ -25,6 +25,10 @@ _log = logging.getLogger(__name__)
 _MESSAGE_ROOM_BYTES = 64 * 1024
 """Bytes that a message may have beyond its chunk of payload."""
 
+_LINGER_S = 1.0
+_LINGER_BYTES = 4 << 20
+"""How long, and for how much, an upload is read after its answer is known."""
+
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -84,8 +88,8 @@ class FleetService(pb_grpc.FleetServicer):
         self, request_iterator: AsyncIterator[pb.SubmitUpdateRequest], context: _Context
     ) -> pb.SubmitUpdateResponse:
         """Take one update in."""
-        async with _errors_as_status(context):
-            requests = aiter(request_iterator)
+        requests = aiter(request_iterator)
+        async with _errors_as_status(context), _heard_out(requests):
             idle_s = self._coordinator.limits.upload_idle_s
             first = await _next(requests, idle_s, "an update's header")
             if first is None or first.WhichOneof("part") != "header":
@@ -152,6 +156,23 @@ async def _chunks(requests: AsyncIterator[pb.SubmitUpdateRequest], idle_s: float
         if request.WhichOneof("part") != "chunk":
             raise InvalidRequestError("after the header every part of an update must be a chunk")
         yield Chunk(request.chunk.offset, request.chunk.data, request.ByteSize())
+
+
+@contextlib.asynccontextmanager
+async def _heard_out(requests: AsyncIterator[pb.SubmitUpdateRequest]) -> AsyncIterator[None]:
+    """Read on for a moment before an early answer, and drop what comes.
+
+    A peer whose write meets the end of its call reports that write's failure in place of the answer
+    (https://github.com/grpc/grpc/issues/36066), so a refusal would look like a broken link.
+    """
+    try:
+        yield
+    finally:
+        left = _LINGER_BYTES
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_LINGER_S):
+                while left > 0 and (request := await anext(requests, None)) is not None:
+                    left -= request.ByteSize()
 
 
 async def _orders(session: Session, reader: asyncio.Task[None]) -> AsyncIterator[Order]:

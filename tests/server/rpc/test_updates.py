@@ -232,6 +232,17 @@ async def test_a_malformed_stream_is_an_error_and_the_update_may_be_sent_again(
     assert leftovers == []
 
 
+async def test_a_refusal_reaches_a_device_that_is_still_sending(open_house: OpenHouse) -> None:
+    async with open_house() as house, connected(house.address, "a") as (a,):
+        codes = []
+        for _ in range(100):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await a.stub.SubmitUpdate(parts(*(chunk(0, bytes(1000)) for _ in range(50))))
+            codes.append(caught.value.code())
+
+    assert set(codes) == {grpc.StatusCode.INVALID_ARGUMENT}
+
+
 async def test_an_upload_that_falls_silent_is_given_up(open_house: OpenHouse) -> None:
     async def stalling(device: ScriptedDevice, task: pb.Task, payload: bytes) -> AsyncIterator[pb.SubmitUpdateRequest]:
         yield pb.SubmitUpdateRequest(header=device.header(task, payload))
