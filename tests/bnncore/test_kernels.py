@@ -60,42 +60,42 @@ def test_input_gemm(isa: str, depth: int, batch: int, rows: int, extreme: bool) 
     assert np.all(y[:, batch:] == GUARD)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 100, 127, 128, 129, 255, 256, 257, 1000])
-@pytest.mark.parametrize("rows", [1, 3, 4, 5, 16])
-@pytest.mark.parametrize(("width", "k0"), [(10, 0), (32, 0), (100, 32), (100, 96), (129, 128)])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 100, 239, 240, 241, 255, 480, 1000])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 17])
+@pytest.mark.parametrize(("width", "k0"), [(10, 0), (64, 0), (100, 64), (129, 128)])
 @pytest.mark.parametrize("extreme", [False, True])
 def test_sign_gemm(isa: str, depth: int, rows: int, width: int, k0: int, extreme: bool) -> None:
     rng = generator(depth, rows, width, k0)
-    stride = depth + 1 + depth % 2
+    stride = depth + 3
     g = np.full((rows, stride), 99, np.int8)  # what lies past the depth must not count
     g[:, :depth] = 127 if extreme else rng.integers(-127, 128, (rows, depth))
     s = -np.ones((depth, width), np.int8) if extreme else signs(rng, depth, width)
-    columns = min(32, width - k0)
-    bits = ((pack_signs(s)[:, k0 // 64] >> np.uint64(k0 % 64)) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    start = rng.integers(-1000, 1000, (rows + 1, 40), dtype=np.int32)  # it adds, at any stride
+    columns = min(64, width - k0)
+    bits = np.ascontiguousarray(pack_signs(s)[:, k0 // 64])
+    start = rng.integers(-1000, 1000, (rows + 1, 70), dtype=np.int32)  # it adds, at any stride
     out = start.copy()
 
     K.sign_gemm(isa, g, depth, bits, out)
 
     expected = g[:, :depth].astype(np.int64) @ (s < 0).astype(np.int64)
     assert np.array_equal(out[:rows, :columns] - start[:rows, :columns], expected[:, k0 : k0 + columns])
-    assert np.array_equal(out[:, 32:], start[:, 32:])
+    assert np.array_equal(out[:, 64:], start[:, 64:])
     assert np.array_equal(out[rows:], start[rows:])
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 63, 64, 65, 100, 129, 1000])
 @pytest.mark.parametrize("rows", [1, 3, 4, 16])
-@pytest.mark.parametrize(("width", "k0"), [(10, 0), (32, 0), (784, 768), (100, 32)])
+@pytest.mark.parametrize(("width", "k0"), [(10, 0), (64, 0), (784, 768), (100, 64)])
 @pytest.mark.parametrize("extreme", [False, True])
 def test_input_grad(isa: str, samples: int, rows: int, width: int, k0: int, extreme: bool) -> None:
     rng = generator(samples, rows, width, k0)
     g = np.full((rows, samples + 2), 99, np.int8)
     g[:, :samples] = -127 if extreme else rng.integers(-127, 128, (rows, samples))
-    flat = np.full(samples * width + 32, 7, np.uint8)
+    flat = np.full(samples * width + 64, 7, np.uint8)
     flat[: samples * width] = 255 if extreme else rng.integers(0, 256, samples * width)
     u = flat[: samples * width].reshape(samples, width)
-    columns = min(32, width - k0)
-    out = np.full((rows + 1, 32), GUARD, np.int32)
+    columns = min(64, width - k0)
+    out = np.full((rows + 1, 64), GUARD, np.int32)
 
     K.input_grad(isa, g, samples, u, k0, out)
 

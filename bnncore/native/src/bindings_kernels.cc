@@ -60,15 +60,18 @@ void bind_kernels(nb::module_& m) {
     kernels_for(isa).input_gemm(u.data(), u.shape(1), batch, w.data(), w.shape(1), extent(w.shape(0)), depth,
                                 static_cast<int8_t*>(expanded.data), y.data(), y.shape(1));
   });
-  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Vector<const uint32_t> bits,
+  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Vector<const uint64_t> bits,
                         Matrix<int32_t> out) {
-    AlignedBytes expanded(kSignGemmScratch);
+    const int rows = extent(g.shape(0));
+    AlignedBytes columns(kSignBitsBytes), expanded(g.shape(0) * sign_row_bytes(kSignGemmDepth));
+    uint8_t* column_data = static_cast<uint8_t*>(columns.data);
+    uint8_t* row_data = static_cast<uint8_t*>(expanded.data);
     const Kernels& kernels = kernels_for(isa);
     for (int j = 0; j < depth; j += kSignGemmDepth) {
       const int count = std::min(kSignGemmDepth, depth - j);
-      kernels.sign_expand(bits.data() + j, count, static_cast<uint8_t*>(expanded.data));
-      kernels.sign_accumulate(g.data() + j, g.shape(1), extent(g.shape(0)), count, static_cast<uint8_t*>(expanded.data),
-                              out.data(), out.shape(1));
+      kernels.sign_expand_bits(bits.data() + j, count, column_data);
+      kernels.sign_expand_rows(g.data() + j, g.shape(1), rows, count, row_data);
+      kernels.sign_accumulate(row_data, rows, count, column_data, out.data(), out.shape(1));
     }
   });
   m.def("input_grad", [](const std::string& isa, Matrix<const int8_t> g, int depth, Matrix<const uint8_t> u, int k0,
@@ -76,7 +79,7 @@ void bind_kernels(nb::module_& m) {
     AlignedBytes expanded(kInputGradScratch);
     for (int j = 0; j < depth; j += kInputGradDepth) {
       kernels_for(isa).input_grad(g.data() + j, g.shape(1), extent(g.shape(0)), std::min(kInputGradDepth, depth - j),
-                                  u.data() + j * u.shape(1) + k0, u.shape(1), static_cast<int16_t*>(expanded.data),
+                                  u.data() + j * u.shape(1) + k0, u.shape(1), static_cast<uint8_t*>(expanded.data),
                                   out.data());
     }
   });

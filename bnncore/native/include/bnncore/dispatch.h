@@ -24,7 +24,8 @@ struct Kernels {
   TransposeBytes transpose_bytes;
   XnorGemm xnor_gemm;
   InputGemm input_gemm;
-  SignExpand sign_expand;
+  SignExpandBits sign_expand_bits;
+  SignExpandRows sign_expand_rows;
   SignAccumulate sign_accumulate;
   InputGrad input_grad;
   const ChannelKernels* channel;

@@ -21,7 +21,8 @@
 
 namespace bitfleet {
 
-inline constexpr int kTileRows = 16;  // most output channels handled at once
+inline constexpr int kTileRows = 16;    // most output channels handled at once
+inline constexpr int kWeightRows = 64;  // and in the weight gradient
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
 inline constexpr int kEmittedAtOnce = 4096;           // positions whose signs are emitted at once
@@ -46,15 +47,15 @@ struct BlockGeometry {
   int segment_width;
   size_t segment_words;
   int patch_count;        // positions whose patches are gathered at once
-  int slab;               // samples whose gradients are spread over the product map at once
-  size_t spread_stride;   // bytes a channel in that
   int weight_grad_shift;  // the first block's weight gradient is halved so often, to fit 32 bits
+  int weight_rows;        // output channels whose weight gradients are summed at once
+  int weight_depth;       // positions of the batch whose gradients are expanded at once for that
+  int input_rows;         // positions (samples, where the kernel covers the map) of grad_y expanded at once for grad_x
+  int input_depth;        // output channels of them
+  size_t input_words;     // words of input channels whose grad_x is summed at once
 
   size_t row_words() const { return static_cast<size_t>(segments) * segment_words; }
-  int column_blocks() const { return segments * ((segment_width + kColumnBlock - 1) / kColumnBlock); }
 };
-
-BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_size);
 
 // Offsets into the arena of everything a block owns.
 struct BlockLayout {
@@ -76,14 +77,17 @@ struct ScratchLayout {
   size_t bits = kAbsent;              // uint16
   size_t grad_t = kAbsent;            // int8 [rows][y_stride]
   size_t choice = kAbsent;  // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
-  size_t spread = kAbsent;  // int8 [rows][spread stride]
-  size_t position_sums = kAbsent;  // int32 [rows][conv positions]
-  size_t tap_sums = kAbsent;       // int32 [rows][taps]
-  size_t weight_sums = kAbsent;    // int32, or int64 in the first block, [column blocks or 1][rows][32]
-  size_t columns = kAbsent;        // uint32 [kSignGemmDepth]
-  size_t expanded = kAbsent;       // sign_gemm and input_grad
-  size_t products = kAbsent;       // int32 [16 or in positions][32]
-  size_t input_sums = kAbsent;     // int32 [16], or [conv positions] and [in positions]
+  size_t grad_rows = kAbsent;      // int8 [weight rows][weight depth]
+  size_t position_sums = kAbsent;  // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
+  size_t tap_sums = kAbsent;       // int32 [taps]
+  size_t weight_sums = kAbsent;    // int32 [row words][weight rows][64], or int64 [weight rows][64] in the first block
+  size_t columns = kAbsent;        // uint64 [kSignGemmDepth]
+  size_t expanded_bits = kAbsent;  // sign_gemm and input_grad
+  size_t weight_rows = kAbsent;      // sign_gemm: grad_y of some channels
+  size_t weight_products = kAbsent;  // int32 [fan-in], or [weight rows][64] in the first block
+  size_t input_rows = kAbsent;       // sign_gemm: grad_y at some positions
+  size_t input_products = kAbsent;   // int32 [input rows][64], or [in positions][input words][64]
+  size_t input_sums = kAbsent;     // int32 [input rows], or [conv positions] and [in positions]
   size_t staged = kAbsent;         // int8: the new gradient of some samples
 };
 
@@ -163,8 +167,6 @@ class Engine {
  private:
   static constexpr int kStatisticsWindow = 10;  // running statistics: momentum 1 - 1/10, as in the paper's code
 
-  enum class Pass { kMeasureGradient, kMeasureWeights, kUpdate };
-
   // What the updates of one block share in one step.
   struct UpdateContext {
     float gain;  // worth of a unit of the integer weight gradient
@@ -217,30 +219,34 @@ class Engine {
   StepResult softmax(int count, int32_t* predictions, bool with_gradient);
   void backward_block(size_t block, float step_scale, Trace* trace);
   TileResult sum_of_members() const;
-  TileResult run_tiles(size_t block, Pass pass, float step_scale, Trace* trace);
-  TileResult backward_tile(size_t block, int tile, Pass pass, float step_scale, int member, Trace* trace);
+  TileResult run_tiles(size_t block, bool measure, float step_scale, Trace* trace);
+  TileResult backward_tile(size_t block, int tile, bool measure, float step_scale, int member, Trace* trace);
   void load_gradient(size_t block, int first, int rows, int8_t* grad_t) const;
   void route_to_first_positive(size_t block, int channel, const int32_t* y, int32_t sign_from, int8_t* grad) const;
   void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice);
   void trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const;
-  int64_t fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member, Trace* trace);
-  const int8_t* spread_gradient(size_t block, Range samples, int rows, int member) const;
-  void sum_columns(size_t block, const int8_t* grad, size_t grad_stride, Range positions, int rows, int segment,
-                   int column, int member, int32_t* sums) const;
-  void sum_input_columns(size_t block, const int8_t* grad, size_t grad_stride, Range positions, int rows, int column,
-                         int member, int64_t* sums) const;
+  int64_t run_weights(size_t block, bool measure, float step_scale, Trace* trace);
+  int64_t weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
+                     Trace* trace) const;
+  int64_t input_weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
+                           Trace* trace) const;
+  void load_rows(size_t block, Range channels, Range positions, int8_t* rows, size_t stride) const;
+  void add_positions(size_t block, const int8_t* rows, size_t stride, int row_count, Range positions,
+                     int32_t* sums) const;
+  int64_t finish_weights(size_t block, size_t first, int32_t* products, int count, bool measure,
+                         const UpdateContext& context, Trace* trace) const;
   PackedBit packed_bit(size_t block, size_t index) const;
   template <typename T, typename Pack>
   void pack_segments(size_t block, const T* values, Pack pack);
   AdamStep adam_step(float step) const;
   UpdateContext update_context(size_t block, float step_scale) const;
-  void update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count);
+  void update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count) const;
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
   TileResult input_map_of(size_t block, int sample, bool measure, int member, Trace* trace);
   TileResult round_inputs(size_t block, const int32_t* values, int columns, uint32_t first, bool measure,
                           int8_t* target, Trace* trace) const;
-  void expand_weight_columns(size_t block, int tap, int column, Range outputs, int member) const;
+  const uint8_t* expand_weight_columns(size_t block, int tap, size_t word, Range outputs, int member) const;
   void store_inputs(size_t block, int sample, const int8_t* staged);
   void update_beta(size_t block, int channel, float grad, float step_scale);
   float grad_x_scale(size_t block) const;  // of the gradient that enters `block` from above

@@ -1,4 +1,4 @@
-// 8-bit integer x bit product: out[r][k] += sum_j g[r][j] * bit(j, k) for 32 columns k.
+// 8-bit integer x bit product: out[r][k] += sum_j g[r][j] * bit(j, k) for 64 columns k.
 //
 // One kernel serves both backward products of a binary layer: with P such a sum over bits, where 1 means -1,
 //   sum_j g[r][j] * sign(j, k) = sum_j g[r][j] - 2 P,
@@ -6,9 +6,12 @@
 //   grad_x: r = positions, j = output channels, bits = packed weights
 //   grad_w: r = output channels, j = positions of the batch, bits = packed activations
 //
-// First `expand` turns 32 columns of up to kSignGemmDepth rows into what `accumulate` reads, once for any number of
-// rows of g. The caller promises: g is readable up to an even j (one byte past an odd depth), |g| <= 127; `expanded`
-// has kSignGemmScratch bytes, 32-byte aligned. Exact while the sum of all depths * 127 < 2^31.
+// Both sides are first brought into the form that `accumulate` reads: `expand_bits` once for any number of rows of g,
+// `expand_rows` once for any number of blocks of columns. What the forms are is each instruction set's own affair
+// (docs/kernels.md): bytes where the CPU multiplies bytes, tables of sums and indices into them where it looks up
+// faster than it multiplies.
+//
+// |g| <= 127. All expanded data is 64-byte aligned. Exact while the sum of all depths * 127 < 2^31.
 #pragma once
 
 #include <cstddef>
@@ -16,25 +19,34 @@
 
 namespace bitfleet {
 
-inline constexpr int kColumnBlock = 32;     // columns k handled at once
-inline constexpr int kSignGemmDepth = 128;  // rows j expanded at once; 128 * 127 fits int16
-inline constexpr size_t kSignGemmScratch = size_t{kSignGemmDepth} * kColumnBlock;
+inline constexpr int kColumnBlock = 64;     // columns k handled at once: those of a word
+inline constexpr int kSignGemmDepth = 240;  // most rows j expanded at once; 240 * 127 fits int16
+inline constexpr int kSignGroup = 5;        // gradients in one table of 32 sums, at most
 
-// bits: uint32 [depth <= kSignGemmDepth], column k of row j in bit k.
-using SignExpand = void (*)(const uint32_t* bits, int depth, uint8_t* expanded);
+// Bytes of expanded bits, and of one expanded row of g.
+inline constexpr size_t kSignBitsBytes = size_t{kSignGemmDepth} * kColumnBlock;
+constexpr size_t sign_row_bytes(int depth) { return (size_t(depth) + kSignGroup - 1) / kSignGroup * 64; }
 
-// g: int8 [rows][g_stride], out: int32 [rows][out_stride], of which 32 columns are added to.
-using SignAccumulate = void (*)(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* expanded,
-                                int32_t* out, size_t out_stride);
+// bits: uint64 [depth <= kSignGemmDepth], column k of row j in bit k.
+using SignExpandBits = void (*)(const uint64_t* bits, int depth, uint8_t* expanded);
 
-#define BITFLEET_DECLARE(isa)                                                                                        \
-  namespace isa {                                                                                                    \
-  void sign_expand(const uint32_t* bits, int depth, uint8_t* expanded);                                              \
-  void sign_accumulate(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* expanded, int32_t* out, \
-                       size_t out_stride);                                                                           \
+// g: int8 [rows][g_stride]; expanded: [rows][sign_row_bytes(depth)].
+using SignExpandRows = void (*)(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);
+
+// `rows` and `bits` as expanded, with the same depth; out: int32 [row_count][out_stride], 64 of each are added to.
+using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
+                                size_t out_stride);
+
+#define BITFLEET_DECLARE(isa)                                                                                   \
+  namespace isa {                                                                                               \
+  void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                                    \
+  void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);              \
+  void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,        \
+                       size_t out_stride);                                                                      \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)
+BITFLEET_DECLARE(avx512)
 #undef BITFLEET_DECLARE
 
 }  // namespace bitfleet

@@ -16,21 +16,22 @@ void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
 
   // Scales come from the step before. Where there is none yet, exact passes measure first.
   if (!(scales.max_grad_y > 0.0f)) {
-    scales.max_grad_y = run_tiles(block, Pass::kMeasureGradient, step_scale, nullptr).max_abs / optimizer_.headroom;
+    scales.max_grad_y = run_tiles(block, /*measure=*/true, step_scale, nullptr).max_abs / optimizer_.headroom;
   }
   const double unit = std::ldexp(double{grad_y_scale(block)}, geometry(block).weight_grad_shift);
+  const TileResult tiles = run_tiles(block, /*measure=*/false, step_scale, trace);
+  saturated_ += tiles.saturated;
+
   const auto add_to_normaliser = [&](int64_t abs_sum) {
     scales.normaliser_sum += unit * static_cast<double>(abs_sum) / num_weights;
     ++scales.normaliser_count;
   };
   const bool measure_weights = normalises && scales.normaliser_count == 0;
-  if (measure_weights) add_to_normaliser(run_tiles(block, Pass::kMeasureWeights, step_scale, nullptr).abs_sum);
-
-  const TileResult tiles = run_tiles(block, Pass::kUpdate, step_scale, trace);
+  if (measure_weights) add_to_normaliser(run_weights(block, /*measure=*/true, step_scale, nullptr));
+  const int64_t abs_sum = run_weights(block, /*measure=*/false, step_scale, trace);
   if (normalises && !measure_weights && scales.normaliser_count < optimizer_.normaliser_steps) {
-    add_to_normaliser(tiles.abs_sum);
+    add_to_normaliser(abs_sum);
   }
-  saturated_ += tiles.saturated;
 
   if (block > 0) {
     if (!(scales.max_grad_x > 0.0f)) {
@@ -44,14 +45,14 @@ void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   scales.max_grad_y = std::max(tiles.max_abs, scales.max_grad_y * optimizer_.scale_decay);
 }
 
-Engine::TileResult Engine::run_tiles(size_t block, Pass pass, float step_scale, Trace* trace) {
+Engine::TileResult Engine::run_tiles(size_t block, bool measure, float step_scale, Trace* trace) {
   const int rows = geometry(block).tile_rows;
   const int tiles = (blocks_[block].out_channels + rows - 1) / rows;
   pool_.run([&](int member) {
     TileResult total{};
     const Range range = partition(tiles, num_threads(), member);
     for (int tile = range.begin; tile < range.end; ++tile) {
-      total.add(backward_tile(block, tile, pass, step_scale, member, trace));
+      total.add(backward_tile(block, tile, measure, step_scale, member, trace));
     }
     results_[member] = total;
   });
@@ -64,7 +65,8 @@ Engine::TileResult Engine::sum_of_members() const {
   return total;
 }
 
-Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, float step_scale, int member,
+// grad_y of a tile of channels, in 8 bits, into the slot; or only its largest magnitude.
+Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, float step_scale, int member,
                                          Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
@@ -119,7 +121,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
     } else {
       const GradientCoefficients coefficients = gradient_coefficients(statistics, thresholds, sums, values);
       const float real_gain = static_cast<float>(double{scale_in} / moments.mean_abs_dev);
-      if (pass == Pass::kMeasureGradient) {
+      if (measure) {
         const float largest = kernels_.channel->gradient_max(row, grad, values, coefficients);
         result.max_abs = std::max(result.max_abs, largest * real_gain);
         continue;
@@ -130,12 +132,11 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, Pass pass, floa
       result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
       result.saturated += rounded.saturated;
     }
-    if (pass == Pass::kUpdate) update_beta(block, channel, scale_in * static_cast<float>(sums.q), step_scale);
+    if (!measure) update_beta(block, channel, scale_in * static_cast<float>(sums.q), step_scale);
   }
-  if (pass == Pass::kMeasureGradient) return result;
+  if (measure) return result;
   if (trace != nullptr) trace_gradient(block, first, rows, trace->blocks[block].grad_in, /*whole_map=*/false);
-  result.abs_sum = fold_weights(block, first, rows, pass, step_scale, member, trace);
-  if (pass == Pass::kUpdate && (block > 0 || trace != nullptr)) store_gradient(block, first, rows, grad_t, choice);
+  store_gradient(block, first, rows, grad_t, choice);
   if (trace != nullptr) {
     trace_gradient(block, first, rows, trace->blocks[block].grad_y, /*whole_map=*/true);
     trace->blocks[block].grad_in_scale = scale_in;

@@ -13,8 +13,9 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
     const Range range = partition(batch_size_, num_threads(), member);
     TileResult total{};
     if (geometry(block).whole_map) {
-      for (int first = range.begin; first < range.end; first += kTileRows) {
-        total.add(inputs_of(block, {first, std::min(first + kTileRows, range.end)}, measure, member, trace));
+      for (int first = range.begin; first < range.end; first += geometry(block).input_rows) {
+        const Range samples{first, std::min(first + geometry(block).input_rows, range.end)};
+        total.add(inputs_of(block, samples, measure, member, trace));
       }
     } else {
       for (int sample = range.begin; sample < range.end; ++sample) {
@@ -26,15 +27,17 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
   return sum_of_members();
 }
 
-// Expands 32 columns of the packed weights under one tap, for some outputs.
-void Engine::expand_weight_columns(size_t block, int tap, int column, Range outputs, int member) const {
+// Expands one word of the packed weights under one tap, for some outputs.
+const uint8_t* Engine::expand_weight_columns(size_t block, int tap, size_t word, Range outputs, int member) const {
   const BlockGeometry& g = geometry(block);
-  uint32_t* columns = at<uint32_t>(layout_.scratch[member].columns);
-  const int depth = outputs.end - outputs.begin, shift = column % kWordBits;
+  uint64_t* columns = at<uint64_t>(layout_.scratch[member].columns);
+  uint8_t* bits = at<uint8_t>(layout_.scratch[member].expanded_bits);
+  const int depth = outputs.end - outputs.begin;
   const uint64_t* source =
-      at<uint64_t>(layout_.packed_weights) + outputs.begin * g.row_words() + tap * g.segment_words + column / kWordBits;
-  for (int j = 0; j < depth; ++j) columns[j] = static_cast<uint32_t>(source[j * g.row_words()] >> shift);
-  kernels_.sign_expand(columns, depth, at<uint8_t>(layout_.scratch[member].expanded));
+      at<uint64_t>(layout_.packed_weights) + outputs.begin * g.row_words() + tap * g.segment_words + word;
+  for (int j = 0; j < depth; ++j) columns[j] = source[j * g.row_words()];
+  kernels_.sign_expand_bits(columns, depth, bits);
+  return bits;
 }
 
 // Rounds a run of grad_x to 8 bits, or only finds its largest magnitude.
@@ -55,35 +58,42 @@ Engine::TileResult Engine::round_inputs(size_t block, const int32_t* values, int
   return result;
 }
 
-// Up to 16 samples of a layer whose kernel covers its map: every input is read once.
+// Some samples of a layer whose kernel covers its map: every input is read once.
 Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
   const int outputs = spec.out_channels, inputs = spec.in_features();
   const int rows = samples.end - samples.begin;
+  const size_t part_bytes = size_t(g.input_rows) * sign_row_bytes(g.input_depth);
   const int8_t* grad = at<int8_t>(layout_.gradient) + samples.begin * layout_.gradient_stride;
   int8_t* staged = at<int8_t>(scratch.staged);
-  int32_t* products = at<int32_t>(scratch.products);
+  int32_t* products = at<int32_t>(scratch.input_products);
   int32_t* sums = at<int32_t>(scratch.input_sums);
+  uint8_t* expanded = at<uint8_t>(scratch.input_rows);
   for (int r = 0; r < rows; ++r) {
     sums[r] = 0;
     for (int c = 0; c < outputs; ++c) sums[r] += grad[r * layout_.gradient_stride + c];
   }
+  for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
+    kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, std::min(g.input_depth, outputs - first),
+                              expanded + part * part_bytes);
+  }
   TileResult result{};
   for (int tap = 0; tap < g.segments; ++tap) {
-    for (int column = 0; column < g.segment_width; column += kColumnBlock) {
+    for (size_t word = 0; word < g.segment_words; ++word) {
+      const int column = static_cast<int>(word) * kColumnBlock;
       const int columns = std::min(kColumnBlock, g.segment_width - column);
-      std::memset(products, 0, size_t(rows) * kColumnBlock * sizeof(int32_t));
-      for (int first = 0; first < outputs; first += kSignGemmDepth) {
-        const Range some{first, std::min(first + kSignGemmDepth, outputs)};
-        expand_weight_columns(block, tap, column, some, member);
-        kernels_.sign_accumulate(grad + first, layout_.gradient_stride, rows, some.end - first,
-                                 at<uint8_t>(scratch.expanded), products, kColumnBlock);
+      std::fill_n(products, size_t(rows) * kColumnBlock, 0);
+      for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
+        const Range some{first, std::min(first + g.input_depth, outputs)};
+        const uint8_t* bits = expand_weight_columns(block, tap, word, some, member);
+        kernels_.sign_accumulate(expanded + part * part_bytes, rows, some.end - some.begin, bits, products,
+                                 kColumnBlock);
       }
       for (int r = 0; r < rows; ++r) {
         int32_t* run = products + r * kColumnBlock;
-        for (int k = 0; k < columns; ++k) run[k] = sums[r] - 2 * run[k];
+        for (int k = 0; k < kColumnBlock; ++k) run[k] = sums[r] - 2 * run[k];
         const int input = tap * g.segment_width + column;
         const uint32_t first =
             static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) + static_cast<uint32_t>(input);
@@ -97,53 +107,67 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   return result;
 }
 
-// One sample of a convolution: for 32 input channels at a time, every tap adds the map of gradients, shifted.
+// One sample of a convolution: every tap adds the map of gradients, shifted.
 Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, int member, Trace* trace) {
   const BlockSpec& spec = blocks_[block];
+  const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
-  const size_t outputs = static_cast<size_t>(spec.out_channels);
-  const int pixels = spec.in_positions(), conv = spec.conv_positions(), channels = spec.in_channels;
+  const int outputs = spec.out_channels, pixels = spec.in_positions(), conv = spec.conv_positions();
+  const int width = spec.conv_width;
   const int8_t* grad = at<int8_t>(layout_.gradient) + sample * layout_.gradient_stride;
   int8_t* staged = at<int8_t>(scratch.staged);
-  int32_t* products = at<int32_t>(scratch.products);
+  int32_t* products = at<int32_t>(scratch.input_products);
+  uint8_t* expanded = at<uint8_t>(scratch.input_rows);
   int32_t* output_sums = at<int32_t>(scratch.input_sums);
   int32_t* sums = output_sums + conv;  // over every output that reads the pixel
   for (int p = 0; p < conv; ++p) {
     output_sums[p] = 0;
-    for (size_t c = 0; c < outputs; ++c) output_sums[p] += grad[p * outputs + c];
+    for (int c = 0; c < outputs; ++c) output_sums[p] += grad[size_t(p) * outputs + c];
   }
   std::fill_n(sums, pixels, 0);
   for (int tap = 0; tap < spec.taps(); ++tap) {
     for (int row = 0; row < spec.conv_height; ++row) {
       const TapSpan span = tap_span(spec, tap, row);
       int32_t* target = sums + span.in_row * spec.in_width + span.in_column;
-      for (int i = span.begin; i < span.end; ++i) {
-        target[(i - span.begin) * spec.stride] += output_sums[row * spec.conv_width + i];
-      }
+      for (int i = span.begin; i < span.end; ++i) target[(i - span.begin) * spec.stride] += output_sums[row * width + i];
     }
   }
+
   TileResult result{};
-  for (int column = 0; column < channels; column += kColumnBlock) {
-    const int columns = std::min(kColumnBlock, channels - column);
-    std::memset(products, 0, size_t(pixels) * kColumnBlock * sizeof(int32_t));
-    for (int tap = 0; tap < spec.taps(); ++tap) {
-      for (int first = 0; first < spec.out_channels; first += kSignGemmDepth) {
-        const Range some{first, std::min(first + kSignGemmDepth, spec.out_channels)};
-        expand_weight_columns(block, tap, column, some, member);
-        for (int row = 0; row < spec.conv_height; ++row) {
-          const TapSpan span = tap_span(spec, tap, row);
-          if (span.begin == span.end) continue;
-          kernels_.sign_accumulate(grad + size_t(row * spec.conv_width + span.begin) * outputs + first, outputs,
-                                   span.end - span.begin, some.end - first, at<uint8_t>(scratch.expanded),
-                                   products + size_t(span.in_row * spec.in_width + span.in_column) * kColumnBlock,
-                                   static_cast<size_t>(spec.stride) * kColumnBlock);
+  for (size_t first_word = 0; first_word < g.segment_words; first_word += g.input_words) {
+    const size_t words = std::min(g.input_words, g.segment_words - first_word);
+    const size_t stride = words * kColumnBlock;
+    std::fill_n(products, pixels * stride, 0);
+    for (int output = 0; output < outputs; output += g.input_depth) {
+      const Range some{output, std::min(output + g.input_depth, outputs)};
+      const int depth = some.end - some.begin;
+      const size_t row_bytes = sign_row_bytes(depth);
+      for (int first = 0; first < conv; first += g.input_rows) {
+        const int last = std::min(first + g.input_rows, conv);
+        kernels_.sign_expand_rows(grad + size_t(first) * outputs + output, static_cast<size_t>(outputs), last - first,
+                                  depth, expanded);
+        for (int tap = 0; tap < spec.taps(); ++tap) {
+          for (size_t word = 0; word < words; ++word) {
+            const uint8_t* bits = expand_weight_columns(block, tap, first_word + word, some, member);
+            for (int row = first / width; row * width < last; ++row) {
+              const TapSpan span = tap_span(spec, tap, row);
+              const int begin = std::max(span.begin, first - row * width), end = std::min(span.end, last - row * width);
+              if (begin >= end) continue;
+              const size_t pixel =
+                  static_cast<size_t>(span.in_row * spec.in_width + span.in_column + (begin - span.begin) * spec.stride);
+              kernels_.sign_accumulate(expanded + size_t(row * width + begin - first) * row_bytes, end - begin, depth,
+                                       bits, products + pixel * stride + word * kColumnBlock, spec.stride * stride);
+            }
+          }
         }
       }
     }
+    const int channel = static_cast<int>(first_word) * kColumnBlock;
+    const int columns = std::min(static_cast<int>(stride), spec.in_channels - channel);
     for (int p = 0; p < pixels; ++p) {
-      int32_t* run = products + size_t(p) * kColumnBlock;
+      int32_t* run = products + p * stride;
       for (int k = 0; k < columns; ++k) run[k] = sums[p] - 2 * run[k];
-      const size_t target = size_t(p) * channels + column;
+      const size_t target = size_t(p) * spec.in_channels + channel;
       const uint32_t first =
           static_cast<uint32_t>(sample) * static_cast<uint32_t>(spec.in_features()) + static_cast<uint32_t>(target);
       result.add(round_inputs(block, run, columns, first, measure, staged + target, trace));

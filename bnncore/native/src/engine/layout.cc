@@ -9,11 +9,15 @@ namespace bitfleet {
 
 namespace {
 
-constexpr size_t kReadPastInput = 32;     // input_gemm and input_grad load whole vectors at a row's end
-constexpr size_t kReadPastGradient = 16;  // sign_accumulate reads up to an even depth
+constexpr size_t kReadPastInput = 64;     // input_gemm and input_grad load whole vectors at a row's end
 constexpr size_t kTileBytes = 1700000;    // products of a tile: 4 channels of a batch of 100 maps of 32 x 32
 constexpr size_t kPatchBytes = 1 << 15;   // patches gathered at once: they stay in the first cache
-constexpr int kSlabPositions = 1024;
+constexpr int kPatchPositions = 1024;
+// What the backward products may take beside each other: as much as the tile of products takes, whose phase is over
+// then, but at least the first (small networks would be slow) and expanded rows at most the second (they should stay
+// in the second cache).
+constexpr size_t kLeastBudget = 96 << 10;
+constexpr size_t kExpandedBytes = 256 << 10;
 
 int64_t extent(size_t value) { return static_cast<int64_t>(value); }
 
@@ -68,26 +72,24 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t y, conv_y, patches, padding, weights, expanded_weights, bits, grad_t, choice, spread, position_sums, tap_sums,
-      weight_sums, products, input_sums, staged;
+  size_t y, conv_y, patches, padding, weights, expanded_weights, bits, grad_t, choice, grad_rows, position_sums,
+      tap_sums, weight_sums, weight_rows, products, input_rows, grad_x, input_sums, staged;
 
   void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
     const auto most = [](size_t& size, size_t needed) { size = std::max(size, needed); };
     const size_t rows = static_cast<size_t>(g.tile_rows), conv = static_cast<size_t>(block.conv_positions());
     const size_t in = static_cast<size_t>(block.in_positions()), fan_in = static_cast<size_t>(block.fan_in());
-    const size_t slabs = g.slab < batch_size ? 2 : 1;
+    const size_t weight_rows_at_once = static_cast<size_t>(g.weight_rows);
+    const bool pads = block.pad_height + block.pad_width > 0;
     most(y, rows * static_cast<size_t>(g.y_stride));
     most(grad_t, rows * static_cast<size_t>(g.y_stride));
     most(weights, rows * g.row_words());
-    most(position_sums, rows * conv);
-    most(tap_sums, rows * static_cast<size_t>(block.taps()));
-    most(weight_sums, (slabs > 1 ? static_cast<size_t>(g.column_blocks()) : 1) * rows * kColumnBlock * (first ? 8 : 4));
     if (first) most(expanded_weights, input_gemm_scratch(block.fan_in()));
-    if (block.pad_height + block.pad_width > 0) most(padding, rows * conv);
+    if (pads) most(padding, rows * conv);
+    most(tap_sums, rows * static_cast<size_t>(block.taps()));
     if (block.pool == Pool::kBeforeNorm) {
       most(conv_y, rows * conv);
       most(choice, rows * static_cast<size_t>(g.y_stride) * choice_bytes(block));
-      most(spread, rows * g.spread_stride);
     }
     if (!g.whole_map) {
       const size_t patch_bytes = first ? fan_in : g.row_words() * sizeof(uint64_t);
@@ -99,12 +101,58 @@ struct ScratchSizes {
                      : std::min<size_t>(static_cast<size_t>(batch_size) * static_cast<size_t>(block.norm_positions()),
                                         kEmittedAtOnce));
     }
+    most(grad_rows, weight_rows_at_once * static_cast<size_t>(g.weight_depth));
+    most(position_sums, weight_rows_at_once * (pads ? conv : 1));
+    most(weight_sums, weight_sums_bytes(g, first, g.weight_rows));
+    most(products, first ? weight_rows_at_once * kColumnBlock : fan_in);
     if (first) return;
-    most(products, (g.whole_map ? static_cast<size_t>(kTileRows) : in) * kColumnBlock);
-    most(input_sums, g.whole_map ? static_cast<size_t>(kTileRows) : conv + in);
-    most(staged, (g.whole_map ? static_cast<size_t>(kTileRows) : size_t{1}) * static_cast<size_t>(block.in_features()));
+    most(weight_rows, weight_rows_at_once * sign_row_bytes(g.weight_depth));
+    const size_t parts =
+        g.whole_map ? (static_cast<size_t>(block.out_channels) + g.input_depth - 1) / g.input_depth : size_t{1};
+    const size_t samples = g.whole_map ? static_cast<size_t>(g.input_rows) : size_t{1};
+    most(input_rows, static_cast<size_t>(g.input_rows) * parts * sign_row_bytes(g.input_depth));
+    most(grad_x, (g.whole_map ? samples : in * g.input_words) * kColumnBlock);
+    most(input_sums, g.whole_map ? samples : conv + in);
+    most(staged, samples * static_cast<size_t>(block.in_features()));
+  }
+
+  static size_t weight_sums_bytes(const BlockGeometry& g, bool first, int rows) {
+    return static_cast<size_t>(rows) * kColumnBlock * (first ? sizeof(int64_t) : g.row_words() * sizeof(int32_t));
   }
 };
+
+// As many output channels for the weight gradient, and positions for the gradient of the inputs, as the budget takes.
+void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batch_size, int num_threads,
+                  size_t budget) {
+  const int positions = batch_size * block.conv_positions();
+  g.weight_depth = std::min(positions, kSignGemmDepth);
+  const int shared = (block.out_channels + num_threads - 1) / num_threads;
+  const size_t row_bytes = sign_row_bytes(g.weight_depth);
+  g.weight_rows = kWeightRows;
+  while (g.weight_rows > kTileRows &&
+         (g.weight_rows - kTileRows >= shared ||
+          static_cast<size_t>(g.weight_rows) * row_bytes > kExpandedBytes ||
+          static_cast<size_t>(g.weight_rows) * row_bytes +
+                  ScratchSizes::weight_sums_bytes(g, first, g.weight_rows) >
+              budget)) {
+    g.weight_rows -= kTileRows;
+  }
+  if (first) return;
+  // Equal parts of the outputs, in whole groups and quads.
+  const int parts = (block.out_channels + kSignGemmDepth - 1) / kSignGemmDepth;
+  g.input_depth = static_cast<int>(round_up(static_cast<size_t>((block.out_channels + parts - 1) / parts), 20));
+  const size_t part_bytes = sign_row_bytes(g.input_depth);
+  if (g.whole_map) {
+    const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + static_cast<size_t>(block.in_features());
+    const size_t samples = std::min(budget * 2 / 3, kExpandedBytes) / sample_bytes;
+    g.input_rows = std::min(batch_size, std::max(static_cast<int>(samples), kTileRows / 2));
+    return;
+  }
+  const size_t rows = std::min(budget / 3, kExpandedBytes) / part_bytes;
+  g.input_rows = std::min(block.conv_positions(), std::max(static_cast<int>(rows), kTileRows / 2));
+  const size_t word_bytes = static_cast<size_t>(block.in_positions()) * kColumnBlock * sizeof(int32_t);
+  g.input_words = std::clamp<size_t>(budget * 2 / 3 / word_bytes, 1, g.segment_words);
+}
 
 ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trains, int member) {
   const std::string name = "scratch" + std::to_string(member) + ".";
@@ -123,15 +171,18 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.tap_sums =
       add("tap_sums", "int32", trains || sizes.padding > 0 ? sizes.tap_sums : 0, kForward | kNormalise | kWeights);
   if (!trains) return layout;
-  layout.grad_t = add("grad_y", "int8", sizes.grad_t + kReadPastGradient, kNormalise | kWeights);
-  layout.choice = add("arg_max", "uint8", sizes.choice, kNormalise | kWeights);
-  layout.spread = add("grad_spread", "int8", sizes.spread, kWeights);
+  layout.grad_t = add("grad_y", "int8", sizes.grad_t, kNormalise);
+  layout.choice = add("arg_max", "uint8", sizes.choice, kNormalise);
+  layout.grad_rows = add("grad_y_rows", "int8", sizes.grad_rows, kWeights);
   layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
-  layout.columns = add("columns", "uint32", kSignGemmDepth, kWeights | kInputs);
-  layout.expanded = add("expanded", "uint8", std::max(kSignGemmScratch, kInputGradScratch), kWeights | kInputs);
-  layout.products =
-      add("products", "int32", std::max(sizes.products, size_t{kTileRows} * kColumnBlock), kWeights | kInputs);
+  layout.columns = add("columns", "uint64", kSignGemmDepth, kWeights | kInputs);
+  layout.expanded_bits =
+      add("expanded_bits", "uint8", std::max(kSignBitsBytes, kInputGradScratch), kWeights | kInputs);
+  layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
+  layout.weight_products = add("weight_products", "int32", sizes.products, kWeights);
+  layout.input_rows = add("expanded_positions", "uint8", sizes.input_rows, kInputs);
+  layout.input_products = add("input_products", "int32", sizes.grad_x, kInputs);
   layout.input_sums = add("input_sums", "int32", sizes.input_sums, kInputs);
   layout.staged = add("grad_x", "int8", sizes.staged, kInputs);
   return layout;
@@ -141,6 +192,8 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
 void resolve(const MemoryPlan& plan, size_t& index) { index = plan.offset(index); }
 
 }  // namespace
+
+namespace {
 
 BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_size) {
   BlockGeometry g{};
@@ -155,10 +208,8 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
   g.segment_words = static_cast<size_t>(words_for(g.segment_width));
   const size_t patch_bytes = is_first ? static_cast<size_t>(block.fan_in()) : g.row_words() * sizeof(uint64_t);
   // At least as many as the weight gradient of the first block takes at once.
-  g.patch_count = std::max(static_cast<int>(std::min<size_t>(kPatchBytes / patch_bytes, kSlabPositions)),
+  g.patch_count = std::max(static_cast<int>(std::min<size_t>(kPatchBytes / patch_bytes, kPatchPositions)),
                            is_first ? kInputGradDepth : 1);
-  g.slab = block.pool == Pool::kBeforeNorm ? std::min(batch_size, std::max(1, kSlabPositions / conv)) : batch_size;
-  g.spread_stride = round_up(static_cast<size_t>(g.slab) * static_cast<size_t>(conv), 16);
   if (is_first) {
     const int64_t largest = int64_t{127} * 255 * batch_size * conv;
     while (largest >> g.weight_grad_shift > INT32_MAX) ++g.weight_grad_shift;
@@ -166,11 +217,13 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
   return g;
 }
 
+}  // namespace
+
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads) {
   EngineLayout layout{};
   MemoryPlan& plan = layout.plan;
-  size_t largest_map = 0, inner_words = 0;
+  size_t largest_map = 0, inner_words = 0, budget = kLeastBudget;
   ScratchSizes sizes{};
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockSpec& block = blocks[i];
@@ -178,9 +231,13 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     layout.geometry.push_back(block_geometry(block, first, batch_size));
     const BlockGeometry& geometry = layout.geometry.back();
     layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, i, last, batch_size));
-    sizes.fit(block, geometry, first, last, batch_size);
+    budget = std::max(budget, size_t{4} * geometry.tile_rows * geometry.y_stride);
     largest_map = std::max(largest_map, static_cast<size_t>(block.conv_positions()) * block.out_channels);
     if (!first) inner_words = std::max(inner_words, static_cast<size_t>(block.out_channels) * geometry.row_words());
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    share_budget(layout.geometry[i], blocks[i], i == 0, batch_size, num_threads, budget);
+    sizes.fit(blocks[i], layout.geometry[i], i == 0, i + 1 == blocks.size(), batch_size);
   }
   const bool trains = optimizer.kind != OptimizerKind::kFrozen;
   layout.gradient_stride = round_up(largest_map, 16);
@@ -193,7 +250,7 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     layout.scales =
         plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
     layout.gradient = plan.add("gradient", "gradients", "int8", {batch_size, extent(layout.gradient_stride)},
-                               kLoss | kNormalise | kWeights | kInputs, kReadPastGradient);
+                               kLoss | kNormalise | kWeights | kInputs);
     if (inner_words > 0) {
       layout.packed_weights =
           plan.add("packed_weights", "weights", "uint64", {extent(inner_words)}, kNormalise | kWeights | kInputs);
@@ -212,8 +269,8 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
   }
   for (ScratchLayout& s : layout.scratch) {
     for (size_t* field : {&s.y, &s.conv_y, &s.patches, &s.padding, &s.weights, &s.expanded_weights, &s.bits, &s.grad_t,
-                          &s.choice, &s.spread, &s.position_sums, &s.tap_sums, &s.weight_sums, &s.columns, &s.expanded,
-                          &s.products, &s.input_sums, &s.staged}) {
+                          &s.choice, &s.grad_rows, &s.position_sums, &s.tap_sums, &s.weight_sums, &s.columns, &s.expanded_bits,
+                          &s.weight_rows, &s.weight_products, &s.input_rows, &s.input_products, &s.input_sums, &s.staged}) {
       resolve(plan, *field);
     }
   }

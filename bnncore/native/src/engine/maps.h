@@ -52,11 +52,12 @@ void gather_patches(const BlockSpec& s, const T* map, size_t unit, int first, in
   }
 }
 
-// 32 columns, bits [shift, shift + 32) of `word`, of what positions first .. first + count of the batch read under a
-// tap: bits [count]. maps: [batch][in_height][in_width][pixel_words].
-inline void gather_columns(const BlockSpec& s, const uint64_t* maps, size_t pixel_words, int tap, int word, int shift,
-                           int first, int count, uint32_t* bits) {
+// Word `word` of what positions first .. first + count of the batch read under a tap: words [count], 0 in the padding.
+// maps: [batch][in_height][in_width][pixel_words].
+inline void gather_column(const BlockSpec& s, const uint64_t* maps, size_t pixel_words, int tap, size_t word, int first,
+                          int count, uint64_t* words) {
   const size_t map_words = static_cast<size_t>(s.in_positions()) * pixel_words;
+  const size_t step = static_cast<size_t>(s.stride) * pixel_words;
   int sample = first / s.conv_positions();
   int row = first % s.conv_positions() / s.conv_width, column = first % s.conv_width;
   for (int i = 0; i < count;) {
@@ -65,12 +66,11 @@ inline void gather_columns(const BlockSpec& s, const uint64_t* maps, size_t pixe
     const uint64_t* source =
         maps + static_cast<size_t>(sample) * map_words +
         (static_cast<size_t>(span.in_row) * s.in_width + static_cast<size_t>(span.in_column)) * pixel_words + word;
-    const size_t step = static_cast<size_t>(s.stride) * pixel_words;
-    for (; column < std::min(end, span.begin); ++column) bits[i++] = 0;
+    for (; column < std::min(end, span.begin); ++column) words[i++] = 0;
     for (; column < std::min(end, span.end); ++column) {
-      bits[i++] = static_cast<uint32_t>(source[static_cast<size_t>(column - span.begin) * step] >> shift);
+      words[i++] = source[static_cast<size_t>(column - span.begin) * step];
     }
-    for (; column < end; ++column) bits[i++] = 0;
+    for (; column < end; ++column) words[i++] = 0;
     if (column == s.conv_width) {
       column = 0;
       if (++row == s.conv_height) row = 0, ++sample;

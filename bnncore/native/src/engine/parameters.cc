@@ -108,7 +108,8 @@ AdamStep Engine::adam_step(float step) const {
           static_cast<float>(1.0 / (1.0 - beta2_power_)), optimizer_.epsilon};
 }
 
-void Engine::update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count) {
+void Engine::update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad,
+                        int count) const {
   const BlockLayout& layout = layout_.blocks[block];
   const UpdateKernels& update = *kernels_.update;
   const uint32_t index = static_cast<uint32_t>(first);
@@ -128,11 +129,18 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
     case OptimizerKind::kFrozen:
       break;
     case OptimizerKind::kBop: {
-      const PackedBit place = packed_bit(block, first);
-      uint64_t& word = at<uint64_t>(layout.packed)[place.word];
-      const uint32_t flips = update.bop(static_cast<uint32_t>(word >> place.shift), at<int8_t>(layout.momentum) + first,
-                                        grad, count, context.gain, context.bop, context.random, index);
-      word ^= uint64_t{flips} << place.shift;
+      const int width = geometry(block).segment_width;
+      for (int k = 0; k < count;) {  // a run ends with its half word, or with its segment
+        const PackedBit place = packed_bit(block, first + k);
+        const int in_segment = static_cast<int>((first + k) % static_cast<size_t>(width));
+        const int run = std::min({32 - place.shift % 32, width - in_segment, count - k});
+        uint64_t& word = at<uint64_t>(layout.packed)[place.word];
+        const uint32_t flips =
+            update.bop(static_cast<uint32_t>(word >> place.shift), at<int8_t>(layout.momentum) + first + k, grad + k,
+                       run, context.gain, context.bop, context.random, index + static_cast<uint32_t>(k));
+        word ^= uint64_t{flips} << place.shift;
+        k += run;
+      }
       break;
     }
     case OptimizerKind::kAdam:

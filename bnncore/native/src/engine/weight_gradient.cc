@@ -1,4 +1,4 @@
-// Weight gradients of a tile of channels, 32 columns at a time, straight into the optimizer state.
+// Weight gradients, for some output channels at a time, straight into the optimizer state.
 #include <algorithm>
 #include <cstring>
 
@@ -8,162 +8,208 @@
 
 namespace bitfleet {
 
-int64_t Engine::fold_weights(size_t block, int first_row, int rows, Pass pass, float step_scale, int member,
-                             Trace* trace) {
+int64_t Engine::run_weights(size_t block, bool measure, float step_scale, Trace* trace) {
+  const UpdateContext context = update_context(block, step_scale);
+  const int rows = geometry(block).weight_rows, channels = blocks_[block].out_channels;
+  pool_.run([&](int member) {
+    TileResult total{};
+    const Range range = partition((channels + rows - 1) / rows, num_threads(), member);
+    for (int group = range.begin; group < range.end; ++group) {
+      const Range some{group * rows, std::min((group + 1) * rows, channels)};
+      total.abs_sum += block == 0 ? input_weights_of(block, some, measure, context, member, trace)
+                                  : weights_of(block, some, measure, context, member, trace);
+    }
+    results_[member] = total;
+  });
+  return sum_of_members().abs_sum;
+}
+
+// The gradients of some channels at some positions of the batch, channel by channel: int8 [channels][stride].
+void Engine::load_rows(size_t block, Range channels, Range positions, int8_t* rows, size_t stride) const {
+  const BlockSpec& spec = blocks_[block];
+  const int conv = spec.conv_positions(), count = channels.end - channels.begin;
+  const int8_t* slot = at<int8_t>(layout_.gradient) + channels.begin;
+  if (conv == 1) {
+    kernels_.transpose_bytes(slot + positions.begin * layout_.gradient_stride, layout_.gradient_stride,
+                             positions.end - positions.begin, count, rows, stride);
+    return;
+  }
+  for (int p = positions.begin; p < positions.end;) {
+    const int sample = p / conv, end = std::min(positions.end, (sample + 1) * conv);
+    kernels_.transpose_bytes(slot + sample * layout_.gradient_stride + size_t(p % conv) * spec.out_channels,
+                             static_cast<size_t>(spec.out_channels), end - p, count, rows + (p - positions.begin),
+                             stride);
+    p = end;
+  }
+}
+
+// Adds the gradients of each row at each position of a map; or all of a row, where no tap ever reads padding.
+void Engine::add_positions(size_t block, const int8_t* rows, size_t stride, int row_count, Range positions,
+                           int32_t* sums) const {
+  const BlockSpec& spec = blocks_[block];
+  const int count = positions.end - positions.begin;
+  if (spec.pad_height + spec.pad_width == 0) {
+    for (int r = 0; r < row_count; ++r) {
+      int32_t sum = 0;
+      for (int p = 0; p < count; ++p) sum += rows[r * stride + p];
+      sums[r] += sum;
+    }
+    return;
+  }
+  const int conv = spec.conv_positions();
+  for (int r = 0; r < row_count; ++r) {
+    const int8_t* source = rows + r * stride;
+    for (int p = positions.begin; p < positions.end;) {
+      const int first = p % conv, some = std::min(positions.end - p, conv - first);
+      int32_t* __restrict target = sums + r * conv + first;
+      for (int i = 0; i < some; ++i) target[i] += source[i];
+      source += some;
+      p += some;
+    }
+  }
+}
+
+// Integer gradients of a run of weights are complete: notes and uses them.
+int64_t Engine::finish_weights(size_t block, size_t first, int32_t* products, int count, bool measure,
+                               const UpdateContext& context, Trace* trace) const {
+  const bool wants_sum = !is_float(optimizer_.kind) &&
+                         at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
+  const int64_t abs_sum = wants_sum ? kernels_.channel->integer_abs_sum(products, count) : 0;
+  if (trace != nullptr) {
+    std::copy_n(products, count, trace->blocks[block].grad_weights.begin() + static_cast<ptrdiff_t>(first));
+  }
+  if (!measure) update_run(block, context, first, products, count);
+  return abs_sum;
+}
+
+int64_t Engine::weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
+                           Trace* trace) const {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
-  const int conv = spec.conv_positions(), taps = spec.taps();
-  const bool wants_sum = !is_float(optimizer_.kind) &&
-                         at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
-  const UpdateContext context = update_context(block, step_scale);
+  const int rows = channels.end - channels.begin, positions = batch_size_ * spec.conv_positions();
+  const bool pads = spec.pad_height + spec.pad_width > 0;
+  const size_t sums_stride = size_t(g.weight_rows) * kColumnBlock;
+  const uint64_t* maps = at<uint64_t>(layout_.blocks[block - 1].signs);
+  int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
-  int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
-  int32_t* products = at<int32_t>(scratch.products);
-  std::fill_n(position_sums, size_t(rows) * conv, 0);
-  int64_t abs_sum = 0;
+  int32_t* sums = at<int32_t>(scratch.weight_sums);
+  uint64_t* columns = at<uint64_t>(scratch.columns);
+  uint8_t* bits = at<uint8_t>(scratch.expanded_bits);
+  uint8_t* expanded = at<uint8_t>(scratch.weight_rows);
+  std::fill_n(position_sums, size_t(rows) * (pads ? spec.conv_positions() : 1), 0);
+  std::fill_n(sums, g.row_words() * sums_stride, 0);
 
-  // Where the pool comes before the norm the gradient is spread over the product map some samples at a time, and the
-  // sums of all columns wait for the last of them.
-  for (int sample = 0; sample < batch_size_; sample += g.slab) {
-    const Range samples{sample, std::min(sample + g.slab, batch_size_)};
-    const bool first_slab = samples.begin == 0, last_slab = samples.end == batch_size_;
-    const int8_t* grad = at<int8_t>(scratch.grad_t) + size_t(samples.begin) * conv;
-    size_t grad_stride = static_cast<size_t>(g.y_stride);
-    if (spec.pool == Pool::kBeforeNorm) {
-      grad = spread_gradient(block, samples, rows, member);
-      grad_stride = g.spread_stride;
-    }
-    for (int r = 0; r < rows; ++r) {
-      for (int b = 0; b < samples.end - samples.begin; ++b) {
-        for (int p = 0; p < conv; ++p) position_sums[r * conv + p] += grad[r * grad_stride + size_t(b) * conv + p];
-      }
-      if (last_slab) tap_sums(spec, position_sums + r * conv, sums_by_tap + r * taps);
-    }
-    uint8_t* waiting = at<uint8_t>(scratch.weight_sums);
-    const size_t waiting_bytes = size_t(rows) * kColumnBlock * (block == 0 ? sizeof(int64_t) : sizeof(int32_t));
-    for (int segment = 0; segment < g.segments; ++segment) {
-      for (int column = 0; column < g.segment_width; column += kColumnBlock) {
-        if (first_slab) std::memset(waiting, 0, waiting_bytes);
-        const Range positions{samples.begin * conv, samples.end * conv};
-        if (block == 0) {
-          sum_input_columns(block, grad, grad_stride, positions, rows, column, member,
-                            reinterpret_cast<int64_t*>(waiting));
+  for (int first = 0; first < positions; first += g.weight_depth) {
+    const Range some{first, std::min(first + g.weight_depth, positions)};
+    const int depth = some.end - some.begin;
+    load_rows(block, channels, some, grad, static_cast<size_t>(g.weight_depth));
+    add_positions(block, grad, static_cast<size_t>(g.weight_depth), rows, some, position_sums);
+    kernels_.sign_expand_rows(grad, static_cast<size_t>(g.weight_depth), rows, depth, expanded);
+    for (int tap = 0; tap < g.segments; ++tap) {
+      for (size_t word = 0; word < g.segment_words; ++word) {
+        const size_t column = tap * g.segment_words + word;
+        if (g.whole_map) {  // one position a sample, and each tap a pixel of its map
+          const uint64_t* source = maps + size_t(first) * g.row_words() + column;
+          for (int j = 0; j < depth; ++j) columns[j] = source[j * g.row_words()];
         } else {
-          sum_columns(block, grad, grad_stride, positions, rows, segment, column, member,
-                      reinterpret_cast<int32_t*>(waiting));
+          gather_column(spec, maps, g.segment_words, tap, word, first, depth, columns);
         }
-        if (last_slab) {
-          const int columns = std::min(kColumnBlock, g.segment_width - column);
-          for (int r = 0; r < rows; ++r) {
-            const size_t first = static_cast<size_t>(first_row + r) * static_cast<size_t>(spec.fan_in()) +
-                                 static_cast<size_t>(segment) * g.segment_width + static_cast<size_t>(column);
-            for (int k = 0; k < columns; ++k) {
-              if (block == 0) {
-                const int64_t sum = reinterpret_cast<int64_t*>(waiting)[r * kColumnBlock + k];
-                const int64_t x = 2 * sum - int64_t{255} * sums_by_tap[r * taps + (column + k) / spec.in_channels];
-                products[k] = static_cast<int32_t>(x >> g.weight_grad_shift);
-              } else {
-                const int32_t sum = reinterpret_cast<int32_t*>(waiting)[r * kColumnBlock + k];
-                products[k] = sums_by_tap[r * taps + segment] - 2 * sum;
-              }
-            }
-            if (wants_sum) abs_sum += kernels_.channel->integer_abs_sum(products, columns);
-            if (trace != nullptr) {
-              std::copy_n(products, columns, trace->blocks[block].grad_weights.begin() + static_cast<ptrdiff_t>(first));
-            }
-            if (pass == Pass::kUpdate) update_run(block, context, first, products, columns);
-          }
-        }
-        if (g.slab < batch_size_) waiting += waiting_bytes;
+        kernels_.sign_expand_bits(columns, depth, bits);
+        kernels_.sign_accumulate(expanded, rows, depth, bits, sums + column * sums_stride, kColumnBlock);
       }
     }
+  }
+
+  int32_t* products = at<int32_t>(scratch.weight_products);
+  int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
+  int64_t abs_sum = 0;
+  for (int r = 0; r < rows; ++r) {
+    if (pads) {
+      tap_sums(spec, position_sums + r * spec.conv_positions(), sums_by_tap);
+    } else {
+      std::fill_n(sums_by_tap, spec.taps(), position_sums[r]);
+    }
+    int32_t* __restrict target = products;
+    for (int tap = 0; tap < g.segments; ++tap) {
+      for (size_t word = 0; word < g.segment_words; ++word) {
+        const int32_t* source = sums + (tap * g.segment_words + word) * sums_stride + size_t(r) * kColumnBlock;
+        const int count = std::min(kColumnBlock, g.segment_width - static_cast<int>(word) * kColumnBlock);
+        for (int k = 0; k < count; ++k) target[k] = sums_by_tap[tap] - 2 * source[k];
+        target += count;
+      }
+    }
+    abs_sum += finish_weights(block, size_t(channels.begin + r) * spec.fan_in(), products, spec.fan_in(), measure,
+                              context, trace);
   }
   return abs_sum;
 }
 
-// The gradient of pooled values at the arg-max of their windows, 0 elsewhere: int8 [rows][spread stride].
-const int8_t* Engine::spread_gradient(size_t block, Range samples, int rows, int member) const {
+// The first block, whose inputs are bytes: sum of grad x (2 u - 255), 64 columns at a time.
+int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
+                                 Trace* trace) const {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
-  const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
-  int8_t* spread = at<int8_t>(scratch.spread);
-  for (int r = 0; r < rows; ++r) {
-    int8_t* target = spread + r * g.spread_stride;
-    std::memset(target, 0, g.spread_stride);
-    for (int b = samples.begin; b < samples.end; ++b, target += conv) {
-      const size_t source = size_t(r) * g.y_stride + size_t(b) * pooled;
-      const int8_t* grad = at<int8_t>(scratch.grad_t) + source;
-      const uint8_t* choice = at<uint8_t>(scratch.choice) + source * choice_bytes(spec);
-      for (int q = 0; q < pooled; ++q) {
-        const int element = get_choice(spec, choice, static_cast<size_t>(q));
-        target[window_corner(spec, q) + window_offset(spec, element)] = grad[q];
-      }
-    }
-  }
-  return spread;
-}
-
-// sums[r][k] += sum over `positions` of grad x bit of the input, for 32 columns of one tap.
-void Engine::sum_columns(size_t block, const int8_t* grad, size_t grad_stride, Range positions, int rows, int segment,
-                         int column, int member, int32_t* sums) const {
-  const BlockSpec& spec = blocks_[block];
-  const BlockGeometry& g = geometry(block);
-  const ScratchLayout& scratch = layout_.scratch[member];
-  uint32_t* columns = at<uint32_t>(scratch.columns);
-  uint8_t* expanded = at<uint8_t>(scratch.expanded);
-  const uint64_t* maps = at<uint64_t>(layout_.blocks[block - 1].signs);
-  const int word = column / kWordBits, shift = column % kWordBits;
-  for (int first = positions.begin; first < positions.end; first += kSignGemmDepth) {
-    const int depth = std::min(kSignGemmDepth, positions.end - first);
-    if (g.whole_map) {  // one position a sample, and each tap a pixel of its map
-      const uint64_t* source = maps + size_t(first) * g.row_words() + segment * g.segment_words + word;
-      for (int j = 0; j < depth; ++j) columns[j] = static_cast<uint32_t>(source[j * g.row_words()] >> shift);
-    } else {
-      gather_columns(spec, maps, g.segment_words, segment, word, shift, first, depth, columns);
-    }
-    kernels_.sign_expand(columns, depth, expanded);
-    kernels_.sign_accumulate(grad + (first - positions.begin), grad_stride, rows, depth, expanded, sums, kColumnBlock);
-  }
-}
-
-// sums[r][k] += sum over `positions` of grad x byte of the input, for 32 columns of the first block.
-void Engine::sum_input_columns(size_t block, const int8_t* grad, size_t grad_stride, Range positions, int rows,
-                               int column, int member, int64_t* sums) const {
-  const BlockSpec& spec = blocks_[block];
-  const BlockGeometry& g = geometry(block);
-  const ScratchLayout& scratch = layout_.scratch[member];
-  const int conv = spec.conv_positions();
+  const int rows = channels.end - channels.begin, conv = spec.conv_positions(), positions = batch_size_ * conv;
+  const bool pads = spec.pad_height + spec.pad_width > 0;
   const size_t depth = static_cast<size_t>(spec.fan_in()), map_bytes = static_cast<size_t>(spec.in_features());
   const uint8_t* input = at<uint8_t>(layout_.input);
-  int32_t* products = at<int32_t>(scratch.products);
-  const auto flush = [&] {
-    for (int i = 0; i < rows * kColumnBlock; ++i) sums[i] += products[i];
-    std::memset(products, 0, size_t(rows) * kColumnBlock * sizeof(int32_t));
-  };
-  std::memset(products, 0, size_t(rows) * kColumnBlock * sizeof(int32_t));
-  int pending = 0;
-  for (int first = positions.begin; first < positions.end;) {
-    int some = std::min(kInputGradDepth, positions.end - first);
-    const uint8_t* u = input + size_t(first) * map_bytes + column;
-    if (!g.whole_map) {
-      uint8_t* patches = at<uint8_t>(scratch.patches);
-      some = std::min(some, conv - first % conv);
-      gather_patches(spec, input + size_t(first / conv) * map_bytes, static_cast<size_t>(spec.in_channels),
-                     first % conv, some, patches);
-      u = patches + column;
-    }
-    kernels_.input_grad(grad + (first - positions.begin), grad_stride, rows, some, u, g.whole_map ? map_bytes : depth,
-                        at<int16_t>(scratch.expanded), products);
-    first += some;
-    pending += some;
-    if (pending > kInputGradRun - kInputGradDepth) {
-      flush();
+  int8_t* grad = at<int8_t>(scratch.grad_rows);
+  int32_t* position_sums = at<int32_t>(scratch.position_sums);
+  int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
+  int64_t* sums = at<int64_t>(scratch.weight_sums);
+  int32_t* products = at<int32_t>(scratch.weight_products);
+  std::fill_n(position_sums, size_t(rows) * (pads ? conv : 1), 0);
+  int64_t abs_sum = 0;
+  for (int column = 0; column < spec.fan_in(); column += kColumnBlock) {
+    std::fill_n(sums, size_t(rows) * kColumnBlock, int64_t{0});
+    std::fill_n(products, size_t(rows) * kColumnBlock, 0);
+    int pending = 0;
+    const auto flush = [&] {
+      for (int i = 0; i < rows * kColumnBlock; ++i) sums[i] += products[i];
+      std::fill_n(products, size_t(rows) * kColumnBlock, 0);
       pending = 0;
+    };
+    for (int first = 0; first < positions; first += g.weight_depth) {
+      const Range some{first, std::min(first + g.weight_depth, positions)};
+      load_rows(block, channels, some, grad, static_cast<size_t>(g.weight_depth));
+      if (column == 0) add_positions(block, grad, static_cast<size_t>(g.weight_depth), rows, some, position_sums);
+      for (int p = some.begin; p < some.end;) {
+        int count = std::min(kInputGradDepth, some.end - p);
+        const uint8_t* u = input + size_t(p) * map_bytes + column;
+        if (!g.whole_map) {
+          uint8_t* patches = at<uint8_t>(scratch.patches);
+          count = std::min(count, conv - p % conv);
+          gather_patches(spec, input + size_t(p / conv) * map_bytes, static_cast<size_t>(spec.in_channels), p % conv,
+                         count, patches);
+          u = patches + column;
+        }
+        kernels_.input_grad(grad + (p - some.begin), static_cast<size_t>(g.weight_depth), rows, count, u,
+                            g.whole_map ? map_bytes : depth, at<uint8_t>(scratch.expanded_bits), products);
+        p += count;
+        pending += count;
+        if (pending > kInputGradRun - kInputGradDepth) flush();
+      }
+    }
+    flush();
+    const int count = std::min(kColumnBlock, spec.fan_in() - column);
+    for (int r = 0; r < rows; ++r) {
+      if (pads) {
+        tap_sums(spec, position_sums + r * conv, sums_by_tap);
+      } else {
+        std::fill_n(sums_by_tap, spec.taps(), position_sums[r]);
+      }
+      const int64_t* source = sums + size_t(r) * kColumnBlock;
+      for (int k = 0; k < count; ++k) {
+        const int64_t x = 2 * source[k] - int64_t{255} * sums_by_tap[(column + k) / spec.in_channels];
+        products[k] = static_cast<int32_t>(x >> g.weight_grad_shift);
+      }
+      abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column), products, count,
+                                measure, context, trace);
     }
   }
-  flush();
+  return abs_sum;
 }
 
 }  // namespace bitfleet

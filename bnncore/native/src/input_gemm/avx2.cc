@@ -74,31 +74,30 @@ BITFLEET_AVX2 inline void input_rows(const uint8_t* u, size_t u_stride, int batc
   }
 }
 
-// Four rows of g, 32 columns: sixteen int32 accumulators. `pairs` int16 pairs of g and of u.
+// Rows of g by 16 columns; `pairs` int16 pairs of positions, of which g has `depth`.
 template <int kRows>
-BITFLEET_AVX2 inline void grad_rows(const int16_t* g, const int16_t* u, int pairs, int32_t* out) {
-  for (int half = 0; half < 2; ++half) {
-    __m256i sum[kRows][2];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < 2; ++v) {
-        sum[r][v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(out + r * kColumnBlock + 16 * half + 8 * v));
-      }
+BITFLEET_AVX2 inline void grad_rows(const int8_t* g, size_t g_stride, const uint8_t* u, int depth, int32_t* out) {
+  __m256i sum[kRows][2];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < 2; ++v) {
+      sum[r][v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(out + r * kColumnBlock + 8 * v));
     }
-    for (int p = 0; p < pairs; ++p) {
-      const __m256i* columns = reinterpret_cast<const __m256i*>(u + size_t{64} * p + 32 * half);
-      const __m256i u0 = _mm256_loadu_si256(columns), u1 = _mm256_loadu_si256(columns + 1);
-      for (int r = 0; r < kRows; ++r) {
-        int32_t pair;
-        std::memcpy(&pair, g + r * kInputGradDepth + 2 * p, sizeof(pair));
-        const __m256i both = _mm256_set1_epi32(pair);
-        sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(u0, both));
-        sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(u1, both));
-      }
-    }
+  }
+  for (int j = 0; j < depth; j += 2) {
+    const __m256i* columns = reinterpret_cast<const __m256i*>(u + size_t(j) * 2 * kColumnBlock);
+    const __m256i u0 = _mm256_load_si256(columns), u1 = _mm256_load_si256(columns + 1);
     for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < 2; ++v) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kColumnBlock + 16 * half + 8 * v), sum[r][v]);
-      }
+      const int8_t* pair = g + r * g_stride + j;
+      const uint32_t low = static_cast<uint16_t>(int16_t{pair[0]});
+      const uint32_t high = j + 1 < depth ? static_cast<uint16_t>(int16_t{pair[1]}) : 0u;
+      const __m256i both = _mm256_set1_epi32(static_cast<int32_t>(high << 16 | low));
+      sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(u0, both));
+      sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(u1, both));
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < 2; ++v) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kColumnBlock + 8 * v), sum[r][v]);
     }
   }
 }
@@ -117,30 +116,29 @@ BITFLEET_AVX2 void input_gemm(const uint8_t* u, size_t u_stride, int batch, cons
   }
 }
 
+// Pairs of positions as int16, 16 columns to 64 bytes.
 BITFLEET_AVX2 void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride,
-                              int16_t* expanded, int32_t* out) {
-  int16_t* wide_g = expanded + size_t{kInputGradDepth} * kColumnBlock;
-  const int pairs = (depth + 1) / 2;
-  for (int p = 0; p < pairs; ++p) {
-    const uint8_t* row = u + 2 * p * u_stride;
-    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
-    const __m256i b = 2 * p + 1 < depth ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + u_stride))
-                                        : _mm256_setzero_si256();
-    const __m256i even = _mm256_unpacklo_epi8(a, b);  // columns 0-7 and 16-23, pairs of positions
-    const __m256i odd = _mm256_unpackhi_epi8(a, b);   // columns 8-15 and 24-31
-    __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t{64} * p);
-    _mm256_storeu_si256(target, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(even)));
-    _mm256_storeu_si256(target + 1, _mm256_cvtepu8_epi16(_mm256_castsi256_si128(odd)));
-    _mm256_storeu_si256(target + 2, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(even, 1)));
-    _mm256_storeu_si256(target + 3, _mm256_cvtepu8_epi16(_mm256_extracti128_si256(odd, 1)));
+                              uint8_t* expanded, int32_t* out) {
+  for (int j = 0; j < depth; j += 2) {
+    for (int part = 0; part < kColumnBlock / 16; ++part) {
+      const uint8_t* row = u + j * u_stride + 16 * part;
+      const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
+      const __m128i b =
+          j + 1 < depth ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + u_stride)) : _mm_setzero_si128();
+      __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t(j) * 2 * kColumnBlock + 64 * part);
+      _mm256_store_si256(target, _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)));
+      _mm256_store_si256(target + 1, _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)));
+    }
   }
-  for (int r = 0; r < rows; ++r) {
-    for (int j = 0; j < depth; ++j) wide_g[r * kInputGradDepth + j] = g[r * g_stride + j];
-    if (depth % 2 != 0) wide_g[r * kInputGradDepth + depth] = 0;
+  for (int part = 0; part < kColumnBlock / 16; ++part) {
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      grad_rows<4>(g + r * g_stride, g_stride, expanded + 64 * part, depth, out + r * kColumnBlock + 16 * part);
+    }
+    for (; r < rows; ++r) {
+      grad_rows<1>(g + r * g_stride, g_stride, expanded + 64 * part, depth, out + r * kColumnBlock + 16 * part);
+    }
   }
-  int r = 0;
-  for (; r + 4 <= rows; r += 4) grad_rows<4>(wide_g + r * kInputGradDepth, expanded, pairs, out + r * kColumnBlock);
-  for (; r < rows; ++r) grad_rows<1>(wide_g + r * kInputGradDepth, expanded, pairs, out + r * kColumnBlock);
 }
 
 }  // namespace bitfleet::avx2

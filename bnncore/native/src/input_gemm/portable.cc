@@ -14,7 +14,7 @@ void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w,
   }
 }
 
-void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride, int16_t*,
+void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride, uint8_t*,
                 int32_t* out) {
   for (int r = 0; r < rows; ++r) {
     int32_t* row = out + r * kColumnBlock;

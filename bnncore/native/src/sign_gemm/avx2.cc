@@ -1,12 +1,11 @@
 // VPMADDUBSW multiplies 32 unsigned bytes, the sign bits as 0 or 1, by 32 signed ones and adds neighbours: 32 products
-// an instruction. The bits of two rows j, j + 1 are expanded to interleaved bytes. Sums stay below 128 * 127 = 16,256,
-// so int16 holds them.
+// an instruction. Four rows j share a 32-bit lane, so that four gradients are broadcast by a plain load. A lane of 16
+// bits adds two of the four: 120 * 127 = 15,240 at most.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "../bits_avx2.h"
 #include "bnncore/sign_gemm.h"
 
 namespace bitfleet::avx2 {
@@ -15,65 +14,91 @@ namespace bitfleet::avx2 {
 
 namespace {
 
-// 32 bits to 32 bytes of 0 or 1.
-BITFLEET_AVX2 inline __m256i expand_bits(uint32_t bits) {
-  return _mm256_min_epu8(bits_to_bytes(bits), _mm256_set1_epi8(1));
-}
+constexpr int kQuadBytes = 4 * kColumnBlock;
 
-BITFLEET_AVX2 inline __m256i broadcast_pair(const int8_t* g) {
-  int16_t pair;
-  std::memcpy(&pair, g, sizeof(pair));
-  return _mm256_set1_epi16(pair);
-}
-
-// Adds the 32 int16 sums (columns 0-7 and 16-23 in `even`, 8-15 and 24-31 in `odd`) to out.
-BITFLEET_AVX2 inline void add_to(int32_t* out, __m256i even, __m256i odd) {
-  const __m128i parts[4] = {_mm256_castsi256_si128(even), _mm256_castsi256_si128(odd),
-                            _mm256_extracti128_si256(even, 1), _mm256_extracti128_si256(odd, 1)};
-  for (int i = 0; i < 4; ++i) {
-    __m256i* target = reinterpret_cast<__m256i*>(out + 8 * i);
-    _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), _mm256_cvtepi16_epi32(parts[i])));
-  }
-}
-
-// Four rows of g at a time keep eight accumulators in registers.
+// kRows rows by 16 columns.
 template <int kRows>
-BITFLEET_AVX2 inline void accumulate(const int8_t* g, size_t g_stride, const uint8_t* expanded, int pairs, int32_t* out,
-                                     size_t out_stride) {
-  __m256i even[kRows], odd[kRows];
-  for (int r = 0; r < kRows; ++r) even[r] = odd[r] = _mm256_setzero_si256();
-  for (int p = 0; p < pairs; ++p) {
-    const __m256i* bits = reinterpret_cast<const __m256i*>(expanded + size_t{64} * p);
-    const __m256i bits_even = _mm256_load_si256(bits);
-    const __m256i bits_odd = _mm256_load_si256(bits + 1);
+BITFLEET_AVX2 inline void accumulate(const uint8_t* rows, size_t row_bytes, int quads, const uint8_t* bits,
+                                     int32_t* out, size_t out_stride) {
+  __m256i low[kRows], high[kRows];
+  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
+  for (int q = 0; q < quads; ++q) {
+    const __m256i* columns = reinterpret_cast<const __m256i*>(bits + size_t(q) * kQuadBytes);
+    const __m256i first = _mm256_load_si256(columns), second = _mm256_load_si256(columns + 1);
     for (int r = 0; r < kRows; ++r) {
-      const __m256i pair = broadcast_pair(g + r * g_stride + 2 * p);
-      even[r] = _mm256_add_epi16(even[r], _mm256_maddubs_epi16(bits_even, pair));
-      odd[r] = _mm256_add_epi16(odd[r], _mm256_maddubs_epi16(bits_odd, pair));
+      int32_t four;
+      std::memcpy(&four, rows + r * row_bytes + 4 * q, sizeof(four));
+      const __m256i g = _mm256_set1_epi32(four);
+      low[r] = _mm256_add_epi16(low[r], _mm256_maddubs_epi16(first, g));
+      high[r] = _mm256_add_epi16(high[r], _mm256_maddubs_epi16(second, g));
     }
   }
-  for (int r = 0; r < kRows; ++r) add_to(out + r * out_stride, even[r], odd[r]);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int r = 0; r < kRows; ++r) {
+    __m256i* target = reinterpret_cast<__m256i*>(out + r * out_stride);
+    _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), _mm256_madd_epi16(low[r], ones)));
+    _mm256_storeu_si256(target + 1,
+                        _mm256_add_epi32(_mm256_loadu_si256(target + 1), _mm256_madd_epi16(high[r], ones)));
+  }
+}
+
+template <int kRows>
+BITFLEET_AVX2 inline void all_columns(const uint8_t* rows, size_t row_bytes, int quads, const uint8_t* bits,
+                                      int32_t* out, size_t out_stride) {
+  for (int part = 0; part < kColumnBlock / 16; ++part) {
+    accumulate<kRows>(rows, row_bytes, quads, bits + 64 * part, out + 16 * part, out_stride);
+  }
 }
 
 }  // namespace
 
-BITFLEET_AVX2 void sign_expand(const uint32_t* bits, int depth, uint8_t* expanded) {
-  for (int j = 0; j < depth; j += 2) {
-    const __m256i a = expand_bits(bits[j]);
-    const __m256i b = j + 1 < depth ? expand_bits(bits[j + 1]) : _mm256_setzero_si256();
-    __m256i* target = reinterpret_cast<__m256i*>(expanded + size_t{32} * j);
-    _mm256_store_si256(target, _mm256_unpacklo_epi8(a, b));
-    _mm256_store_si256(target + 1, _mm256_unpackhi_epi8(a, b));
+// Lane k of quad q holds the bits of rows 4 q .. 4 q + 3 at column k as bytes of 0 or 1.
+BITFLEET_AVX2 void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded) {
+  const __m256i select = _mm256_setr_epi32(0x01010101, 0x02020202, 0x04040404, 0x08080808, 0x10101010, 0x20202020,
+                                           0x40404040, static_cast<int>(0x80808080u));
+  for (int j = 0; j < depth; j += 4, expanded += kQuadBytes) {
+    uint64_t row[4] = {};
+    for (int i = 0; i < 4 && j + i < depth; ++i) row[i] = bits[j + i];
+    const __m128i first = _mm_unpacklo_epi8(_mm_cvtsi64_si128(static_cast<int64_t>(row[0])),
+                                            _mm_cvtsi64_si128(static_cast<int64_t>(row[1])));
+    const __m128i second = _mm_unpacklo_epi8(_mm_cvtsi64_si128(static_cast<int64_t>(row[2])),
+                                             _mm_cvtsi64_si128(static_cast<int64_t>(row[3])));
+    alignas(32) int32_t bytes[8];  // byte b of the four rows
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm_unpacklo_epi16(first, second));
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes + 4), _mm_unpackhi_epi16(first, second));
+    for (int b = 0; b < 8; ++b) {
+      const __m256i set = _mm256_and_si256(_mm256_set1_epi32(bytes[b]), select);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(expanded) + b, _mm256_min_epu8(set, _mm256_set1_epi8(1)));
+    }
   }
 }
 
-BITFLEET_AVX2 void sign_accumulate(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* expanded,
-                                   int32_t* out, size_t out_stride) {
-  const int pairs = (depth + 1) / 2;
+BITFLEET_AVX2 void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded) {
+  const size_t padded = (static_cast<size_t>(depth) + 3) / 4 * 4;
+  for (int r = 0; r < rows; ++r, expanded += sign_row_bytes(depth)) {
+    std::memcpy(expanded, g + r * g_stride, static_cast<size_t>(depth));
+    std::memset(expanded + depth, 0, padded - static_cast<size_t>(depth));
+  }
+}
+
+BITFLEET_AVX2 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
+                                   size_t out_stride) {
+  const size_t row_bytes = sign_row_bytes(depth);
+  const int quads = (depth + 3) / 4;
   int r = 0;
-  for (; r + 4 <= rows; r += 4)
-    accumulate<4>(g + r * g_stride, g_stride, expanded, pairs, out + r * out_stride, out_stride);
-  for (; r < rows; ++r) accumulate<1>(g + r * g_stride, g_stride, expanded, pairs, out + r * out_stride, out_stride);
+  for (; r + 4 <= row_count; r += 4) {
+    all_columns<4>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+  }
+  switch (row_count - r) {
+    case 3:
+      return all_columns<3>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+    case 2:
+      return all_columns<2>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+    case 1:
+      return all_columns<1>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+    default:
+      return;
+  }
 }
 
 }  // namespace bitfleet::avx2

@@ -1,0 +1,129 @@
+// Look-ups instead of products. Five gradients g0 .. g4 have 32 sums over subsets; VPERMW looks up 32 columns' sums in
+// such a table of int16, whose index is the column's five bits: 160 exact products for one permutation and one
+// addition, where VPDPBUSD does 64 (docs/kernels.md). 48 sums of five stay below 240 * 127 = 30,480.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "../avx512.h"
+#include "bnncore/sign_gemm.h"
+
+namespace bitfleet::avx512 {
+
+namespace {
+
+// Bit i of a table's index selects gradient kOrder[i]: VPACKSSDW makes the third bit the odd one out.
+constexpr int kOrder[kSignGroup] = {0, 1, 4, 2, 3};
+
+struct Constants {
+  alignas(64) uint8_t rows_to_bytes[64];  // for the bit matrix of 8 columns: byte 7 - i comes from row kOrder[i]
+  alignas(64) uint8_t halves[64];         // columns 0-31 to even bytes, 32-63 to odd ones
+  alignas(64) uint8_t subsets[64];        // lane l, bytes 0-3: which of g0 .. g3 are in the sum
+};
+
+constexpr Constants make_constants() {
+  Constants c{};
+  for (int b = 0; b < 8; ++b) {
+    for (int i = 0; i < 8; ++i) {
+      c.rows_to_bytes[8 * b + 7 - i] = static_cast<uint8_t>(8 * (i < kSignGroup ? kOrder[i] : 7) + b);
+    }
+  }
+  for (int k = 0; k < 64; ++k) c.halves[k] = static_cast<uint8_t>(k / 2 + (k % 2) * 32);
+  for (int lane = 0; lane < 16; ++lane) {
+    for (int i = 0; i < 4; ++i) c.subsets[4 * lane + i] = static_cast<uint8_t>(lane >> i & 1);
+  }
+  return c;
+}
+
+constexpr Constants kConstants = make_constants();
+
+BITFLEET_AVX512 inline void make_table(const int8_t* g, uint8_t* table) {
+  int32_t first, last;
+  std::memcpy(&first, g, sizeof(first));
+  std::memcpy(&last, g + 1, sizeof(last));
+  const __m512i subsets = _mm512_load_si512(kConstants.subsets);
+  const __m512i without = _mm512_dpbusd_epi32(_mm512_setzero_si512(), subsets, _mm512_set1_epi32(first));
+  const __m512i with = _mm512_dpbusd_epi32(without, _mm512_set1_epi32(0x01000000), _mm512_set1_epi32(last));
+  _mm512_store_si512(table, _mm512_packs_epi32(without, with));
+}
+
+BITFLEET_AVX512 inline void add_to(int32_t* out, __m512i sums) {
+  const __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(sums));
+  const __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(sums, 1));
+  _mm512_storeu_si512(out, _mm512_add_epi32(_mm512_loadu_si512(out), low));
+  _mm512_storeu_si512(out + 16, _mm512_add_epi32(_mm512_loadu_si512(out + 16), high));
+}
+
+template <int kRows>
+BITFLEET_AVX512 inline void accumulate(const uint8_t* tables, size_t row_bytes, int groups, const uint8_t* indices,
+                                       int32_t* out, size_t out_stride) {
+  __m512i low[kRows], high[kRows];
+  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm512_setzero_si512();
+  for (int q = 0; q < groups; ++q) {
+    // VPERMW reads five bits of each 16-bit lane: the other column's, above them, do not matter.
+    const __m512i first = _mm512_load_si512(indices + size_t{64} * q);
+    const __m512i second = _mm512_srli_epi16(first, 8);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i table = _mm512_load_si512(tables + r * row_bytes + size_t{64} * q);
+      low[r] = _mm512_add_epi16(low[r], _mm512_permutexvar_epi16(first, table));
+      high[r] = _mm512_add_epi16(high[r], _mm512_permutexvar_epi16(second, table));
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    add_to(out + r * out_stride, low[r]);
+    add_to(out + r * out_stride + 32, high[r]);
+  }
+}
+
+constexpr int kRowsAtOnce = 8;
+
+using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, int32_t*, size_t);
+constexpr Accumulate kRemainder[kRowsAtOnce] = {nullptr,       accumulate<1>, accumulate<2>, accumulate<3>,
+                                                accumulate<4>, accumulate<5>, accumulate<6>, accumulate<7>};
+
+}  // namespace
+
+// Byte 2 k + h of group q: the index of column k + 32 h.
+BITFLEET_AVX512 void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded) {
+  const __m512i gather = _mm512_load_si512(kConstants.rows_to_bytes);
+  const __m512i halves = _mm512_load_si512(kConstants.halves);
+  const __m512i identity = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201ull));
+  for (int j = 0; j < depth; j += kSignGroup, expanded += 64) {
+    const int left = depth - j < kSignGroup ? depth - j : kSignGroup;
+    const __m512i rows = _mm512_maskz_loadu_epi64(static_cast<__mmask8>((1 << left) - 1), bits + j);
+    const __m512i matrices = _mm512_permutexvar_epi8(gather, rows);
+    const __m512i columns = _mm512_gf2p8affine_epi64_epi8(identity, matrices, 0);
+    _mm512_store_si512(expanded, _mm512_permutexvar_epi8(halves, columns));
+  }
+}
+
+BITFLEET_AVX512 void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded) {
+  const int whole = depth / kSignGroup;
+  const size_t left = static_cast<size_t>(depth % kSignGroup);
+  for (int r = 0; r < rows; ++r, g += g_stride) {
+    for (int q = 0; q < whole; ++q, expanded += 64) make_table(g + kSignGroup * q, expanded);
+    if (left > 0) {
+      int8_t last[8] = {};
+      std::memcpy(last, g + kSignGroup * whole, left);
+      make_table(last, expanded);
+      expanded += 64;
+    }
+  }
+}
+
+BITFLEET_AVX512 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
+                                     size_t out_stride) {
+  const size_t row_bytes = sign_row_bytes(depth);
+  const int groups = static_cast<int>(row_bytes / 64);
+  int r = 0;
+  for (; r + kRowsAtOnce <= row_count; r += kRowsAtOnce) {
+    accumulate<kRowsAtOnce>(rows + r * row_bytes, row_bytes, groups, bits, out + r * out_stride, out_stride);
+  }
+  if (r < row_count) {
+    kRemainder[row_count - r](rows + r * row_bytes, row_bytes, groups, bits, out + r * out_stride, out_stride);
+  }
+}
+
+}  // namespace bitfleet::avx512
+#endif
