@@ -3,6 +3,8 @@
 Integers must be equal. Outputs are wider than what a kernel may write, and what lies past it must stay untouched.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ from bnncore.reference import random_words, round_stochastic
 K = _native.kernels
 SIZES = [1, 2, 7, 31, 32, 33, 63, 64, 65, 127, 129, 784, 1000]
 GUARD = 0x55555555
+GUARD16 = 0x5555
+WIDTHS = [np.int16, np.int32]
 
 pytestmark = pytest.mark.parametrize("isa", isa_available())
 
@@ -23,21 +27,71 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
+def of_width(kernels: Any, name: str, dtype: Any) -> Any:
+    """The kernel for products of this width."""
+    return getattr(kernels, name + str(8 * np.dtype(dtype).itemsize))
+
+
 def signs(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.int8]:
     return rng.choice(np.array([-1, 1], np.int8), (rows, count))
 
 
-@pytest.mark.parametrize("depth", SIZES)
-@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (5, 3), (17, 16), (100, 10)])
-def test_xnor_gemm(isa: str, depth: int, batch: int, rows: int) -> None:
-    rng = generator(depth, batch, rows)
-    x, w = signs(rng, batch, depth), signs(rng, rows, depth)
-    y = np.full((rows, batch + 3), GUARD, np.int32)
+@pytest.mark.parametrize("depth", [*SIZES, 2048, 8192, 32766])
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (5, 3), (17, 16), (33, 12), (100, 10)])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_xnor_gemm(isa: str, depth: int, count: int, rows: int, extreme: bool) -> None:
+    rng = generator(depth, count, rows)
+    x, w = signs(rng, count, depth), signs(rng, rows, depth)
+    if extreme:
+        x[:], w[:] = 1, -1
+    words = pack_signs(x)
+    panel = rng.integers(0, 1 << 63, (words.shape[1], (count + 7) // 8 * 8 + 8), dtype=np.uint64)  # rubbish past x
+    panel[:, :count] = words.T
+    y = np.full((rows, count + 3), GUARD16, np.int16)
 
-    K.xnor_gemm(isa, pack_signs(x), pack_signs(w), depth, y)
+    K.xnor_gemm(isa, panel, count, pack_signs(w), depth, y)
 
-    assert np.array_equal(y[:, :batch], w.astype(np.int32) @ x.T.astype(np.int32))
-    assert np.all(y[:, batch:] == GUARD)
+    assert np.array_equal(y[:, :count], w.astype(np.int32) @ x.T.astype(np.int32))
+    assert np.all(y[:, count:] == GUARD16)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8, 17])
+@pytest.mark.parametrize("columns", [1, 3, 4, 5, 18])
+def test_transpose_words(isa: str, rows: int, columns: int) -> None:
+    source = generator(rows, columns).integers(0, 1 << 63, (rows, columns + 2), dtype=np.uint64)
+    target = np.full((columns + 1, rows + 3), GUARD, np.uint64)
+
+    K.transpose_words(isa, source, rows, columns, target)
+
+    assert np.array_equal(target[:columns, :rows], source[:, :columns].T)
+    assert np.all(target[columns:] == GUARD)
+    assert np.all(target[:, rows:] == GUARD)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 6), (5, 7), (28, 28), (9, 70)])
+@pytest.mark.parametrize(("window_height", "window_width"), [(2, 2), (1, 2), (2, 1), (3, 3), (1, 1)])
+@pytest.mark.parametrize("levels", [2, 30000])
+def test_max_pool_takes_the_first_of_equal_ones(
+    isa: str, height: int, width: int, window_height: int, window_width: int, levels: int
+) -> None:
+    rng = generator(height, width, window_height, window_width, levels)
+    y = rng.integers(-levels, levels, (height, width), dtype=np.int16)
+    pooled_height, pooled_width = height // window_height, width // window_width
+    count = pooled_height * pooled_width
+    pooled, choices = np.full(count + 3, GUARD16, np.int16), np.full(count + 3, 99, np.uint8)
+    without = pooled.copy()
+
+    K.max_pool(isa, y, window_height, window_width, pooled, choices)
+    K.max_pool(isa, y, window_height, window_width, without, None)
+
+    cut = y[: pooled_height * window_height, : pooled_width * window_width]
+    windows = cut.reshape(pooled_height, window_height, pooled_width, window_width).transpose(0, 2, 1, 3)
+    windows = windows.reshape(count, window_height * window_width)
+    assert np.array_equal(pooled[:count], windows.max(axis=1))
+    assert np.array_equal(choices[:count], windows.argmax(axis=1))
+    assert np.all(pooled[count:] == GUARD16)
+    assert np.all(choices[count:] == 99)
+    assert np.array_equal(without, pooled)
 
 
 @pytest.mark.parametrize("depth", [*SIZES, 2047, 2048, 2049, 4200])
@@ -45,19 +99,21 @@ def test_xnor_gemm(isa: str, depth: int, batch: int, rows: int) -> None:
 @pytest.mark.parametrize("extreme", [False, True])
 def test_input_gemm(isa: str, depth: int, batch: int, rows: int, extreme: bool) -> None:
     rng = generator(depth, batch, rows)
-    u = np.full(batch * depth + 32, 201, np.uint8)  # 32 readable bytes past the last row
+    u = np.full(batch * depth + 64, 201, np.uint8)  # 64 readable bytes past the last row
     if not extreme:
         u[: batch * depth] = rng.integers(0, 256, batch * depth)
     else:
         u[: batch * depth] = 255  # the largest sums
     rows_of_u = u[: batch * depth].reshape(batch, depth)
     w = np.ones((rows, depth), np.int8) if extreme else signs(rng, rows, depth)
-    y = np.full((rows, batch + 3), GUARD, np.int32)
+    widths = [np.int32, np.int16] if 255 * depth <= 32766 else [np.int32]
+    for width in widths:
+        y = np.full((rows, batch + 3), GUARD16, width)
 
-    K.input_gemm(isa, rows_of_u, batch, pack_signs(w), depth, y)
+        of_width(K, "input_gemm", width)(isa, rows_of_u, batch, pack_signs(w), depth, y)
 
-    assert np.array_equal(y[:, :batch], w.astype(np.int64) @ (2 * rows_of_u.astype(np.int64) - 255).T)
-    assert np.all(y[:, batch:] == GUARD)
+        assert np.array_equal(y[:, :batch], w.astype(np.int64) @ (2 * rows_of_u.astype(np.int64) - 255).T)
+        assert np.all(y[:, batch:] == GUARD16)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 100, 239, 240, 241, 255, 480, 1000])
@@ -116,12 +172,18 @@ def test_transpose_bytes(isa: str, rows: int, columns: int) -> None:
     assert np.all(target[:, rows:] == 77)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 33, 100, 1000])
-@pytest.mark.parametrize("bound", [1, 10, 200_000, 16_000_000])
-def test_statistics_are_exact(isa: str, count: int, bound: int) -> None:
-    y = generator(count, bound).integers(-bound, bound + 1, count, dtype=np.int32)
+@pytest.mark.parametrize("count", [1, 2, 7, 33, 100, 1000, 70_000])
+@pytest.mark.parametrize("bound", [1, 10, 32766, 200_000, 16_000_000])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("extreme", [False, True])
+def test_statistics_are_exact(isa: str, count: int, bound: int, width: Any, extreme: bool) -> None:
+    if bound > np.iinfo(width).max:
+        return
+    y = generator(count, bound).integers(-bound, bound + 1, count).astype(width)
+    if extreme:
+        y[:], y[count // 3 :] = -bound, bound
 
-    total, deviation = K.statistics(isa, y)
+    total, deviation = of_width(K, "statistics", width)(isa, y)
 
     assert total == y.sum(dtype=np.int64)
     assert deviation == np.abs(count * y.astype(np.int64) - total).sum()
@@ -129,14 +191,17 @@ def test_statistics_are_exact(isa: str, count: int, bound: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 33, 100])
 @pytest.mark.parametrize("rows", [1, 10, 16])
-def test_emitted_signs_compare_with_the_threshold(isa: str, count: int, rows: int) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_emitted_signs_compare_with_the_threshold(isa: str, count: int, rows: int, width: Any) -> None:
     rng = generator(count, rows)
-    y = rng.integers(-5, 6, (rows, count + 2), dtype=np.int32)
+    y = rng.integers(-5, 6, (rows, count + 2)).astype(width)
+    y[:, 0] = rng.choice([-32766, 32766], rows)
     sign_from = rng.integers(-3, 4, rows, dtype=np.int32)
     sign_from[0] = np.iinfo(np.int32).min  # a dead channel with beta >= 0: all +1
+    sign_from[1:4] = [np.iinfo(np.int32).max, -32767, 32767][: rows - 1]
     bits = np.full(count + 1, 0xABCD, np.uint16)
 
-    K.emit_signs(isa, y, count, sign_from, bits)
+    of_width(K, "emit_signs", width)(isa, y, count, sign_from, bits)
 
     expected = ((y[:, :count] < sign_from[:, None]).astype(np.int64) << np.arange(rows)[:, None]).sum(axis=0)
     assert np.array_equal(bits[:count], expected)
@@ -145,11 +210,12 @@ def test_emitted_signs_compare_with_the_threshold(isa: str, count: int, rows: in
 
 @pytest.mark.parametrize("count", [1, 8, 33, 1000])
 def test_integer_quantise_rounds_like_the_reference(isa: str, count: int) -> None:
-    values = generator(count).integers(-3000, 3001, count, dtype=np.int32)
+    sums, whole = generator(count).integers(-1500, 1501, count, dtype=np.int32), 137
+    values = whole - 2 * sums
     q = np.full(count + 1, 55, np.int8)
     gain = np.float32(0.05)
 
-    saturated, largest = K.integer_quantise(isa, values, q[:count], float(gain), 11, 22, 33)
+    saturated, largest = K.integer_quantise(isa, sums, whole, q[:count], float(gain), 11, 22, 33)
 
     real = values.astype(np.float32) * gain
     words = random_words((11, 22), np.arange(count, dtype=np.int64) + 33)
@@ -162,15 +228,18 @@ def test_integer_quantise_rounds_like_the_reference(isa: str, count: int) -> Non
 @pytest.mark.parametrize("count", [1, 2, 31, 100, 1000])
 @pytest.mark.parametrize("bound", [3, 256, 199_920])
 @pytest.mark.parametrize("beta", [0.0, -0.6, 1.5])
-def test_channel_gradient_is_the_exact_derivative(isa: str, count: int, bound: int, beta: float) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_channel_gradient_is_the_exact_derivative(isa: str, count: int, bound: int, beta: float, width: Any) -> None:
+    if bound > np.iinfo(width).max:
+        return
     rng = generator(count, bound)
-    y = rng.integers(-bound, bound + 1, count, dtype=np.int32)
+    y = rng.integers(-bound, bound + 1, count).astype(width)
     q = rng.integers(-127, 128, count, dtype=np.int8)
     if np.ptp(y) == 0:
         return  # a dead channel never gets here
     rounded = q.copy()
 
-    _, _, largest, _, _ = K.channel_gradient(isa, y, rounded, bound, beta, 1.0, 1, 2, 3, 4)
+    _, _, largest, _, _ = of_width(K, "channel_gradient", width)(isa, y, rounded, bound, beta, 1.0, 1, 2, 3, 4)
 
     # The formula of the module docstring, in float64 from the definition.
     mu = y.mean()

@@ -1,11 +1,14 @@
 // Single kernels by instruction set. Outputs are written into arrays that the caller owns, strides included, so tests
 // can look past the edges.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <new>
+#include <optional>
+#include <string>
 #include <tuple>
 
 #include "bindings.h"
@@ -36,6 +39,44 @@ struct AlignedBytes {
 
 int extent(size_t value) { return static_cast<int>(value); }
 
+// What is done to products of either width; the names end with it.
+template <typename Y>
+void bind_products(nb::module_& m, const std::string& width) {
+  const auto named = [&width](const char* name) { return name + width; };
+  m.def(named("input_gemm").c_str(), [](const std::string& isa, Matrix<const uint8_t> u, int batch,
+                                        Matrix<const uint64_t> w, int depth, Matrix<Y> y) {
+    AlignedBytes expanded(input_gemm_scratch(depth));
+    kernels_for(isa).input_gemm_of<Y>()(u.data(), u.shape(1), batch, w.data(), w.shape(1), extent(w.shape(0)), depth,
+                                        static_cast<int8_t*>(expanded.data), y.data(), y.shape(1));
+  });
+  m.def(named("statistics").c_str(), [](const std::string& isa, Vector<const Y> y) {
+    const ChannelStatistics s = kernels_for(isa).channel->of<Y>().statistics(y.data(), extent(y.shape(0)));
+    return std::make_tuple(s.sum, s.abs_deviation);
+  });
+  m.def(named("emit_signs").c_str(), [](const std::string& isa, Matrix<const Y> y, int count,
+                                        Vector<const int32_t> sign_from, Vector<uint16_t> bits) {
+    kernels_for(isa).channel->of<Y>().emit_signs(y.data(), y.shape(1), sign_from.data(), extent(y.shape(0)), count,
+                                                 bits.data());
+  });
+  // The gradient of one channel from y and q: (saturated, largest), with q replaced.
+  m.def(named("channel_gradient").c_str(), [](const std::string& isa, Vector<const Y> y, Vector<int8_t> q,
+                                              int64_t y_bound, float beta, float gain, uint32_t low, uint32_t high,
+                                              uint32_t first, uint32_t stride) {
+    const ProductKernels<Y>& kernels = kernels_for(isa).channel->of<Y>();
+    const int count = extent(y.shape(0));
+    const ChannelStatistics statistics = kernels.statistics(y.data(), count);
+    const ChannelMoments moments = channel_moments(statistics, count);
+    const ChannelThresholds t = channel_thresholds(moments.mean, moments.mean_abs_dev, beta);
+    const int64_t floor_mean = floor_divide(statistics.sum, count);
+    const GradientSums sums = kernels.gradient_sums(
+        y.data(), q.data(), count, y_bound, t, static_cast<int32_t>(floor_mean), floor_mean * count == statistics.sum);
+    const GradientCoefficients c = gradient_coefficients(statistics, t, sums, count);
+    const float largest = kernels.gradient_max(y.data(), q.data(), count, c);
+    const QuantiseResult r = kernels.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first, stride);
+    return std::make_tuple(r.saturated, r.max_abs, largest, sums.q, sums.qy);
+  });
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
@@ -49,17 +90,27 @@ void bind_kernels(nb::module_& m) {
                               Matrix<int8_t> target) {
     kernels_for(isa).transpose_bytes(source.data(), source.shape(1), rows, columns, target.data(), target.shape(1));
   });
-  m.def("xnor_gemm",
-        [](const std::string& isa, Matrix<const uint64_t> x, Matrix<const uint64_t> w, int depth, Matrix<int32_t> y) {
-          kernels_for(isa).xnor_gemm(x.data(), x.shape(1), extent(x.shape(0)), w.data(), w.shape(1), extent(w.shape(0)),
-                                     words_for(depth), depth, y.data(), y.shape(1));
-        });
-  m.def("input_gemm", [](const std::string& isa, Matrix<const uint8_t> u, int batch, Matrix<const uint64_t> w,
-                         int depth, Matrix<int32_t> y) {
-    AlignedBytes expanded(input_gemm_scratch(depth));
-    kernels_for(isa).input_gemm(u.data(), u.shape(1), batch, w.data(), w.shape(1), extent(w.shape(0)), depth,
-                                static_cast<int8_t*>(expanded.data), y.data(), y.shape(1));
+  m.def("transpose_words", [](const std::string& isa, Matrix<const uint64_t> source, int rows, int columns,
+                              Matrix<uint64_t> target) {
+    kernels_for(isa).transpose_words(source.data(), source.shape(1), rows, columns, target.data(), target.shape(1));
   });
+  m.def("xnor_gemm", [](const std::string& isa, Matrix<const uint64_t> x, int count, Matrix<const uint64_t> w,
+                        int depth, Matrix<int16_t> y) {
+    kernels_for(isa).xnor_gemm(x.data(), x.shape(1), count, w.data(), w.shape(1), extent(w.shape(0)), words_for(depth),
+                               depth, y.data(), y.shape(1));
+  });
+  m.def(
+      "max_pool",
+      [](const std::string& isa, Matrix<const int16_t> y, int window_height, int window_width, Vector<int16_t> pooled,
+         std::optional<Vector<uint8_t>> choices) {
+        const int height = extent(y.shape(0)), width = extent(y.shape(1));
+        kernels_for(isa).channel->max_pool(
+            y.data(), {width, height / window_height, width / window_width, window_height, window_width}, pooled.data(),
+            choices ? choices->data() : nullptr);
+      },
+      "isa"_a, "y"_a, "window_height"_a, "window_width"_a, "pooled"_a, "choices"_a.none());
+  bind_products<int16_t>(m, "16");
+  bind_products<int32_t>(m, "32");
   m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Vector<const uint64_t> bits,
                         Matrix<int32_t> out) {
     const int rows = extent(g.shape(0));
@@ -83,35 +134,10 @@ void bind_kernels(nb::module_& m) {
                                   out.data());
     }
   });
-  m.def("statistics", [](const std::string& isa, Vector<const int32_t> y) {
-    const ChannelStatistics s = kernels_for(isa).channel->statistics(y.data(), extent(y.shape(0)));
-    return std::make_tuple(s.sum, s.abs_deviation);
-  });
-  m.def("emit_signs", [](const std::string& isa, Matrix<const int32_t> y, int count, Vector<const int32_t> sign_from,
-                         Vector<uint16_t> bits) {
-    kernels_for(isa).channel->emit_signs(y.data(), y.shape(1), sign_from.data(), extent(y.shape(0)), count,
-                                         bits.data());
-  });
-  // The gradient of one channel from y and q: (saturated, largest), with q replaced.
-  m.def("channel_gradient", [](const std::string& isa, Vector<const int32_t> y, Vector<int8_t> q, int64_t y_bound,
-                               float beta, float gain, uint32_t low, uint32_t high, uint32_t first, uint32_t stride) {
-    const ChannelKernels& channel = *kernels_for(isa).channel;
-    const int count = extent(y.shape(0));
-    const ChannelStatistics statistics = channel.statistics(y.data(), count);
-    const ChannelMoments moments = channel_moments(statistics, count);
-    const ChannelThresholds t = channel_thresholds(moments.mean, moments.mean_abs_dev, beta);
-    const int64_t floor_mean = floor_divide(statistics.sum, count);
-    const GradientSums sums = channel.gradient_sums(
-        y.data(), q.data(), count, y_bound, t, static_cast<int32_t>(floor_mean), floor_mean * count == statistics.sum);
-    const GradientCoefficients c = gradient_coefficients(statistics, t, sums, count);
-    const float largest = channel.gradient_max(y.data(), q.data(), count, c);
-    const QuantiseResult r = channel.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first, stride);
-    return std::make_tuple(r.saturated, r.max_abs, largest, sums.q, sums.qy);
-  });
-  m.def("integer_quantise", [](const std::string& isa, Vector<const int32_t> values, Vector<int8_t> q, float gain,
-                               uint32_t low, uint32_t high, uint32_t first) {
+  m.def("integer_quantise", [](const std::string& isa, Vector<const int32_t> sums, int32_t whole, Vector<int8_t> q,
+                               float gain, uint32_t low, uint32_t high, uint32_t first) {
     const QuantiseResult r = kernels_for(isa).channel->integer_quantise(
-        values.data(), q.data(), extent(values.shape(0)), gain, {low, high}, first);
+        sums.data(), whole, q.data(), extent(sums.shape(0)), gain, {low, high}, first);
     return std::make_tuple(r.saturated, r.max_abs);
   });
   m.def("latent8", [](const std::string& isa, Vector<int8_t> u, Vector<const int32_t> grad, float gain, float step,

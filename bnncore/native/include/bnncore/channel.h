@@ -51,26 +51,55 @@ struct QuantiseResult {
   float max_abs;      // largest |(q - offset) * gain|, before saturation
 };
 
-struct ChannelKernels {
+// What is done to products y, which are int16 or int32 (Y).
+template <typename Y>
+struct ProductKernels {
   // Statistics of y[0..count).
-  ChannelStatistics (*statistics)(const int32_t* y, int count);
+  ChannelStatistics (*statistics)(const Y* y, int count);
   // bits[b] = bit r set iff y[r][b] < sign_from[r], for rows <= 16. All of bits[0..count) is written.
-  void (*emit_signs)(const int32_t* y, size_t y_stride, const int32_t* sign_from, int rows, int count, uint16_t* bits);
+  void (*emit_signs)(const Y* y, size_t y_stride, const int32_t* sign_from, int rows, int count, uint16_t* bits);
   // `y_bound` >= |y| limits how many products are summed in 32 bits.
-  GradientSums (*gradient_sums)(const int32_t* y, const int8_t* q, int count, int64_t y_bound,
+  GradientSums (*gradient_sums)(const Y* y, const int8_t* q, int count, int64_t y_bound,
                                 const ChannelThresholds& thresholds, int32_t floor_mean, bool mean_is_integer);
   // Largest |q - offset| over the batch, where q counts as 0 outside the mask.
-  float (*gradient_max)(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& coefficients);
+  float (*gradient_max)(const Y* y, const int8_t* q, int count, const GradientCoefficients& coefficients);
   // Replaces q by round_stochastic((q - offset) * gain). Element b draws word first_index + b * index_stride.
-  QuantiseResult (*gradient_quantise)(const int32_t* y, int8_t* q, int count, const GradientCoefficients& coefficients,
+  QuantiseResult (*gradient_quantise)(const Y* y, int8_t* q, int count, const GradientCoefficients& coefficients,
                                       float gain, RandomStream stream, uint32_t first_index, uint32_t index_stride);
-  // q[k] = round_stochastic(values[k] * gain) for k in [0, count); element k draws word first_index + k.
-  QuantiseResult (*integer_quantise)(const int32_t* values, int8_t* q, int count, float gain, RandomStream stream,
-                                     uint32_t first_index);
-  // Largest |values[k]|.
-  int32_t (*integer_max)(const int32_t* values, int count);
+};
+
+// A max pool of one map: windows side by side from the top left; what is left over at the right and below is dropped.
+struct PoolShape {
+  int width;  // of the map
+  int pooled_height, pooled_width;
+  int window_height, window_width;
+};
+
+struct ChannelKernels {
+  ProductKernels<int16_t> narrow;
+  ProductKernels<int32_t> wide;
+  // pooled [pooled_height][pooled_width]: the largest y of each window, of at most 256 elements. `choices`, unless it
+  // is null, receives the number of the first element that is.
+  void (*max_pool)(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices);
+  // q[k] = round_stochastic((whole - 2 sums[k]) * gain) for k in [0, count); element k draws word first_index + k. The
+  // sums over bits of sign_gemm.h become sums over signs on the way.
+  QuantiseResult (*integer_quantise)(const int32_t* sums, int32_t whole, int8_t* q, int count, float gain,
+                                     RandomStream stream, uint32_t first_index);
+  // Largest |whole - 2 sums[k]|.
+  int32_t (*integer_max)(const int32_t* sums, int32_t whole, int count);
+  // sums[r] = sum of values[r][0..count).
+  void (*byte_sums)(const int8_t* values, size_t stride, int rows, int count, int32_t* sums);
   // Sum of |values[k]|.
   int64_t (*integer_abs_sum)(const int32_t* values, int count);
+
+  template <typename Y>
+  const ProductKernels<Y>& of() const {
+    if constexpr (sizeof(Y) == sizeof(int16_t)) {
+      return narrow;
+    } else {
+      return wide;
+    }
+  }
 };
 
 // mu and psi of a channel from its integer sums, in double, in one fixed order.
@@ -94,6 +123,9 @@ namespace portable {
 extern const ChannelKernels channel_kernels;
 }
 namespace avx2 {
+extern const ChannelKernels channel_kernels;
+}
+namespace avx512 {
 extern const ChannelKernels channel_kernels;
 }
 

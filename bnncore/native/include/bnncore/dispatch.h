@@ -22,8 +22,11 @@ struct Kernels {
   PackInt8 pack_int8;
   PackFloat pack_float;
   TransposeBytes transpose_bytes;
+  TransposeWords transpose_words;
+  GatherPanel gather_panel;
   XnorGemm xnor_gemm;
-  InputGemm input_gemm;
+  InputGemm<int16_t> input_gemm_narrow;
+  InputGemm<int32_t> input_gemm_wide;
   SignExpandBits sign_expand_bits;
   SignExpandRows sign_expand_rows;
   SignAccumulate sign_accumulate;
@@ -31,6 +34,15 @@ struct Kernels {
   const ChannelKernels* channel;
   const UpdateKernels* update;
   const FloatKernels* floats;
+
+  template <typename Y>
+  InputGemm<Y> input_gemm_of() const {
+    if constexpr (sizeof(Y) == sizeof(int16_t)) {
+      return input_gemm_narrow;
+    } else {
+      return input_gemm_wide;
+    }
+  }
 };
 
 // Instruction sets that this machine can run, slowest first; the first is always "portable".

@@ -39,6 +39,7 @@ struct BlockScales {
 // What follows from a block's maps and the batch: how its tiles are cut.
 struct BlockGeometry {
   bool whole_map;  // the kernel covers the input map once, as in a dense layer: nothing to gather
+  bool wide;       // products take 32 bits, not 16: some first layers
   int tile_rows;   // output channels handled at once: 16, or less where their products would take too much memory
   int y_stride;    // products a channel in a tile: batch x normalised positions, rounded up
   // A row of weights in bits is a run of segments, each filled up to whole words: one a tap, but one in all in the
@@ -55,6 +56,8 @@ struct BlockGeometry {
   size_t input_words;     // words of input channels whose grad_x is summed at once
 
   size_t row_words() const { return static_cast<size_t>(segments) * segment_words; }
+  size_t panel_stride() const { return round_up(static_cast<size_t>(patch_count), kPanelLanes) + kPanelLanes; }
+  size_t y_bytes() const { return wide ? sizeof(int32_t) : sizeof(int16_t); }
 };
 
 // Offsets into the arena of everything a block owns.
@@ -68,27 +71,28 @@ struct BlockLayout {
 
 // A thread's own; "rows" are those of a tile.
 struct ScratchLayout {
-  size_t y = kAbsent;                 // int32 [rows][y_stride]
-  size_t conv_y = kAbsent;            // int32 [rows][conv positions], before a pool
-  size_t patches = kAbsent;           // one chunk of patches, bits or bytes
-  size_t padding = kAbsent;           // int32 [rows][conv positions]: what padding added by mistake
+  size_t y = kAbsent;                 // int16 or int32 [rows][y_stride]
+  size_t conv_y = kAbsent;            // int16 or int32 [rows][conv positions], before a pool
+  size_t planes = kAbsent;            // uint64 [words][in positions]: a sample's signs
+  size_t patches = kAbsent;           // a panel of patches in bits, or patches in bytes
+  size_t padding = kAbsent;           // int16 or int32 [rows][conv positions]: what padding added by mistake
   size_t weights = kAbsent;           // uint64 [rows][row words]
   size_t expanded_weights = kAbsent;  // int8, first layer
   size_t bits = kAbsent;              // uint16
   size_t grad_t = kAbsent;            // int8 [rows][y_stride]
-  size_t choice = kAbsent;  // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
-  size_t grad_rows = kAbsent;      // int8 [weight rows][weight depth]
+  size_t choice = kAbsent;     // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
+  size_t grad_rows = kAbsent;  // int8 [weight rows][weight depth]
   size_t position_sums = kAbsent;  // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
   size_t tap_sums = kAbsent;       // int32 [taps]
   size_t weight_sums = kAbsent;    // int32 [row words][weight rows][64], or int64 [weight rows][64] in the first block
   size_t columns = kAbsent;        // uint64 [kSignGemmDepth]
   size_t expanded_bits = kAbsent;  // sign_gemm and input_grad
-  size_t weight_rows = kAbsent;      // sign_gemm: grad_y of some channels
+  size_t weight_rows = kAbsent;    // sign_gemm: grad_y of some channels
   size_t weight_products = kAbsent;  // int32 [fan-in], or [weight rows][64] in the first block
   size_t input_rows = kAbsent;       // sign_gemm: grad_y at some positions
   size_t input_products = kAbsent;   // int32 [input rows][64], or [in positions][input words][64]
-  size_t input_sums = kAbsent;     // int32 [input rows], or [conv positions] and [in positions]
-  size_t staged = kAbsent;         // int8: the new gradient of some samples
+  size_t input_sums = kAbsent;       // int32 [input rows], or [conv positions] and [in positions]
+  size_t staged = kAbsent;           // int8: the new gradient of some samples
 };
 
 struct EngineLayout {
@@ -207,22 +211,29 @@ class Engine {
   // Normalised values a channel in `count` samples.
   int norm_count(size_t block, int count) const { return count * blocks_[block].norm_positions(); }
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
-  void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
-                uint8_t* choice) const;
-  void multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
+  template <typename Y>
+  void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y, uint8_t* choice) const;
+  template <typename Y>
+  void multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y,
                      uint8_t* choice) const;
-  void find_padding(size_t block, const uint64_t* weights, int member, int32_t* padding) const;
+  const uint64_t* planes_of(size_t block, int sample, int member) const;
+  template <typename Y>
+  void find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const;
   void forward(int count, bool training, Trace* trace);
+  template <typename Y>
   void forward_group(size_t block, int group, int count, bool training, int member, Trace* trace);
-  void emit_signs(size_t block, int first, int rows, const int32_t* y, const int32_t* sign_from, int count, int member);
+  template <typename Y>
+  void emit_signs(size_t block, int first, int rows, const Y* y, const int32_t* sign_from, int count, int member);
   void clear_unused_lanes(size_t block, int group, int count);
   StepResult softmax(int count, int32_t* predictions, bool with_gradient);
   void backward_block(size_t block, float step_scale, Trace* trace);
   TileResult sum_of_members() const;
   TileResult run_tiles(size_t block, bool measure, float step_scale, Trace* trace);
+  template <typename Y>
   TileResult backward_tile(size_t block, int tile, bool measure, float step_scale, int member, Trace* trace);
   void load_gradient(size_t block, int first, int rows, int8_t* grad_t) const;
-  void route_to_first_positive(size_t block, int channel, const int32_t* y, int32_t sign_from, int8_t* grad) const;
+  template <typename Y>
+  void route_to_first_positive(size_t block, int channel, const Y* y, int32_t sign_from, int8_t* grad) const;
   void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice);
   void trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const;
   int64_t run_weights(size_t block, bool measure, float step_scale, Trace* trace);
@@ -244,7 +255,7 @@ class Engine {
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
   TileResult input_map_of(size_t block, int sample, bool measure, int member, Trace* trace);
-  TileResult round_inputs(size_t block, const int32_t* values, int columns, uint32_t first, bool measure,
+  TileResult round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first, bool measure,
                           int8_t* target, Trace* trace) const;
   const uint8_t* expand_weight_columns(size_t block, int tap, size_t word, Range outputs, int member) const;
   void store_inputs(size_t block, int sample, const int8_t* staged);

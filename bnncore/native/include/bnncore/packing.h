@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "bnncore/network.h"
+
 namespace bitfleet {
 
 static_assert(std::endian::native == std::endian::little, "packed rows are read as 32-bit halves of 64-bit words");
@@ -26,15 +28,33 @@ using PackFloat = void (*)(const float* values, int count, uint64_t* words);
 using TransposeBytes = void (*)(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,
                                 size_t target_stride);
 
-#define BITFLEET_DECLARE_PACKING(isa)                                                                     \
-  namespace isa {                                                                                         \
-  void pack_int8(const int8_t* values, int count, uint64_t* words);                                       \
-  void pack_float(const float* values, int count, uint64_t* words);                                       \
-  void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target, \
-                       size_t target_stride);                                                             \
+// The same for words: source[rows][columns] to target[columns][rows]; strides in words.
+using TransposeWords = void (*)(const uint64_t* source, size_t source_stride, int rows, int columns, uint64_t* target,
+                                size_t target_stride);
+
+// What positions first .. first + count of one sample read, as a panel [taps][words][stride]: word `w` under `tap` of
+// position first + i is at panel[(tap * words + w) * stride + i], 0 in the padding. planes: [words][in_height]
+// [in_width], readable for kPanelLanes words past their end; the panel is written for so many past `count`, so that its
+// stride is at least count + kPanelLanes.
+using GatherPanel = void (*)(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,
+                             uint64_t* panel, size_t stride);
+
+inline constexpr int kPanelLanes = 8;  // positions that a kernel reads at once: a panel's stride is a multiple of it
+
+#define BITFLEET_DECLARE_PACKING(isa)                                                                         \
+  namespace isa {                                                                                             \
+  void pack_int8(const int8_t* values, int count, uint64_t* words);                                           \
+  void pack_float(const float* values, int count, uint64_t* words);                                           \
+  void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,     \
+                       size_t target_stride);                                                                 \
+  void transpose_words(const uint64_t* source, size_t source_stride, int rows, int columns, uint64_t* target, \
+                       size_t target_stride);                                                                 \
+  void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,        \
+                    uint64_t* panel, size_t stride);                                                          \
   }
 BITFLEET_DECLARE_PACKING(portable)
 BITFLEET_DECLARE_PACKING(avx2)
+BITFLEET_DECLARE_PACKING(avx512)
 #undef BITFLEET_DECLARE_PACKING
 
 }  // namespace bitfleet

@@ -37,12 +37,12 @@ using SignExpandRows = void (*)(const int8_t* g, size_t g_stride, int rows, int 
 using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
                                 size_t out_stride);
 
-#define BITFLEET_DECLARE(isa)                                                                                   \
-  namespace isa {                                                                                               \
-  void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                                    \
-  void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);              \
-  void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,        \
-                       size_t out_stride);                                                                      \
+#define BITFLEET_DECLARE(isa)                                                                            \
+  namespace isa {                                                                                        \
+  void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                             \
+  void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);       \
+  void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out, \
+                       size_t out_stride);                                                               \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

@@ -71,6 +71,9 @@ extern const UpdateKernels update_kernels;
 namespace avx2 {
 extern const UpdateKernels update_kernels;
 }
+namespace avx512 {
+extern const UpdateKernels update_kernels;
+}
 
 // One Adam step of a real-valued parameter (beta), without clipping.
 void adam_scalar(float& value, float& mean, float& square, float grad, const AdamStep& step);

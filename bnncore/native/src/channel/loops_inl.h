@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "bnncore/channel.h"
 #include "bnncore/rounding.h"
@@ -16,32 +17,70 @@
 
 namespace bitfleet::loops {
 
-BITFLEET_INLINE ChannelStatistics statistics(const int32_t* y, int count) {
-  int64_t sum = 0;
-  for (int b = 0; b < count; ++b) sum += y[b];
-  // The deviations B y - S sum to zero, so D is twice the sum of the positive ones.
-  const int32_t floor_mean = static_cast<int32_t>(floor_divide(sum, count));
-  int64_t sum_above = 0;
-  int32_t above = 0;
-  for (int b = 0; b < count; ++b) {
-    const bool is_above = y[b] > floor_mean;
-    sum_above += is_above ? y[b] : 0;
-    above += is_above;
+// Elements whose sum fits 32 bits.
+template <typename Y>
+inline constexpr int kSumBlock = sizeof(Y) == 2 ? 1 << 15 : 0;
+
+template <typename Y>
+BITFLEET_INLINE int64_t sum_of(const Y* y, int count) {
+  int64_t total = 0;
+  if constexpr (sizeof(Y) == 2) {
+    for (int start = 0; start < count; start += kSumBlock<Y>) {
+      const int end = std::min(count, start + kSumBlock<Y>);
+      int32_t sum = 0;
+      for (int b = start; b < end; ++b) sum += y[b];
+      total += sum;
+    }
+  } else {
+    for (int b = 0; b < count; ++b) total += y[b];
   }
-  return {sum, 2 * (int64_t{count} * sum_above - int64_t{above} * sum)};
+  return total;
 }
 
-BITFLEET_INLINE void emit_signs(const int32_t* y, size_t y_stride, const int32_t* sign_from, int rows, int count,
+template <typename Y>
+BITFLEET_INLINE ChannelStatistics statistics(const Y* y, int count) {
+  const int64_t sum = sum_of(y, count);
+  // The deviations B y - S sum to zero, so D is twice the sum of the positive ones.
+  const Y floor_mean = static_cast<Y>(floor_divide(sum, count));
+  int64_t sum_above = 0, above = 0;
+  if constexpr (sizeof(Y) == 2) {
+    for (int start = 0; start < count; start += kSumBlock<Y>) {
+      const int end = std::min(count, start + kSumBlock<Y>);
+      int32_t part = 0, number = 0;
+      for (int b = start; b < end; ++b) {
+        const Y over = static_cast<Y>(-(y[b] > floor_mean));  // all ones, or 0
+        part += static_cast<Y>(y[b] & over);
+        number -= over;
+      }
+      sum_above += part;
+      above += number;
+    }
+  } else {
+    for (int b = 0; b < count; ++b) {
+      const bool is_above = y[b] > floor_mean;
+      sum_above += is_above ? y[b] : 0;
+      above += is_above;
+    }
+  }
+  return {sum, 2 * (int64_t{count} * sum_above - above * sum)};
+}
+
+template <typename Y>
+BITFLEET_INLINE void emit_signs(const Y* y, size_t y_stride, const int32_t* sign_from, int rows, int count,
                                 uint16_t* bits) {
   for (int b = 0; b < count; ++b) bits[b] = 0;
   for (int r = 0; r < rows; ++r) {
-    const int32_t* row = y + r * y_stride;
-    const int32_t from = sign_from[r];
-    for (int b = 0; b < count; ++b) bits[b] |= static_cast<uint16_t>((row[b] < from) << r);
+    const Y* row = y + r * y_stride;
+    // No int16 product reaches the ends of its range, so a threshold beyond them may be moved there.
+    const Y from = static_cast<Y>(std::clamp<int32_t>(sign_from[r], std::numeric_limits<Y>::min() + (sizeof(Y) == 2),
+                                                      std::numeric_limits<Y>::max()));
+    const uint16_t bit = static_cast<uint16_t>(1u << r);
+    for (int b = 0; b < count; ++b) bits[b] |= row[b] < from ? bit : uint16_t{0};
   }
 }
 
-BITFLEET_INLINE GradientSums gradient_sums(const int32_t* y, const int8_t* q, int count, int64_t y_bound,
+template <typename Y>
+BITFLEET_INLINE GradientSums gradient_sums(const Y* y, const int8_t* q, int count, int64_t y_bound,
                                            const ChannelThresholds t, int32_t floor_mean, bool mean_is_integer) {
   const int64_t fits = INT32_MAX / (127 * std::max<int64_t>(y_bound, 1));
   const int block = static_cast<int>(std::clamp<int64_t>(fits, 1, 1 << 15));
@@ -50,12 +89,13 @@ BITFLEET_INLINE GradientSums gradient_sums(const int32_t* y, const int8_t* q, in
     const int end = std::min(count, start + block);
     int32_t sum_q = 0, sum_qy = 0, above = 0, at = 0;
     for (int b = start; b < end; ++b) {
-      const int32_t passes = -static_cast<int32_t>((y[b] >= t.mask_from) & (y[b] <= t.mask_to));  // 0 or all ones
+      const int32_t value = y[b];
+      const int32_t passes = -static_cast<int32_t>((value >= t.mask_from) & (value <= t.mask_to));  // 0 or all ones
       const int32_t masked = q[b] & passes;
       sum_q += masked;
-      sum_qy += masked * y[b];
-      above += y[b] > floor_mean;
-      at += y[b] == floor_mean;
+      sum_qy += masked * value;
+      above += value > floor_mean;
+      at += value == floor_mean;
     }
     sums.q += sum_q;
     sums.qy += sum_qy;
@@ -79,14 +119,16 @@ BITFLEET_INLINE int32_t magnitude_bits(float x) { return std::bit_cast<int32_t>(
 
 inline constexpr int32_t kInt8LimitBits = std::bit_cast<int32_t>(kInt8Limit);
 
-BITFLEET_INLINE float gradient_max(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& c) {
+template <typename Y>
+BITFLEET_INLINE float gradient_max(const Y* y, const int8_t* q, int count, const GradientCoefficients& c) {
   int32_t largest = 0;
   for (int b = 0; b < count; ++b) largest = std::max(largest, magnitude_bits(centred(y[b], q[b], c)));
   return std::bit_cast<float>(largest);
 }
 
 // The coefficients come by value and the arrays are restrict: an int8_t store may alias anything otherwise.
-BITFLEET_INLINE QuantiseResult gradient_quantise(const int32_t* __restrict y, int8_t* __restrict q, int count,
+template <typename Y>
+BITFLEET_INLINE QuantiseResult gradient_quantise(const Y* __restrict y, int8_t* __restrict q, int count,
                                                  const GradientCoefficients c, float gain, RandomStream stream,
                                                  uint32_t first_index, uint32_t index_stride) {
   int32_t saturated = 0, largest = 0;
@@ -101,11 +143,11 @@ BITFLEET_INLINE QuantiseResult gradient_quantise(const int32_t* __restrict y, in
   return {saturated, std::bit_cast<float>(largest)};
 }
 
-BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* __restrict values, int8_t* __restrict q, int count,
-                                                float gain, RandomStream stream, uint32_t first_index) {
+BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* __restrict sums, int32_t whole, int8_t* __restrict q,
+                                                int count, float gain, RandomStream stream, uint32_t first_index) {
   int32_t saturated = 0, largest = 0;
   for (int k = 0; k < count; ++k) {
-    const float value = static_cast<float>(values[k]) * gain;
+    const float value = static_cast<float>(whole - 2 * sums[k]) * gain;
     const int32_t magnitude = magnitude_bits(value);
     largest = std::max(largest, magnitude);
     saturated += magnitude > kInt8LimitBits;
@@ -115,13 +157,71 @@ BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* __restrict values
   return {saturated, std::bit_cast<float>(largest)};
 }
 
-BITFLEET_INLINE int32_t integer_max(const int32_t* values, int count) {
+// Windows of 2 x 2, two neighbours of a row at once.
+BITFLEET_INLINE void max_pool_row(const int16_t* __restrict top, const int16_t* __restrict bottom, int count,
+                                  int16_t* __restrict pooled, uint8_t* __restrict choices) {
+  for (int q = 0; q < count; ++q) {
+    uint32_t above, below;
+    __builtin_memcpy(&above, top + 2 * q, sizeof(above));
+    __builtin_memcpy(&below, bottom + 2 * q, sizeof(below));
+    const int32_t a = static_cast<int32_t>(above << 16) >> 16, b = static_cast<int32_t>(above) >> 16;
+    const int32_t c = static_cast<int32_t>(below << 16) >> 16, d = static_cast<int32_t>(below) >> 16;
+    const int32_t upper = std::max(a, b), lower = std::max(c, d);
+    pooled[q] = static_cast<int16_t>(std::max(upper, lower));
+    const int32_t in_upper = b > a ? 1 : 0, in_lower = d > c ? 3 : 2;
+    if (choices != nullptr) choices[q] = static_cast<uint8_t>(lower > upper ? in_lower : in_upper);
+  }
+}
+
+// The largest of each window of a map, and the first element of the window that is it.
+BITFLEET_INLINE void max_pool(const int16_t* __restrict y, const PoolShape s, int16_t* __restrict pooled,
+                              uint8_t* __restrict choices) {
+  if (s.window_height == 2 && s.window_width == 2) {
+    for (int row = 0; row < s.pooled_height; ++row, pooled += s.pooled_width, y += 2 * s.width) {
+      if (choices == nullptr) {
+        max_pool_row(y, y + s.width, s.pooled_width, pooled, nullptr);
+      } else {
+        max_pool_row(y, y + s.width, s.pooled_width, pooled, choices + row * s.pooled_width);
+      }
+    }
+    return;
+  }
+  for (int row = 0; row < s.pooled_height; ++row, pooled += s.pooled_width) {
+    const int16_t* __restrict corner = y + size_t(row) * s.window_height * s.width;
+    for (int q = 0; q < s.pooled_width; ++q) pooled[q] = corner[q * s.window_width];
+    if (choices != nullptr) {
+      for (int q = 0; q < s.pooled_width; ++q) choices[q] = 0;
+    }
+    for (int i = 1; i < s.window_height * s.window_width; ++i) {
+      const int16_t* __restrict element = corner + i / s.window_width * s.width + i % s.window_width;
+      if (choices != nullptr) {
+        const uint8_t number = static_cast<uint8_t>(i);
+        for (int q = 0; q < s.pooled_width; ++q) {
+          choices[q] = element[q * s.window_width] > pooled[q] ? number : choices[q];
+        }
+      }
+      for (int q = 0; q < s.pooled_width; ++q) pooled[q] = std::max(pooled[q], element[q * s.window_width]);
+    }
+    if (choices != nullptr) choices += s.pooled_width;
+  }
+}
+
+BITFLEET_INLINE int32_t integer_max(const int32_t* sums, int32_t whole, int count) {
   int32_t largest = 0;
   for (int k = 0; k < count; ++k) {
-    const int32_t magnitude = values[k] < 0 ? -values[k] : values[k];
+    const int32_t value = whole - 2 * sums[k];
+    const int32_t magnitude = value < 0 ? -value : value;
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest;
+}
+
+BITFLEET_INLINE void byte_sums(const int8_t* values, size_t stride, int rows, int count, int32_t* sums) {
+  for (int r = 0; r < rows; ++r) {
+    int32_t sum = 0;
+    for (int k = 0; k < count; ++k) sum += values[r * stride + k];
+    sums[r] = sum;
+  }
 }
 
 BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
@@ -133,31 +233,50 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
 }  // namespace bitfleet::loops
 
 // Defines the kernels of one instruction set in namespace `isa`; `target` is its function attribute (may be empty).
-#define BITFLEET_DEFINE_CHANNEL_KERNELS(isa, target)                                                                  \
-  namespace bitfleet::isa {                                                                                           \
-  namespace {                                                                                                         \
-  target ChannelStatistics statistics(const int32_t* y, int count) { return loops::statistics(y, count); }            \
-  target void emit_signs(const int32_t* y, size_t stride, const int32_t* from, int rows, int count, uint16_t* bits) { \
-    loops::emit_signs(y, stride, from, rows, count, bits);                                                            \
-  }                                                                                                                   \
-  target GradientSums gradient_sums(const int32_t* y, const int8_t* q, int count, int64_t bound,                      \
-                                    const ChannelThresholds& t, int32_t floor_mean, bool integer) {                   \
-    return loops::gradient_sums(y, q, count, bound, t, floor_mean, integer);                                          \
-  }                                                                                                                   \
-  target float gradient_max(const int32_t* y, const int8_t* q, int count, const GradientCoefficients& c) {            \
-    return loops::gradient_max(y, q, count, c);                                                                       \
-  }                                                                                                                   \
-  target QuantiseResult gradient_quantise(const int32_t* y, int8_t* q, int count, const GradientCoefficients& c,      \
-                                          float gain, RandomStream s, uint32_t first, uint32_t stride) {              \
-    return loops::gradient_quantise(y, q, count, c, gain, s, first, stride);                                          \
-  }                                                                                                                   \
-  target QuantiseResult integer_quantise(const int32_t* v, int8_t* q, int count, float gain, RandomStream s,          \
-                                         uint32_t first) {                                                            \
-    return loops::integer_quantise(v, q, count, gain, s, first);                                                      \
-  }                                                                                                                   \
-  target int32_t integer_max(const int32_t* v, int count) { return loops::integer_max(v, count); }                    \
-  target int64_t integer_abs_sum(const int32_t* v, int count) { return loops::integer_abs_sum(v, count); }            \
-  }                                                                                                                   \
-  const ChannelKernels channel_kernels = {statistics,        emit_signs,       gradient_sums, gradient_max,           \
-                                          gradient_quantise, integer_quantise, integer_max,   integer_abs_sum};       \
+#define BITFLEET_DEFINE_CHANNEL_KERNELS(isa, target)                                                                   \
+  namespace bitfleet::isa {                                                                                            \
+  namespace {                                                                                                          \
+  template <typename Y>                                                                                                \
+  target ChannelStatistics statistics(const Y* y, int count) {                                                         \
+    return loops::statistics(y, count);                                                                                \
+  }                                                                                                                    \
+  template <typename Y>                                                                                                \
+  target void emit_signs(const Y* y, size_t stride, const int32_t* from, int rows, int count, uint16_t* bits) {        \
+    loops::emit_signs(y, stride, from, rows, count, bits);                                                             \
+  }                                                                                                                    \
+  template <typename Y>                                                                                                \
+  target GradientSums gradient_sums(const Y* y, const int8_t* q, int count, int64_t bound, const ChannelThresholds& t, \
+                                    int32_t floor_mean, bool integer) {                                                \
+    return loops::gradient_sums(y, q, count, bound, t, floor_mean, integer);                                           \
+  }                                                                                                                    \
+  template <typename Y>                                                                                                \
+  target float gradient_max(const Y* y, const int8_t* q, int count, const GradientCoefficients& c) {                   \
+    return loops::gradient_max(y, q, count, c);                                                                        \
+  }                                                                                                                    \
+  template <typename Y>                                                                                                \
+  target QuantiseResult gradient_quantise(const Y* y, int8_t* q, int count, const GradientCoefficients& c, float gain, \
+                                          RandomStream s, uint32_t first, uint32_t stride) {                           \
+    return loops::gradient_quantise(y, q, count, c, gain, s, first, stride);                                           \
+  }                                                                                                                    \
+  target QuantiseResult integer_quantise(const int32_t* v, int32_t whole, int8_t* q, int count, float gain,            \
+                                         RandomStream s, uint32_t first) {                                             \
+    return loops::integer_quantise(v, whole, q, count, gain, s, first);                                                \
+  }                                                                                                                    \
+  target void max_pool(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices) {                  \
+    loops::max_pool(y, shape, pooled, choices);                                                                        \
+  }                                                                                                                    \
+  target int32_t integer_max(const int32_t* v, int32_t whole, int count) {                                             \
+    return loops::integer_max(v, whole, count);                                                                        \
+  }                                                                                                                    \
+  target void byte_sums(const int8_t* v, size_t stride, int rows, int count, int32_t* sums) {                          \
+    loops::byte_sums(v, stride, rows, count, sums);                                                                    \
+  }                                                                                                                    \
+  target int64_t integer_abs_sum(const int32_t* v, int count) { return loops::integer_abs_sum(v, count); }             \
+  template <typename Y>                                                                                                \
+  constexpr ProductKernels<Y> kProductKernels = {statistics<Y>, emit_signs<Y>, gradient_sums<Y>, gradient_max<Y>,      \
+                                                 gradient_quantise<Y>};                                                \
+  }                                                                                                                    \
+  const ChannelKernels channel_kernels = {                                                                             \
+      kProductKernels<int16_t>, kProductKernels<int32_t>, max_pool, integer_quantise, integer_max, byte_sums,          \
+      integer_abs_sum};                                                                                                \
   }

@@ -9,6 +9,21 @@
 
 namespace bitfleet {
 
+namespace {
+
+// Zeroes `columns` bytes of each row; a call of memset for each would take longer than the rest.
+void clear_columns(int8_t* map, size_t stride, int rows, int columns) {
+  if (columns % 4 != 0) {
+    for (int r = 0; r < rows; ++r) std::memset(map + r * stride, 0, static_cast<size_t>(columns));
+    return;
+  }
+  for (int c = 0; c < columns; c += 4) {
+    for (int r = 0; r < rows; ++r) std::memset(map + r * stride + c, 0, 4);
+  }
+}
+
+}  // namespace
+
 void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   BlockScales& scales = at<BlockScales>(layout_.scales)[block];
   const bool normalises = !is_float(optimizer_.kind);
@@ -52,7 +67,8 @@ Engine::TileResult Engine::run_tiles(size_t block, bool measure, float step_scal
     TileResult total{};
     const Range range = partition(tiles, num_threads(), member);
     for (int tile = range.begin; tile < range.end; ++tile) {
-      total.add(backward_tile(block, tile, measure, step_scale, member, trace));
+      total.add(geometry(block).wide ? backward_tile<int32_t>(block, tile, measure, step_scale, member, trace)
+                                     : backward_tile<int16_t>(block, tile, measure, step_scale, member, trace));
     }
     results_[member] = total;
   });
@@ -66,6 +82,7 @@ Engine::TileResult Engine::sum_of_members() const {
 }
 
 // grad_y of a tile of channels, in 8 bits, into the slot; or only its largest magnitude.
+template <typename Y>
 Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, float step_scale, int member,
                                          Trace* trace) {
   const BlockSpec& spec = blocks_[block];
@@ -80,7 +97,8 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   uint64_t* target =
       block == 0 ? at<uint64_t>(scratch.weights) : at<uint64_t>(layout_.packed_weights) + first * g.row_words();
   const uint64_t* weights = pack_rows(block, first, rows, target);
-  int32_t* y = at<int32_t>(scratch.y);
+  const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
+  Y* y = at<Y>(scratch.y);
   uint8_t* choice = spec.pool == Pool::kBeforeNorm ? at<uint8_t>(scratch.choice) : nullptr;
   multiply(block, weights, rows, batch_size_, member, y, choice);
   int8_t* grad_t = at<int8_t>(scratch.grad_t);
@@ -92,9 +110,9 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   TileResult result{};
   for (int r = 0; r < rows; ++r) {
     const int channel = first + r;
-    const int32_t* row = y + size_t(r) * g.y_stride;
+    const Y* row = y + size_t(r) * g.y_stride;
     int8_t* grad = grad_t + size_t(r) * g.y_stride;
-    const ChannelStatistics statistics = kernels_.channel->statistics(row, values);
+    const ChannelStatistics statistics = kernels.statistics(row, values);
     const ChannelMoments moments = channel_moments(statistics, values);
     ChannelThresholds thresholds =
         channel_thresholds(moments.mean, moments.mean_abs_dev, at<float>(layout_.blocks[block].beta)[channel]);
@@ -105,8 +123,8 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
     if (spec.pool == Pool::kAfterSign) route_to_first_positive(block, channel, row, thresholds.sign_from, grad);
     const int64_t floor_mean = floor_divide(statistics.sum, values);
     const GradientSums sums =
-        kernels_.channel->gradient_sums(row, grad, values, y_bound, thresholds, static_cast<int32_t>(floor_mean),
-                                        floor_mean * values == statistics.sum);
+        kernels.gradient_sums(row, grad, values, y_bound, thresholds, static_cast<int32_t>(floor_mean),
+                              floor_mean * values == statistics.sum);
     if (trace != nullptr) {
       BlockTrace& t = trace->blocks[block];
       std::copy_n(row, values, t.y_again.begin() + size_t(channel) * values);
@@ -122,13 +140,13 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
       const GradientCoefficients coefficients = gradient_coefficients(statistics, thresholds, sums, values);
       const float real_gain = static_cast<float>(double{scale_in} / moments.mean_abs_dev);
       if (measure) {
-        const float largest = kernels_.channel->gradient_max(row, grad, values, coefficients);
+        const float largest = kernels.gradient_max(row, grad, values, coefficients);
         result.max_abs = std::max(result.max_abs, largest * real_gain);
         continue;
       }
       const QuantiseResult rounded =
-          kernels_.channel->gradient_quantise(row, grad, values, coefficients, real_gain / scale_y, random,
-                                              static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_channels));
+          kernels.gradient_quantise(row, grad, values, coefficients, real_gain / scale_y, random,
+                                    static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_channels));
       result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
       result.saturated += rounded.saturated;
     }
@@ -186,8 +204,8 @@ void Engine::load_gradient(size_t block, int first, int rows, int8_t* grad_t) co
 
 // The gradient of a pooled sign belongs to the first +1 of its window, or to the window's first element if there is
 // none: grad [batch][conv positions] of one channel.
-void Engine::route_to_first_positive(size_t block, int channel, const int32_t* y, int32_t sign_from,
-                                     int8_t* grad) const {
+template <typename Y>
+void Engine::route_to_first_positive(size_t block, int channel, const Y* y, int32_t sign_from, int8_t* grad) const {
   const BlockSpec& spec = blocks_[block];
   const int conv = spec.conv_positions();
   std::memset(grad, 0, static_cast<size_t>(batch_size_) * conv);
@@ -222,7 +240,7 @@ void Engine::store_gradient(size_t block, int first, int rows, const int8_t* gra
       kernels_.transpose_bytes(grad_t + size_t(b) * conv, y_stride, rows, conv, map, channels);
       continue;
     }
-    for (int p = 0; p < conv; ++p) std::memset(map + p * channels, 0, static_cast<size_t>(rows));
+    clear_columns(map, channels, conv, rows);
     for (int r = 0; r < rows; ++r) {
       for (int q = 0; q < pooled; ++q) {
         const size_t j = r * y_stride + size_t(b) * pooled + q;

@@ -14,7 +14,11 @@ void Engine::forward(int count, bool training, Trace* trace) {
     pool_.run([&](int member) {
       const Range range = partition(groups, num_threads(), member);
       for (int group = range.begin; group < range.end; ++group) {
-        forward_group(block, group, count, training, member, trace);
+        if (geometry(block).wide) {
+          forward_group<int32_t>(block, group, count, training, member, trace);
+        } else {
+          forward_group<int16_t>(block, group, count, training, member, trace);
+        }
       }
     });
   }
@@ -25,6 +29,7 @@ void Engine::forward(int count, bool training, Trace* trace) {
 }
 
 // The 16 channels of one 16-bit lane of the next layer's input: no two threads write to the same lane.
+template <typename Y>
 void Engine::forward_group(size_t block, int group, int count, bool training, int member, Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
@@ -32,7 +37,7 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
   const ScratchLayout& scratch = layout_.scratch[member];
   const bool last = block + 1 == block_count();
   const int values = norm_count(block, count);
-  int32_t* y = at<int32_t>(scratch.y);
+  Y* y = at<Y>(scratch.y);
   float* mean = at<float>(layout.running_mean);
   float* deviation = at<float>(layout.running_mean_abs_dev);
   const float* beta = at<float>(layout.beta);
@@ -46,10 +51,10 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
     int32_t sign_from[kTileRows];
     for (int r = 0; r < rows; ++r) {
       const int channel = first + r;
-      const int32_t* row = y + size_t(r) * g.y_stride;
+      const Y* row = y + size_t(r) * g.y_stride;
       ChannelMoments moments{mean[channel], deviation[channel]};
       if (training) {
-        moments = channel_moments(kernels_.channel->statistics(row, values), values);
+        moments = channel_moments(kernels_.channel->of<Y>().statistics(row, values), values);
         mean[channel] = keep * mean[channel] + (1.0f - keep) * static_cast<float>(moments.mean);
         deviation[channel] = keep * deviation[channel] + (1.0f - keep) * static_cast<float>(moments.mean_abs_dev);
       }
@@ -71,7 +76,8 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
 }
 
 // Writes the sign bits of some channels, those of the largest sign in each window where the pool follows the sign.
-void Engine::emit_signs(size_t block, int first, int rows, const int32_t* y, const int32_t* sign_from, int count,
+template <typename Y>
+void Engine::emit_signs(size_t block, int first, int rows, const Y* y, const int32_t* sign_from, int count,
                         int member) {
   const BlockSpec& spec = blocks_[block];
   const size_t y_stride = static_cast<size_t>(geometry(block).y_stride);
@@ -87,7 +93,7 @@ void Engine::emit_signs(size_t block, int first, int rows, const int32_t* y, con
   if (spec.pool == Pool::kAfterSign) {
     const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
     for (int b = 0; b < count; ++b) {
-      kernels_.channel->emit_signs(y + size_t(b) * conv, y_stride, sign_from, rows, conv, bits);
+      kernels_.channel->of<Y>().emit_signs(y + size_t(b) * conv, y_stride, sign_from, rows, conv, bits);
       for (int q = 0; q < pooled; ++q) {
         const uint16_t* corner = bits + window_corner(spec, q);
         uint16_t all = corner[0];  // the largest sign is -1 only where all are
@@ -100,7 +106,7 @@ void Engine::emit_signs(size_t block, int first, int rows, const int32_t* y, con
   const int values = norm_count(block, count);
   for (int start = 0; start < values; start += kEmittedAtOnce) {
     const int some = std::min(kEmittedAtOnce, values - start);
-    kernels_.channel->emit_signs(y + start, y_stride, sign_from, rows, some, bits);
+    kernels_.channel->of<Y>().emit_signs(y + start, y_stride, sign_from, rows, some, bits);
     for (int j = 0; j < some; ++j) store(size_t(start) + j, bits[j]);
   }
 }

@@ -40,21 +40,24 @@ const uint8_t* Engine::expand_weight_columns(size_t block, int tap, size_t word,
   return bits;
 }
 
-// Rounds a run of grad_x to 8 bits, or only finds its largest magnitude.
-Engine::TileResult Engine::round_inputs(size_t block, const int32_t* values, int columns, uint32_t first, bool measure,
-                                        int8_t* target, Trace* trace) const {
+// Rounds a run of grad_x, `whole` less twice the sums over bits, to 8 bits, or only finds its largest magnitude.
+Engine::TileResult Engine::round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first,
+                                        bool measure, int8_t* target, Trace* trace) const {
   const float scale_y = grad_y_scale(block);
   TileResult result{};
   if (measure) {
-    result.max_abs = static_cast<float>(kernels_.channel->integer_max(values, columns)) * scale_y;
+    result.max_abs = static_cast<float>(kernels_.channel->integer_max(sums, whole, columns)) * scale_y;
     return result;
   }
   const float gain = scale_y / at<BlockScales>(layout_.scales)[block].scale_x;
   const QuantiseResult rounded =
-      kernels_.channel->integer_quantise(values, target, columns, gain, stream(block, Purpose::kGradX), first);
+      kernels_.channel->integer_quantise(sums, whole, target, columns, gain, stream(block, Purpose::kGradX), first);
   result.max_abs = rounded.max_abs / gain * scale_y;
   result.saturated = rounded.saturated;
-  if (trace != nullptr) std::copy_n(values, columns, trace->blocks[block].grad_x.begin() + first);
+  if (trace != nullptr) {
+    std::transform(sums, sums + columns, trace->blocks[block].grad_x.begin() + first,
+                   [whole](int32_t sum) { return whole - 2 * sum; });
+  }
   return result;
 }
 
@@ -71,10 +74,7 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   int32_t* products = at<int32_t>(scratch.input_products);
   int32_t* sums = at<int32_t>(scratch.input_sums);
   uint8_t* expanded = at<uint8_t>(scratch.input_rows);
-  for (int r = 0; r < rows; ++r) {
-    sums[r] = 0;
-    for (int c = 0; c < outputs; ++c) sums[r] += grad[r * layout_.gradient_stride + c];
-  }
+  kernels_.channel->byte_sums(grad, layout_.gradient_stride, rows, outputs, sums);
   for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
     kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, std::min(g.input_depth, outputs - first),
                               expanded + part * part_bytes);
@@ -92,12 +92,11 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
                                  kColumnBlock);
       }
       for (int r = 0; r < rows; ++r) {
-        int32_t* run = products + r * kColumnBlock;
-        for (int k = 0; k < kColumnBlock; ++k) run[k] = sums[r] - 2 * run[k];
         const int input = tap * g.segment_width + column;
         const uint32_t first =
             static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) + static_cast<uint32_t>(input);
-        result.add(round_inputs(block, run, columns, first, measure, staged + size_t(r) * inputs + input, trace));
+        result.add(round_inputs(block, products + r * kColumnBlock, sums[r], columns, first, measure,
+                                staged + size_t(r) * inputs + input, trace));
       }
     }
   }
@@ -120,16 +119,14 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, 
   uint8_t* expanded = at<uint8_t>(scratch.input_rows);
   int32_t* output_sums = at<int32_t>(scratch.input_sums);
   int32_t* sums = output_sums + conv;  // over every output that reads the pixel
-  for (int p = 0; p < conv; ++p) {
-    output_sums[p] = 0;
-    for (int c = 0; c < outputs; ++c) output_sums[p] += grad[size_t(p) * outputs + c];
-  }
+  kernels_.channel->byte_sums(grad, static_cast<size_t>(outputs), conv, outputs, output_sums);
   std::fill_n(sums, pixels, 0);
   for (int tap = 0; tap < spec.taps(); ++tap) {
     for (int row = 0; row < spec.conv_height; ++row) {
       const TapSpan span = tap_span(spec, tap, row);
       int32_t* target = sums + span.in_row * spec.in_width + span.in_column;
-      for (int i = span.begin; i < span.end; ++i) target[(i - span.begin) * spec.stride] += output_sums[row * width + i];
+      for (int i = span.begin; i < span.end; ++i)
+        target[(i - span.begin) * spec.stride] += output_sums[row * width + i];
     }
   }
 
@@ -153,8 +150,8 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, 
               const TapSpan span = tap_span(spec, tap, row);
               const int begin = std::max(span.begin, first - row * width), end = std::min(span.end, last - row * width);
               if (begin >= end) continue;
-              const size_t pixel =
-                  static_cast<size_t>(span.in_row * spec.in_width + span.in_column + (begin - span.begin) * spec.stride);
+              const size_t pixel = static_cast<size_t>(span.in_row * spec.in_width + span.in_column +
+                                                       (begin - span.begin) * spec.stride);
               kernels_.sign_accumulate(expanded + size_t(row * width + begin - first) * row_bytes, end - begin, depth,
                                        bits, products + pixel * stride + word * kColumnBlock, spec.stride * stride);
             }
@@ -165,12 +162,10 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, 
     const int channel = static_cast<int>(first_word) * kColumnBlock;
     const int columns = std::min(static_cast<int>(stride), spec.in_channels - channel);
     for (int p = 0; p < pixels; ++p) {
-      int32_t* run = products + p * stride;
-      for (int k = 0; k < columns; ++k) run[k] = sums[p] - 2 * run[k];
       const size_t target = size_t(p) * spec.in_channels + channel;
       const uint32_t first =
           static_cast<uint32_t>(sample) * static_cast<uint32_t>(spec.in_features()) + static_cast<uint32_t>(target);
-      result.add(round_inputs(block, run, columns, first, measure, staged + target, trace));
+      result.add(round_inputs(block, products + p * stride, sums[p], columns, first, measure, staged + target, trace));
     }
   }
   if (!measure) store_inputs(block, sample, staged);

@@ -9,9 +9,10 @@ namespace bitfleet {
 
 namespace {
 
-constexpr size_t kReadPastInput = 64;     // input_gemm and input_grad load whole vectors at a row's end
-constexpr size_t kTileBytes = 1700000;    // products of a tile: 4 channels of a batch of 100 maps of 32 x 32
-constexpr size_t kPatchBytes = 1 << 15;   // patches gathered at once: they stay in the first cache
+constexpr size_t kReadPastInput = 64;  // input_gemm and input_grad load whole vectors at a row's end
+constexpr size_t kReadPastSigns = kPanelLanes * sizeof(uint64_t);
+constexpr size_t kTileBytes = 1700000;   // products of a tile: 8 channels of a batch of 100 maps of 32 x 32
+constexpr size_t kPatchBytes = 1 << 15;  // patches gathered at once: they stay in the first cache
 constexpr int kPatchPositions = 1024;
 // What the backward products may take beside each other: as much as the tile of products takes, whose phase is over
 // then, but at least the first (small networks would be slow) and expanded rows at most the second (they should stay
@@ -65,14 +66,15 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
     layout.signs = plan.add(
         block.norm + ".signs", "activations", "uint64",
         {batch_size, block.out_positions(), words_for(block.out_channels)},
-        kind == OptimizerKind::kFrozen ? evaluate_phase(number) | evaluate_phase(number + 1) : uint32_t{kPersistent});
+        kind == OptimizerKind::kFrozen ? evaluate_phase(number) | evaluate_phase(number + 1) : uint32_t{kPersistent},
+        kReadPastSigns);
   }
   return layout;
 }
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t y, conv_y, patches, padding, weights, expanded_weights, bits, grad_t, choice, grad_rows, position_sums,
+  size_t y, conv_y, planes, patches, padding, weights, expanded_weights, bits, grad_t, choice, grad_rows, position_sums,
       tap_sums, weight_sums, weight_rows, products, input_rows, grad_x, input_sums, staged;
 
   void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
@@ -81,19 +83,21 @@ struct ScratchSizes {
     const size_t in = static_cast<size_t>(block.in_positions()), fan_in = static_cast<size_t>(block.fan_in());
     const size_t weight_rows_at_once = static_cast<size_t>(g.weight_rows);
     const bool pads = block.pad_height + block.pad_width > 0;
-    most(y, rows * static_cast<size_t>(g.y_stride));
+    most(y, rows * static_cast<size_t>(g.y_stride) * g.y_bytes());
     most(grad_t, rows * static_cast<size_t>(g.y_stride));
     most(weights, rows * g.row_words());
     if (first) most(expanded_weights, input_gemm_scratch(block.fan_in()));
-    if (pads) most(padding, rows * conv);
+    if (pads) most(padding, rows * conv * g.y_bytes());
     most(tap_sums, rows * static_cast<size_t>(block.taps()));
     if (block.pool == Pool::kBeforeNorm) {
-      most(conv_y, rows * conv);
+      most(conv_y, rows * conv * g.y_bytes());
       most(choice, rows * static_cast<size_t>(g.y_stride) * choice_bytes(block));
     }
-    if (!g.whole_map) {
-      const size_t patch_bytes = first ? fan_in : g.row_words() * sizeof(uint64_t);
-      most(patches, static_cast<size_t>(g.patch_count) * patch_bytes + kReadPastInput);
+    if (!first) {
+      most(patches, g.row_words() * g.panel_stride() * sizeof(uint64_t));
+      if (!g.whole_map && g.segment_words > 1) most(planes, in * g.segment_words + kPanelLanes);
+    } else if (!g.whole_map) {
+      most(patches, static_cast<size_t>(g.patch_count) * fan_in + kReadPastInput);
     }
     if (!last) {
       most(bits, block.pool == Pool::kAfterSign
@@ -130,10 +134,8 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   const size_t row_bytes = sign_row_bytes(g.weight_depth);
   g.weight_rows = kWeightRows;
   while (g.weight_rows > kTileRows &&
-         (g.weight_rows - kTileRows >= shared ||
-          static_cast<size_t>(g.weight_rows) * row_bytes > kExpandedBytes ||
-          static_cast<size_t>(g.weight_rows) * row_bytes +
-                  ScratchSizes::weight_sums_bytes(g, first, g.weight_rows) >
+         (g.weight_rows - kTileRows >= shared || static_cast<size_t>(g.weight_rows) * row_bytes > kExpandedBytes ||
+          static_cast<size_t>(g.weight_rows) * row_bytes + ScratchSizes::weight_sums_bytes(g, first, g.weight_rows) >
               budget)) {
     g.weight_rows -= kTileRows;
   }
@@ -161,10 +163,11 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
     return count == 0 ? kAbsent : plan.add(name + part, "scratch", dtype, {extent(count)}, phases, 0, member);
   };
   ScratchLayout layout{};
-  layout.y = add("products_y", "int32", sizes.y, kForward | kNormalise);
-  layout.conv_y = add("products_conv", "int32", sizes.conv_y, kForward | kNormalise);
+  layout.y = add("products_y", "uint8", sizes.y, kForward | kNormalise);
+  layout.conv_y = add("products_conv", "uint8", sizes.conv_y, kForward | kNormalise);
+  layout.planes = add("planes", "uint64", sizes.planes, kForward | kNormalise);
   layout.patches = add("patches", "uint8", sizes.patches, kForward | kNormalise | kWeights);
-  layout.padding = add("padding", "int32", sizes.padding, kForward | kNormalise);
+  layout.padding = add("padding", "uint8", sizes.padding, kForward | kNormalise);
   layout.weights = add("weights", "uint64", trains ? sizes.weights : 0, kForward | kNormalise);
   layout.expanded_weights = add("expanded_weights", "int8", sizes.expanded_weights, kForward | kNormalise);
   layout.bits = add("sign_bits", "uint16", sizes.bits, kForward);
@@ -177,8 +180,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
   layout.columns = add("columns", "uint64", kSignGemmDepth, kWeights | kInputs);
-  layout.expanded_bits =
-      add("expanded_bits", "uint8", std::max(kSignBitsBytes, kInputGradScratch), kWeights | kInputs);
+  layout.expanded_bits = add("expanded_bits", "uint8", std::max(kSignBitsBytes, kInputGradScratch), kWeights | kInputs);
   layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
   layout.weight_products = add("weight_products", "int32", sizes.products, kWeights);
   layout.input_rows = add("expanded_positions", "uint8", sizes.input_rows, kInputs);
@@ -201,15 +203,18 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
   g.whole_map = conv == 1 && block.pad_height + block.pad_width == 0 && block.kernel_height == block.in_height &&
                 block.kernel_width == block.in_width;
   g.y_stride = static_cast<int>(round_up(static_cast<size_t>(batch_size) * block.norm_positions(), 16));
+  g.wide = is_first && 255 * block.fan_in() > kXnorDepth;
   g.tile_rows = kTileRows;
-  while (g.tile_rows > 4 && size_t{4} * g.tile_rows * g.y_stride > kTileBytes) g.tile_rows /= 2;
+  while (g.tile_rows > 4 && g.y_bytes() * g.tile_rows * g.y_stride > kTileBytes) g.tile_rows /= 2;
   g.segments = is_first ? 1 : block.taps();
   g.segment_width = is_first ? block.fan_in() : block.in_channels;
   g.segment_words = static_cast<size_t>(words_for(g.segment_width));
   const size_t patch_bytes = is_first ? static_cast<size_t>(block.fan_in()) : g.row_words() * sizeof(uint64_t);
-  // At least as many as the weight gradient of the first block takes at once.
+  const int positions = g.whole_map ? batch_size : conv;
   g.patch_count = std::max(static_cast<int>(std::min<size_t>(kPatchBytes / patch_bytes, kPatchPositions)),
-                           is_first ? kInputGradDepth : 1);
+                           is_first ? kInputGradDepth : 4 * kPanelLanes);
+  g.patch_count = std::min(g.patch_count / kPanelLanes * kPanelLanes,
+                           static_cast<int>(round_up(static_cast<size_t>(positions), kPanelLanes)));
   if (is_first) {
     const int64_t largest = int64_t{127} * 255 * batch_size * conv;
     while (largest >> g.weight_grad_shift > INT32_MAX) ++g.weight_grad_shift;
@@ -231,7 +236,7 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     layout.geometry.push_back(block_geometry(block, first, batch_size));
     const BlockGeometry& geometry = layout.geometry.back();
     layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, i, last, batch_size));
-    budget = std::max(budget, size_t{4} * geometry.tile_rows * geometry.y_stride);
+    budget = std::max(budget, geometry.y_bytes() * geometry.tile_rows * geometry.y_stride);
     largest_map = std::max(largest_map, static_cast<size_t>(block.conv_positions()) * block.out_channels);
     if (!first) inner_words = std::max(inner_words, static_cast<size_t>(block.out_channels) * geometry.row_words());
   }
@@ -268,9 +273,12 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
   }
   for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field : {&s.y, &s.conv_y, &s.patches, &s.padding, &s.weights, &s.expanded_weights, &s.bits, &s.grad_t,
-                          &s.choice, &s.grad_rows, &s.position_sums, &s.tap_sums, &s.weight_sums, &s.columns, &s.expanded_bits,
-                          &s.weight_rows, &s.weight_products, &s.input_rows, &s.input_products, &s.input_sums, &s.staged}) {
+    for (size_t* field : {&s.y,           &s.conv_y,          &s.planes,           &s.patches,
+                          &s.padding,     &s.weights,         &s.expanded_weights, &s.bits,
+                          &s.grad_t,      &s.choice,          &s.grad_rows,        &s.position_sums,
+                          &s.tap_sums,    &s.weight_sums,     &s.columns,          &s.expanded_bits,
+                          &s.weight_rows, &s.weight_products, &s.input_rows,       &s.input_products,
+                          &s.input_sums,  &s.staged}) {
       resolve(plan, *field);
     }
   }

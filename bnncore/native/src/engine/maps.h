@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "bnncore/network.h"
 
@@ -26,27 +27,29 @@ inline TapSpan tap_span(const BlockSpec& s, int tap, int row) {
   return {begin, end, in_row, begin * s.stride + offset};
 }
 
-// What `count` positions from `first` on read of one sample's map [in_height][in_width][unit]:
-// patches [count][taps][unit], zeros in the padding.
-template <typename T>
-void gather_patches(const BlockSpec& s, const T* map, size_t unit, int first, int count, T* patches) {
+// What `count` positions from `first` on read of one sample's map [in_height][in_width][unit] of bytes:
+// patches [count][taps][unit], zeros in the padding. Both can be read or written for kCopiedBytes past their end.
+inline constexpr int kCopiedBytes = 16;
+
+inline void gather_patches(const BlockSpec& s, const uint8_t* map, size_t unit, int first, int count,
+                           uint8_t* patches) {
   const int kernel_width = s.kernel_width;
+  const size_t width = static_cast<size_t>(kernel_width) * unit;
   int row = first / s.conv_width, column = first % s.conv_width;
   for (int i = 0; i < count; ++i) {
     const int left = column * s.stride - s.pad_width;
     const size_t from = static_cast<size_t>(std::clamp(-left, 0, kernel_width)) * unit;
     const size_t to = static_cast<size_t>(std::clamp(s.in_width - left, 0, kernel_width)) * unit;
-    const size_t width = static_cast<size_t>(kernel_width) * unit;
     for (int ky = 0; ky < s.kernel_height; ++ky, patches += width) {
       const int in_row = row * s.stride + ky - s.pad_height;
       if (in_row < 0 || in_row >= s.in_height) {
-        for (size_t k = 0; k < width; ++k) patches[k] = 0;
+        std::memset(patches, 0, width);
         continue;
       }
-      const T* source = map + (ptrdiff_t{in_row} * s.in_width + left) * static_cast<ptrdiff_t>(unit);
-      for (size_t k = 0; k < from; ++k) patches[k] = 0;
-      for (size_t k = from; k < to; ++k) patches[k] = source[k];
-      for (size_t k = std::max(from, to); k < width; ++k) patches[k] = 0;
+      const uint8_t* source = map + (ptrdiff_t{in_row} * s.in_width + left) * static_cast<ptrdiff_t>(unit);
+      if (from > 0) std::memset(patches, 0, from);
+      for (size_t k = from; k < to; k += kCopiedBytes) std::memcpy(patches + k, source + k, kCopiedBytes);
+      if (to < width) std::memset(patches + to, 0, width - to);
     }
     if (++column == s.conv_width) column = 0, ++row;
   }
@@ -91,14 +94,15 @@ inline void tap_sums(const BlockSpec& s, const int32_t* values, int32_t* sums) {
 }
 
 // padded[position] = sum of values[tap] over the taps that read padding there.
-inline void padding_sums(const BlockSpec& s, const int32_t* values, int32_t* padded) {
+template <typename Y>
+void padding_sums(const BlockSpec& s, const int32_t* values, Y* padded) {
   int32_t total = 0;
   for (int tap = 0; tap < s.taps(); ++tap) total += values[tap];
-  std::fill_n(padded, s.conv_positions(), total);
+  std::fill_n(padded, s.conv_positions(), static_cast<Y>(total));
   for (int tap = 0; tap < s.taps(); ++tap) {
     for (int row = 0; row < s.conv_height; ++row) {
       const TapSpan span = tap_span(s, tap, row);
-      for (int i = span.begin; i < span.end; ++i) padded[row * s.conv_width + i] -= values[tap];
+      for (int i = span.begin; i < span.end; ++i) padded[row * s.conv_width + i] -= static_cast<Y>(values[tap]);
     }
   }
 }
@@ -129,14 +133,16 @@ inline int get_choice(const BlockSpec& s, const uint8_t* choices, size_t q) {
   return s.window() <= 256 ? choices[q] : reinterpret_cast<const int32_t*>(choices)[q];
 }
 
-// pooled[q] = the largest of y in window q; its choice, unless `choices` is null, is the first of equal ones.
-inline void max_pool(const BlockSpec& s, const int32_t* y, int32_t* pooled, uint8_t* choices) {
+// pooled[q] = the largest of y in window q; its choice, unless `choices` is null, is the first of equal ones. For maps
+// that ChannelKernels::max_pool does not take.
+template <typename Y>
+void max_pool(const BlockSpec& s, const Y* y, Y* pooled, uint8_t* choices) {
   for (int q = 0; q < s.pooled_positions(); ++q) {
-    const int32_t* corner = y + window_corner(s, q);
-    int32_t best = corner[0];
+    const Y* corner = y + window_corner(s, q);
+    Y best = corner[0];
     int best_index = 0;
     for (int i = 1; i < s.window(); ++i) {
-      const int32_t value = corner[window_offset(s, i)];
+      const Y value = corner[window_offset(s, i)];
       best_index = value > best ? i : best_index;
       best = std::max(best, value);
     }

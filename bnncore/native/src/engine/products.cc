@@ -40,23 +40,32 @@ const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_
 
 // Products of `rows` channels with the first `count` samples, after the pool if that comes before the norm: y [rows]
 // [y_stride]. `choice`, which may be null, receives the pool's arg-max.
-void Engine::multiply(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
+template <typename Y>
+void Engine::multiply(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y,
                       uint8_t* choice) const {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
+  const size_t y_stride = static_cast<size_t>(g.y_stride);
   if (!g.whole_map) {
     multiply_maps(block, weights, rows, count, member, y, choice);
   } else if (block == 0) {
-    kernels_.input_gemm(at<uint8_t>(layout_.input), static_cast<size_t>(spec.in_features()), count, weights,
-                        g.row_words(), rows, spec.fan_in(), at<int8_t>(layout_.scratch[member].expanded_weights), y,
-                        static_cast<size_t>(g.y_stride));
-  } else {
-    kernels_.xnor_gemm(at<uint64_t>(layout_.blocks[block - 1].signs), g.row_words(), count, weights, g.row_words(),
-                       rows, static_cast<int>(g.row_words()), spec.fan_in(), y, static_cast<size_t>(g.y_stride));
+    kernels_.input_gemm_of<Y>()(at<uint8_t>(layout_.input), static_cast<size_t>(spec.in_features()), count, weights,
+                                g.row_words(), rows, spec.fan_in(),
+                                at<int8_t>(layout_.scratch[member].expanded_weights), y, y_stride);
+  } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
+    uint64_t* panel = at<uint64_t>(layout_.scratch[member].patches);
+    for (int first = 0; first < count; first += g.patch_count) {
+      const int some = std::min(g.patch_count, count - first);
+      kernels_.transpose_words(at<uint64_t>(layout_.blocks[block - 1].signs) + first * g.row_words(), g.row_words(),
+                               some, static_cast<int>(g.row_words()), panel, g.panel_stride());
+      kernels_.xnor_gemm(panel, g.panel_stride(), some, weights, g.row_words(), rows, static_cast<int>(g.row_words()),
+                         spec.fan_in(), y + first, y_stride);
+    }
   }
 }
 
-void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, int32_t* y,
+template <typename Y>
+void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y,
                            uint8_t* choice) const {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
@@ -66,53 +75,80 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
   const bool pads = spec.pad_height + spec.pad_width > 0;
   const size_t y_stride = static_cast<size_t>(g.y_stride);
   const size_t target_stride = pools ? static_cast<size_t>(conv) : y_stride;
-  int32_t* padding = at<int32_t>(scratch.padding);
+  const PoolShape pool{spec.conv_width, spec.pooled_height(), spec.pooled_width(), spec.pool_height, spec.pool_width};
+  Y* padding = at<Y>(scratch.padding);
   if (pads) {
     for (int r = 0; r < rows; ++r) find_padding(block, weights + r * g.row_words(), member, padding + r * conv);
   }
   for (int b = 0; b < count; ++b) {
-    int32_t* target = pools ? at<int32_t>(scratch.conv_y) : y + size_t(b) * conv;
+    Y* target = pools ? at<Y>(scratch.conv_y) : y + size_t(b) * conv;
+    const uint64_t* planes = block > 0 ? planes_of(block, b, member) : nullptr;
     for (int first = 0; first < conv; first += g.patch_count) {
       const int some = std::min(g.patch_count, conv - first);
       if (block == 0) {
         uint8_t* patches = at<uint8_t>(scratch.patches);
         const uint8_t* map = at<uint8_t>(layout_.input) + size_t(b) * spec.in_features();
         gather_patches(spec, map, static_cast<size_t>(spec.in_channels), first, some, patches);
-        kernels_.input_gemm(patches, static_cast<size_t>(spec.fan_in()), some, weights, g.row_words(), rows,
-                            spec.fan_in(), at<int8_t>(scratch.expanded_weights), target + first, target_stride);
-      } else {
-        uint64_t* patches = at<uint64_t>(scratch.patches);
-        const uint64_t* map =
-            at<uint64_t>(layout_.blocks[block - 1].signs) + size_t(b) * spec.in_positions() * g.segment_words;
-        gather_patches(spec, map, g.segment_words, first, some, patches);
-        kernels_.xnor_gemm(patches, g.row_words(), some, weights, g.row_words(), rows, static_cast<int>(g.row_words()),
+        kernels_.input_gemm_of<Y>()(patches, static_cast<size_t>(spec.fan_in()), some, weights, g.row_words(), rows,
+                                    spec.fan_in(), at<int8_t>(scratch.expanded_weights), target + first, target_stride);
+      } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
+        uint64_t* panel = at<uint64_t>(scratch.patches);
+        kernels_.gather_panel(spec, planes, g.segment_words, first, some, panel, g.panel_stride());
+        kernels_.xnor_gemm(panel, g.panel_stride(), some, weights, g.row_words(), rows, static_cast<int>(g.row_words()),
                            spec.fan_in(), target + first, target_stride);
       }
     }
     for (int r = 0; r < rows; ++r) {
-      int32_t* row = target + r * target_stride;
+      Y* __restrict row = target + r * target_stride;
       if (pads) {
-        for (int p = 0; p < conv; ++p) row[p] -= padding[r * conv + p];
+        const Y* __restrict excess = padding + r * conv;
+        for (int p = 0; p < conv; ++p) row[p] = static_cast<Y>(row[p] - excess[p]);
       }
-      if (pools) {
-        const size_t first = r * y_stride + size_t(b) * spec.pooled_positions();
-        max_pool(spec, row, y + first, choice == nullptr ? nullptr : choice + first * choice_bytes(spec));
+      if (!pools) continue;
+      const size_t first = r * y_stride + size_t(b) * spec.pooled_positions();
+      uint8_t* choices = choice == nullptr ? nullptr : choice + first * choice_bytes(spec);
+      if constexpr (sizeof(Y) == sizeof(int16_t)) {
+        if (spec.window() <= 256) {
+          kernels_.channel->max_pool(row, pool, y + first, choices);
+          continue;
+        }
       }
+      max_pool(spec, row, y + first, choices);
     }
   }
 }
 
+template void Engine::multiply(size_t, const uint64_t*, int, int, int, int16_t*, uint8_t*) const;
+template void Engine::multiply(size_t, const uint64_t*, int, int, int, int32_t*, uint8_t*) const;
+
+// A sample's input, a plane of pixels for each word of channels.
+const uint64_t* Engine::planes_of(size_t block, int sample, int member) const {
+  const BlockGeometry& g = geometry(block);
+  const int pixels = blocks_[block].in_positions();
+  const uint64_t* map = at<uint64_t>(layout_.blocks[block - 1].signs) + size_t(sample) * pixels * g.segment_words;
+  if (g.segment_words == 1) return map;
+  uint64_t* planes = at<uint64_t>(layout_.scratch[member].planes);
+  kernels_.transpose_words(map, g.segment_words, pixels, static_cast<int>(g.segment_words), planes,
+                           static_cast<size_t>(pixels));
+  return planes;
+}
+
 // Padding was read as the bit of +1, or as the byte 0, which stands for -255; its x is 0. What that added to each
 // position, for one row of weights.
-void Engine::find_padding(size_t block, const uint64_t* weights, int member, int32_t* padding) const {
+template <typename Y>
+void Engine::find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   int32_t* sums = at<int32_t>(layout_.scratch[member].tap_sums);
   for (int tap = 0; tap < spec.taps(); ++tap) {
     int negative = 0;
-    for (int c = 0; c < spec.in_channels; ++c) {
-      const size_t k = block == 0 ? size_t(tap) * spec.in_channels + c : tap * g.segment_words * kWordBits + c;
-      negative += static_cast<int>(weights[k / kWordBits] >> (k % kWordBits) & 1u);
+    if (block == 0) {
+      for (int c = 0; c < spec.in_channels; ++c) {
+        const size_t k = size_t(tap) * spec.in_channels + c;
+        negative += static_cast<int>(weights[k / kWordBits] >> (k % kWordBits) & 1u);
+      }
+    } else {
+      for (size_t w = 0; w < g.segment_words; ++w) negative += std::popcount(weights[tap * g.segment_words + w]);
     }
     sums[tap] = (spec.in_channels - 2 * negative) * (block == 0 ? -255 : 1);
   }

@@ -162,8 +162,9 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
   int32_t* products = at<int32_t>(scratch.weight_products);
   std::fill_n(position_sums, size_t(rows) * (pads ? conv : 1), 0);
   int64_t abs_sum = 0;
+  const bool fits = positions <= kInputGradRun;  // in 32 bits
   for (int column = 0; column < spec.fan_in(); column += kColumnBlock) {
-    std::fill_n(sums, size_t(rows) * kColumnBlock, int64_t{0});
+    if (!fits) std::fill_n(sums, size_t(rows) * kColumnBlock, int64_t{0});
     std::fill_n(products, size_t(rows) * kColumnBlock, 0);
     int pending = 0;
     const auto flush = [&] {
@@ -189,10 +190,10 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
                             g.whole_map ? map_bytes : depth, at<uint8_t>(scratch.expanded_bits), products);
         p += count;
         pending += count;
-        if (pending > kInputGradRun - kInputGradDepth) flush();
+        if (!fits && pending > kInputGradRun - kInputGradDepth) flush();
       }
     }
-    flush();
+    if (!fits) flush();
     const int count = std::min(kColumnBlock, spec.fan_in() - column);
     for (int r = 0; r < rows; ++r) {
       if (pads) {
@@ -201,11 +202,18 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
         std::fill_n(sums_by_tap, spec.taps(), position_sums[r]);
       }
       const int64_t* source = sums + size_t(r) * kColumnBlock;
-      for (int k = 0; k < count; ++k) {
-        const int64_t x = 2 * source[k] - int64_t{255} * sums_by_tap[(column + k) / spec.in_channels];
-        products[k] = static_cast<int32_t>(x >> g.weight_grad_shift);
+      int32_t* row = products + size_t(r) * kColumnBlock;
+      for (int k = 0; k < count;) {
+        const int tap = (column + k) / spec.in_channels;
+        const int end = std::min(count, (tap + 1) * spec.in_channels - column);
+        const int64_t offset = int64_t{255} * sums_by_tap[tap];
+        if (fits) {
+          for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * int64_t{row[k]} - offset) >> g.weight_grad_shift);
+        } else {
+          for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * source[k] - offset) >> g.weight_grad_shift);
+        }
       }
-      abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column), products, count,
+      abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column), row, count,
                                 measure, context, trace);
     }
   }

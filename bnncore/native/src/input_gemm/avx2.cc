@@ -62,15 +62,15 @@ BITFLEET_AVX2 inline void dot_rows(const uint8_t* u, const int8_t* w, size_t w_s
   for (int r = 0; r < kRows; ++r) sums[r] = sum_lanes(total[r]);
 }
 
-template <int kRows>
+template <int kRows, typename Y>
 BITFLEET_AVX2 inline void input_rows(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                                     int depth, int8_t* expanded, int32_t* y, size_t y_stride) {
+                                     int depth, int8_t* expanded, Y* y, size_t y_stride) {
   const int padded = (depth + 31) / 32 * 32;
   int32_t weight_sums[kRows], sums[kRows];
   for (int r = 0; r < kRows; ++r) weight_sums[r] = expand_weights(w + r * w_stride, depth, expanded + r * padded);
   for (int b = 0; b < batch; ++b) {
     dot_rows<kRows>(u + b * u_stride, expanded, static_cast<size_t>(padded), padded, sums);
-    for (int r = 0; r < kRows; ++r) y[r * y_stride + b] = 2 * sums[r] - 255 * weight_sums[r];
+    for (int r = 0; r < kRows; ++r) y[r * y_stride + b] = static_cast<Y>(2 * sums[r] - 255 * weight_sums[r]);
   }
 }
 
@@ -102,18 +102,28 @@ BITFLEET_AVX2 inline void grad_rows(const int8_t* g, size_t g_stride, const uint
   }
 }
 
-}  // namespace
-
-BITFLEET_AVX2 void input_gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                              int rows, int depth, int8_t* expanded, int32_t* y, size_t y_stride) {
+template <typename Y>
+BITFLEET_AVX2 void gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,
+                        int depth, int8_t* expanded, Y* y, size_t y_stride) {
   int r = 0;
-  for (; r + kInputGemmRows <= rows; r += kInputGemmRows) {
-    input_rows<kInputGemmRows>(u, u_stride, batch, w + r * w_stride, w_stride, depth, expanded, y + r * y_stride,
-                               y_stride);
+  for (; r + 4 <= rows; r += 4) {
+    input_rows<4>(u, u_stride, batch, w + r * w_stride, w_stride, depth, expanded, y + r * y_stride, y_stride);
   }
   for (; r < rows; ++r) {
     input_rows<1>(u, u_stride, batch, w + r * w_stride, w_stride, depth, expanded, y + r * y_stride, y_stride);
   }
+}
+
+}  // namespace
+
+BITFLEET_AVX2 void input_gemm_narrow(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
+                                     int rows, int depth, int8_t* expanded, int16_t* y, size_t y_stride) {
+  gemm(u, u_stride, batch, w, w_stride, rows, depth, expanded, y, y_stride);
+}
+
+BITFLEET_AVX2 void input_gemm_wide(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
+                                   int rows, int depth, int8_t* expanded, int32_t* y, size_t y_stride) {
+  gemm(u, u_stride, batch, w, w_stride, rows, depth, expanded, y, y_stride);
 }
 
 // Pairs of positions as int16, 16 columns to 64 bytes.

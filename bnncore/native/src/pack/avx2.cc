@@ -1,11 +1,12 @@
 // VPMOVMSKB takes 32 sign bits of int8 at once; VMOVMSKPS takes 8 of float, after a compare so that -0.0 counts as +1.
-// Bytes are transposed in 16 x 16 tiles by four rounds of PUNPCK.
+// Bytes are transposed in tiles of 16 or 8 by four rounds of PUNPCK.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <cstring>
 
 #include "bnncore/packing.h"
+#include "gather_inl.h"
 
 namespace bitfleet::avx2 {
 
@@ -39,10 +40,14 @@ BITFLEET_AVX2 void pack_float(const float* values, int count, uint64_t* words) {
 
 namespace {
 
-BITFLEET_AVX2 void transpose_16x16(const int8_t* source, size_t source_stride, int8_t* target, size_t target_stride) {
+// A block of kRows x kColumns bytes, each 8 or 16.
+template <int kRows, int kColumns>
+BITFLEET_AVX2 inline void transpose_block(const int8_t* source, size_t source_stride, int8_t* target,
+                                          size_t target_stride) {
   __m128i a[16], b[16];
   for (int r = 0; r < 16; ++r) {
-    a[r] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + r * source_stride));
+    const __m128i* row = reinterpret_cast<const __m128i*>(source + r * source_stride);
+    a[r] = r >= kRows ? _mm_setzero_si128() : kColumns == 16 ? _mm_loadu_si128(row) : _mm_loadl_epi64(row);
   }
   // Interleaving row r with row r + 8 four times over moves byte (r, c) to (c, r).
   for (int round = 0; round < 4; ++round) {
@@ -52,28 +57,85 @@ BITFLEET_AVX2 void transpose_16x16(const int8_t* source, size_t source_stride, i
     }
     std::memcpy(a, b, sizeof(a));
   }
-  for (int c = 0; c < 16; ++c) _mm_storeu_si128(reinterpret_cast<__m128i*>(target + c * target_stride), a[c]);
+  for (int c = 0; c < kColumns; ++c) {
+    __m128i* row = reinterpret_cast<__m128i*>(target + c * target_stride);
+    if constexpr (kRows == 16) {
+      _mm_storeu_si128(row, a[c]);
+    } else {
+      _mm_storel_epi64(row, a[c]);
+    }
+  }
+}
+
+// A strip of kRows rows.
+template <int kRows>
+BITFLEET_AVX2 inline void transpose_rows(const int8_t* source, size_t source_stride, int columns, int8_t* target,
+                                         size_t target_stride) {
+  int c = 0;
+  for (; c + 16 <= columns; c += 16) {
+    transpose_block<kRows, 16>(source + c, source_stride, target + c * target_stride, target_stride);
+  }
+  if (c + 8 <= columns) {
+    transpose_block<kRows, 8>(source + c, source_stride, target + c * target_stride, target_stride);
+    c += 8;
+  }
+  if (c < columns) {
+    portable::transpose_bytes(source + c, source_stride, kRows, columns - c, target + c * target_stride, target_stride);
+  }
 }
 
 }  // namespace
 
 BITFLEET_AVX2 void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,
                                    size_t target_stride) {
-  const int whole_rows = rows / 16 * 16;
-  const int whole_columns = columns / 16 * 16;
-  for (int r = 0; r < whole_rows; r += 16) {
-    for (int c = 0; c < whole_columns; c += 16) {
-      transpose_16x16(source + r * source_stride + c, source_stride, target + c * target_stride + r, target_stride);
+  int r = 0;
+  for (; r + 16 <= rows; r += 16) {
+    transpose_rows<16>(source + r * source_stride, source_stride, columns, target + r, target_stride);
+  }
+  if (r + 8 <= rows) {
+    transpose_rows<8>(source + r * source_stride, source_stride, columns, target + r, target_stride);
+    r += 8;
+  }
+  if (r < rows) {
+    portable::transpose_bytes(source + r * source_stride, source_stride, rows - r, columns, target + r, target_stride);
+  }
+}
+
+namespace {
+
+BITFLEET_AVX2 inline void transpose_4x4(const uint64_t* source, size_t source_stride, uint64_t* target,
+                                        size_t target_stride) {
+  __m256i a[4];
+  for (int r = 0; r < 4; ++r) a[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + r * source_stride));
+  const __m256i low[2] = {_mm256_unpacklo_epi64(a[0], a[1]), _mm256_unpacklo_epi64(a[2], a[3])};
+  const __m256i high[2] = {_mm256_unpackhi_epi64(a[0], a[1]), _mm256_unpackhi_epi64(a[2], a[3])};
+  const __m256i columns[4] = {
+      _mm256_permute2x128_si256(low[0], low[1], 0x20), _mm256_permute2x128_si256(high[0], high[1], 0x20),
+      _mm256_permute2x128_si256(low[0], low[1], 0x31), _mm256_permute2x128_si256(high[0], high[1], 0x31)};
+  for (int c = 0; c < 4; ++c) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + c * target_stride), columns[c]);
+  }
+}
+
+}  // namespace
+
+BITFLEET_AVX2 void transpose_words(const uint64_t* source, size_t source_stride, int rows, int columns,
+                                   uint64_t* target, size_t target_stride) {
+  const int whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int r = 0; r < whole_rows; r += 4) {
+    for (int c = 0; c < whole_columns; c += 4) {
+      transpose_4x4(source + r * source_stride + c, source_stride, target + c * target_stride + r, target_stride);
     }
   }
-  if (whole_columns < columns) {
-    portable::transpose_bytes(source + whole_columns, source_stride, whole_rows, columns - whole_columns,
-                              target + whole_columns * target_stride, target_stride);
-  }
-  if (whole_rows < rows) {
-    portable::transpose_bytes(source + whole_rows * source_stride, source_stride, rows - whole_rows, columns,
-                              target + whole_rows, target_stride);
-  }
+  portable::transpose_words(source + whole_columns, source_stride, whole_rows, columns - whole_columns,
+                            target + whole_columns * target_stride, target_stride);
+  portable::transpose_words(source + whole_rows * source_stride, source_stride, rows - whole_rows, columns,
+                            target + whole_rows, target_stride);
+}
+
+BITFLEET_AVX2 void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,
+                                uint64_t* panel, size_t stride) {
+  loops::gather_panel(spec, planes, words, first, count, panel, stride);
 }
 
 }  // namespace bitfleet::avx2

@@ -1,4 +1,5 @@
 #include "bnncore/packing.h"
+#include "gather_inl.h"
 
 namespace bitfleet::portable {
 
@@ -23,6 +24,18 @@ void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int c
   for (int r = 0; r < rows; ++r) {
     for (int c = 0; c < columns; ++c) target[c * target_stride + r] = source[r * source_stride + c];
   }
+}
+
+void transpose_words(const uint64_t* source, size_t source_stride, int rows, int columns, uint64_t* target,
+                     size_t target_stride) {
+  for (int c = 0; c < columns; ++c) {
+    for (int r = 0; r < rows; ++r) target[c * target_stride + r] = source[r * source_stride + c];
+  }
+}
+
+void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count, uint64_t* panel,
+                  size_t stride) {
+  loops::gather_panel(spec, planes, words, first, count, panel, stride);
 }
 
 }  // namespace bitfleet::portable

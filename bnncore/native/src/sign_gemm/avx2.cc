@@ -37,8 +37,7 @@ BITFLEET_AVX2 inline void accumulate(const uint8_t* rows, size_t row_bytes, int 
   for (int r = 0; r < kRows; ++r) {
     __m256i* target = reinterpret_cast<__m256i*>(out + r * out_stride);
     _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), _mm256_madd_epi16(low[r], ones)));
-    _mm256_storeu_si256(target + 1,
-                        _mm256_add_epi32(_mm256_loadu_si256(target + 1), _mm256_madd_epi16(high[r], ones)));
+    _mm256_storeu_si256(target + 1, _mm256_add_epi32(_mm256_loadu_si256(target + 1), _mm256_madd_epi16(high[r], ones)));
   }
 }
 

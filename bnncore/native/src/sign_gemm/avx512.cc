@@ -2,11 +2,12 @@
 // such a table of int16, whose index is the column's five bits: 160 exact products for one permutation and one
 // addition, where VPDPBUSD does 64 (docs/kernels.md). 48 sums of five stay below 240 * 127 = 30,480.
 #if defined(__x86_64__)
+#include "../avx512.h"
+
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "../avx512.h"
 #include "bnncore/sign_gemm.h"
 
 namespace bitfleet::avx512 {
