@@ -3,6 +3,7 @@
 Integers must be equal. Outputs are wider than what a kernel may write, and what lies past it must stay untouched.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,12 @@ def test_input_gemm(isa: str, depth: int, batch: int, rows: int, extreme: bool) 
     rows_of_u = u[: batch * depth].reshape(batch, depth)
     w = np.ones((rows, depth), np.int8) if extreme else signs(rng, rows, depth)
     widths = [np.int32, np.int16] if 255 * depth <= 32766 else [np.int32]
-    for width in widths:
+    for width, segments in itertools.product(widths, (1, 3, 5)):
+        if depth % segments != 0:
+            continue
         y = np.full((rows, batch + 3), GUARD16, width)
 
-        of_width(K, "input_gemm", width)(isa, rows_of_u, batch, pack_signs(w), depth, y)
+        of_width(K, "input_gemm", width)(isa, rows_of_u, batch, pack_signs(w), depth, segments, y)
 
         assert np.array_equal(y[:, :batch], w.astype(np.int64) @ (2 * rows_of_u.astype(np.int64) - 255).T)
         assert np.all(y[:, batch:] == GUARD16)

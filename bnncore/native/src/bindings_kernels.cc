@@ -44,10 +44,17 @@ template <typename Y>
 void bind_products(nb::module_& m, const std::string& width) {
   const auto named = [&width](const char* name) { return name + width; };
   m.def(named("input_gemm").c_str(), [](const std::string& isa, Matrix<const uint8_t> u, int batch,
-                                        Matrix<const uint64_t> w, int depth, Matrix<Y> y) {
-    AlignedBytes expanded(input_gemm_scratch(depth));
-    kernels_for(isa).input_gemm_of<Y>()(u.data(), u.shape(1), batch, w.data(), w.shape(1), extent(w.shape(0)), depth,
-                                        static_cast<int8_t*>(expanded.data), y.data(), y.shape(1));
+                                        Matrix<const uint64_t> w, int depth, int segments, Matrix<Y> y) {
+    const int rows = extent(w.shape(0)), width = depth / segments;
+    AlignedBytes expanded(input_expanded_bytes(segments, width));
+    int8_t* weights = static_cast<int8_t*>(expanded.data);
+    const Kernels& kernels = kernels_for(isa);
+    for (int first = 0; first < rows; first += kInputGemmRows) {
+      const int some = std::min(kInputGemmRows, rows - first);
+      kernels.input_expand(w.data() + first * w.shape(1), w.shape(1), some, segments, width, weights);
+      kernels.input_gemm_of<Y>()(u.data(), u.shape(1), static_cast<size_t>(width), batch, weights, some, segments,
+                                 width, y.data() + first * y.shape(1), y.shape(1));
+    }
   });
   m.def(named("statistics").c_str(), [](const std::string& isa, Vector<const Y> y) {
     const ChannelStatistics s = kernels_for(isa).channel->of<Y>().statistics(y.data(), extent(y.shape(0)));
@@ -114,7 +121,7 @@ void bind_kernels(nb::module_& m) {
   m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Vector<const uint64_t> bits,
                         Matrix<int32_t> out) {
     const int rows = extent(g.shape(0));
-    AlignedBytes columns(kSignBitsBytes), expanded(g.shape(0) * sign_row_bytes(kSignGemmDepth));
+    AlignedBytes columns(sign_bits_bytes(kSignGemmDepth)), expanded(g.shape(0) * sign_row_bytes(kSignGemmDepth));
     uint8_t* column_data = static_cast<uint8_t*>(columns.data);
     uint8_t* row_data = static_cast<uint8_t*>(expanded.data);
     const Kernels& kernels = kernels_for(isa);

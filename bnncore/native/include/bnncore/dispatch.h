@@ -25,6 +25,7 @@ struct Kernels {
   TransposeWords transpose_words;
   GatherPanel gather_panel;
   XnorGemm xnor_gemm;
+  InputExpand input_expand;
   InputGemm<int16_t> input_gemm_narrow;
   InputGemm<int32_t> input_gemm_wide;
   SignExpandBits sign_expand_bits;

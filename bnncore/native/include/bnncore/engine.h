@@ -216,6 +216,8 @@ class Engine {
   template <typename Y>
   void multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y,
                      uint8_t* choice) const;
+  template <typename Y>
+  void multiply_input(int sample, int rows, int member, Y* y, size_t y_stride) const;
   const uint64_t* planes_of(size_t block, int sample, int member) const;
   template <typename Y>
   void find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const;

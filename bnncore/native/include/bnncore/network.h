@@ -31,6 +31,9 @@ struct BlockSpec {
   int in_positions() const { return in_height * in_width; }
   int in_features() const { return in_positions() * in_channels; }
   int conv_positions() const { return conv_height * conv_width; }
+  // The map with all the padding that its kernels read, and perhaps less at the right and below.
+  int padded_height() const { return (conv_height - 1) * stride + kernel_height; }
+  int padded_width() const { return (conv_width - 1) * stride + kernel_width; }
   int window() const { return pool_height * pool_width; }
   int pooled_height() const { return conv_height / pool_height; }
   int pooled_width() const { return conv_width / pool_width; }

@@ -24,7 +24,7 @@ inline constexpr int kSignGemmDepth = 240;  // most rows j expanded at once; 240
 inline constexpr int kSignGroup = 5;        // gradients in one table of 32 sums, at most
 
 // Bytes of expanded bits, and of one expanded row of g.
-inline constexpr size_t kSignBitsBytes = size_t{kSignGemmDepth} * kColumnBlock;
+constexpr size_t sign_bits_bytes(int depth) { return (size_t(depth) + 3) / 4 * 4 * kColumnBlock; }
 constexpr size_t sign_row_bytes(int depth) { return (size_t(depth) + kSignGroup - 1) / kSignGroup * 64; }
 
 // bits: uint64 [depth <= kSignGemmDepth], column k of row j in bit k.

@@ -234,6 +234,9 @@ void Engine::store_gradient(size_t block, int first, int rows, const int8_t* gra
     return;
   }
   const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
+  constexpr int kOffsets = 16;  // of the first elements of a window: a division for each gradient would take long
+  int offsets[kOffsets];
+  for (int i = 0; i < kOffsets; ++i) offsets[i] = window_offset(spec, i);
   for (int b = 0; b < batch_size_; ++b) {
     int8_t* map = slot + b * layout_.gradient_stride;
     if (spec.pool != Pool::kBeforeNorm) {
@@ -242,10 +245,14 @@ void Engine::store_gradient(size_t block, int first, int rows, const int8_t* gra
     }
     clear_columns(map, channels, conv, rows);
     for (int r = 0; r < rows; ++r) {
-      for (int q = 0; q < pooled; ++q) {
-        const size_t j = r * y_stride + size_t(b) * pooled + q;
-        const int position = window_corner(spec, q) + window_offset(spec, get_choice(spec, choice, j));
-        map[size_t(position) * channels + r] = grad_t[j];
+      size_t j = r * y_stride + size_t(b) * pooled;
+      for (int line = 0; line < spec.pooled_height(); ++line) {
+        int corner = line * spec.pool_height * spec.conv_width;
+        for (int q = 0; q < spec.pooled_width(); ++q, ++j, corner += spec.pool_width) {
+          const int element = get_choice(spec, choice, j);
+          const int position = corner + (element < kOffsets ? offsets[element] : window_offset(spec, element));
+          map[size_t(position) * channels + r] = grad_t[j];
+        }
       }
     }
   }

@@ -17,7 +17,7 @@ constexpr int kPatchPositions = 1024;
 // What the backward products may take beside each other: as much as the tile of products takes, whose phase is over
 // then, but at least the first (small networks would be slow) and expanded rows at most the second (they should stay
 // in the second cache).
-constexpr size_t kLeastBudget = 96 << 10;
+constexpr size_t kLeastBudget = 40 << 10;
 constexpr size_t kExpandedBytes = 256 << 10;
 
 int64_t extent(size_t value) { return static_cast<int64_t>(value); }
@@ -74,8 +74,8 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t y, conv_y, planes, patches, padding, weights, expanded_weights, bits, grad_t, choice, grad_rows, position_sums,
-      tap_sums, weight_sums, weight_rows, products, input_rows, grad_x, input_sums, staged;
+  size_t expanded_bits, columns, y, conv_y, planes, patches, padding, weights, expanded_weights, bits, grad_t, choice,
+      grad_rows, position_sums, tap_sums, weight_sums, weight_rows, products, input_rows, grad_x, input_sums, staged;
 
   void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
     const auto most = [](size_t& size, size_t needed) { size = std::max(size, needed); };
@@ -86,7 +86,7 @@ struct ScratchSizes {
     most(y, rows * static_cast<size_t>(g.y_stride) * g.y_bytes());
     most(grad_t, rows * static_cast<size_t>(g.y_stride));
     most(weights, rows * g.row_words());
-    if (first) most(expanded_weights, input_gemm_scratch(block.fan_in()));
+    if (first) most(expanded_weights, expanded_input_bytes(block, g));
     if (pads) most(padding, rows * conv * g.y_bytes());
     most(tap_sums, rows * static_cast<size_t>(block.taps()));
     if (block.pool == Pool::kBeforeNorm) {
@@ -97,7 +97,9 @@ struct ScratchSizes {
       most(patches, g.row_words() * g.panel_stride() * sizeof(uint64_t));
       if (!g.whole_map && g.segment_words > 1) most(planes, in * g.segment_words + kPanelLanes);
     } else if (!g.whole_map) {
-      most(patches, static_cast<size_t>(g.patch_count) * fan_in + kReadPastInput);
+      most(patches, kInputGradDepth * fan_in + kReadPastInput);
+      const size_t padded = static_cast<size_t>(block.padded_height()) * static_cast<size_t>(block.padded_width());
+      if (pads) most(patches, padded * static_cast<size_t>(block.in_channels) + kReadPastInput);
     }
     if (!last) {
       most(bits, block.pool == Pool::kAfterSign
@@ -109,7 +111,13 @@ struct ScratchSizes {
     most(position_sums, weight_rows_at_once * (pads ? conv : 1));
     most(weight_sums, weight_sums_bytes(g, first, g.weight_rows));
     most(products, first ? weight_rows_at_once * kColumnBlock : fan_in);
-    if (first) return;
+    if (first) {
+      most(expanded_bits, kInputGradScratch);
+      return;
+    }
+    const size_t depth = static_cast<size_t>(std::max(g.weight_depth, g.input_depth));
+    most(columns, depth);
+    most(expanded_bits, sign_bits_bytes(static_cast<int>(depth)));
     most(weight_rows, weight_rows_at_once * sign_row_bytes(g.weight_depth));
     const size_t parts =
         g.whole_map ? (static_cast<size_t>(block.out_channels) + g.input_depth - 1) / g.input_depth : size_t{1};
@@ -118,6 +126,11 @@ struct ScratchSizes {
     most(grad_x, (g.whole_map ? samples : in * g.input_words) * kColumnBlock);
     most(input_sums, g.whole_map ? samples : conv + in);
     most(staged, samples * static_cast<size_t>(block.in_features()));
+  }
+
+  static size_t expanded_input_bytes(const BlockSpec& block, const BlockGeometry& g) {
+    return g.whole_map ? input_expanded_bytes(1, block.fan_in())
+                       : input_expanded_bytes(block.kernel_height, block.kernel_width * block.in_channels);
   }
 
   static size_t weight_sums_bytes(const BlockGeometry& g, bool first, int rows) {
@@ -145,13 +158,14 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   g.input_depth = static_cast<int>(round_up(static_cast<size_t>((block.out_channels + parts - 1) / parts), 20));
   const size_t part_bytes = sign_row_bytes(g.input_depth);
   if (g.whole_map) {
-    const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + static_cast<size_t>(block.in_features());
-    const size_t samples = std::min(budget * 2 / 3, kExpandedBytes) / sample_bytes;
-    g.input_rows = std::min(batch_size, std::max(static_cast<int>(samples), kTileRows / 2));
+    const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + static_cast<size_t>(block.in_features()) +
+                                kColumnBlock * sizeof(int32_t);
+    const size_t samples = std::min(budget, kExpandedBytes) / sample_bytes / kPanelLanes * kPanelLanes;
+    g.input_rows = std::min(batch_size, std::max(static_cast<int>(samples), kPanelLanes));
     return;
   }
   const size_t rows = std::min(budget / 3, kExpandedBytes) / part_bytes;
-  g.input_rows = std::min(block.conv_positions(), std::max(static_cast<int>(rows), kTileRows / 2));
+  g.input_rows = std::min(block.conv_positions(), std::max(static_cast<int>(rows), kPanelLanes));
   const size_t word_bytes = static_cast<size_t>(block.in_positions()) * kColumnBlock * sizeof(int32_t);
   g.input_words = std::clamp<size_t>(budget * 2 / 3 / word_bytes, 1, g.segment_words);
 }
@@ -179,8 +193,8 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.grad_rows = add("grad_y_rows", "int8", sizes.grad_rows, kWeights);
   layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
-  layout.columns = add("columns", "uint64", kSignGemmDepth, kWeights | kInputs);
-  layout.expanded_bits = add("expanded_bits", "uint8", std::max(kSignBitsBytes, kInputGradScratch), kWeights | kInputs);
+  layout.columns = add("columns", "uint64", sizes.columns, kWeights | kInputs);
+  layout.expanded_bits = add("expanded_bits", "uint8", sizes.expanded_bits, kWeights | kInputs);
   layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
   layout.weight_products = add("weight_products", "int32", sizes.products, kWeights);
   layout.input_rows = add("expanded_positions", "uint8", sizes.input_rows, kInputs);
@@ -209,10 +223,10 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
   g.segments = is_first ? 1 : block.taps();
   g.segment_width = is_first ? block.fan_in() : block.in_channels;
   g.segment_words = static_cast<size_t>(words_for(g.segment_width));
-  const size_t patch_bytes = is_first ? static_cast<size_t>(block.fan_in()) : g.row_words() * sizeof(uint64_t);
   const int positions = g.whole_map ? batch_size : conv;
-  g.patch_count = std::max(static_cast<int>(std::min<size_t>(kPatchBytes / patch_bytes, kPatchPositions)),
-                           is_first ? kInputGradDepth : 4 * kPanelLanes);
+  g.patch_count =
+      std::max(static_cast<int>(std::min<size_t>(kPatchBytes / (g.row_words() * sizeof(uint64_t)), kPatchPositions)),
+               4 * kPanelLanes);
   g.patch_count = std::min(g.patch_count / kPanelLanes * kPanelLanes,
                            static_cast<int>(round_up(static_cast<size_t>(positions), kPanelLanes)));
   if (is_first) {

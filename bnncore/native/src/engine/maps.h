@@ -55,6 +55,19 @@ inline void gather_patches(const BlockSpec& s, const uint8_t* map, size_t unit, 
   }
 }
 
+// One sample's map of bytes with its padding, which is 0: padded [padded_height][padded_width][channels].
+inline void pad_map(const BlockSpec& s, const uint8_t* map, uint8_t* padded) {
+  const size_t unit = static_cast<size_t>(s.in_channels), width = static_cast<size_t>(s.padded_width()) * unit;
+  const int columns = std::min(s.in_width, s.padded_width() - s.pad_width);
+  for (int row = 0; row < s.padded_height(); ++row, padded += width) {
+    const int in_row = row - s.pad_height;
+    std::memset(padded, 0, width);
+    if (in_row < 0 || in_row >= s.in_height) continue;
+    std::memcpy(padded + static_cast<size_t>(s.pad_width) * unit, map + static_cast<size_t>(in_row) * s.in_width * unit,
+                static_cast<size_t>(columns) * unit);
+  }
+}
+
 // Word `word` of what positions first .. first + count of the batch read under a tap: words [count], 0 in the padding.
 // maps: [batch][in_height][in_width][pixel_words].
 inline void gather_column(const BlockSpec& s, const uint64_t* maps, size_t pixel_words, int tap, size_t word, int first,

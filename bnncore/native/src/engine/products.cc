@@ -49,9 +49,10 @@ void Engine::multiply(size_t block, const uint64_t* weights, int rows, int count
   if (!g.whole_map) {
     multiply_maps(block, weights, rows, count, member, y, choice);
   } else if (block == 0) {
-    kernels_.input_gemm_of<Y>()(at<uint8_t>(layout_.input), static_cast<size_t>(spec.in_features()), count, weights,
-                                g.row_words(), rows, spec.fan_in(),
-                                at<int8_t>(layout_.scratch[member].expanded_weights), y, y_stride);
+    int8_t* expanded = at<int8_t>(layout_.scratch[member].expanded_weights);
+    kernels_.input_expand(weights, g.row_words(), rows, 1, spec.fan_in(), expanded);
+    kernels_.input_gemm_of<Y>()(at<uint8_t>(layout_.input), static_cast<size_t>(spec.in_features()), 0, count, expanded,
+                                rows, 1, spec.fan_in(), y, y_stride);
   } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
     uint64_t* panel = at<uint64_t>(layout_.scratch[member].patches);
     for (int first = 0; first < count; first += g.patch_count) {
@@ -80,19 +81,19 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
   if (pads) {
     for (int r = 0; r < rows; ++r) find_padding(block, weights + r * g.row_words(), member, padding + r * conv);
   }
+  if (block == 0) {
+    kernels_.input_expand(weights, g.row_words(), rows, spec.kernel_height, spec.kernel_width * spec.in_channels,
+                          at<int8_t>(scratch.expanded_weights));
+  }
   for (int b = 0; b < count; ++b) {
     Y* target = pools ? at<Y>(scratch.conv_y) : y + size_t(b) * conv;
-    const uint64_t* planes = block > 0 ? planes_of(block, b, member) : nullptr;
-    for (int first = 0; first < conv; first += g.patch_count) {
-      const int some = std::min(g.patch_count, conv - first);
-      if (block == 0) {
-        uint8_t* patches = at<uint8_t>(scratch.patches);
-        const uint8_t* map = at<uint8_t>(layout_.input) + size_t(b) * spec.in_features();
-        gather_patches(spec, map, static_cast<size_t>(spec.in_channels), first, some, patches);
-        kernels_.input_gemm_of<Y>()(patches, static_cast<size_t>(spec.fan_in()), some, weights, g.row_words(), rows,
-                                    spec.fan_in(), at<int8_t>(scratch.expanded_weights), target + first, target_stride);
-      } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
-        uint64_t* panel = at<uint64_t>(scratch.patches);
+    if (block == 0) {
+      multiply_input(b, rows, member, target, target_stride);
+    } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
+      uint64_t* panel = at<uint64_t>(scratch.patches);
+      const uint64_t* planes = planes_of(block, b, member);
+      for (int first = 0; first < conv; first += g.patch_count) {
+        const int some = std::min(g.patch_count, conv - first);
         kernels_.gather_panel(spec, planes, g.segment_words, first, some, panel, g.panel_stride());
         kernels_.xnor_gemm(panel, g.panel_stride(), some, weights, g.row_words(), rows, static_cast<int>(g.row_words()),
                            spec.fan_in(), target + first, target_stride);
@@ -120,6 +121,27 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
 
 template void Engine::multiply(size_t, const uint64_t*, int, int, int, int16_t*, uint8_t*) const;
 template void Engine::multiply(size_t, const uint64_t*, int, int, int, int32_t*, uint8_t*) const;
+
+// Products of one sample with the first block's weights, as expanded, a row of the map at a time.
+template <typename Y>
+void Engine::multiply_input(int sample, int rows, int member, Y* y, size_t y_stride) const {
+  const BlockSpec& spec = blocks_[0];
+  const ScratchLayout& scratch = layout_.scratch[member];
+  const size_t channels = static_cast<size_t>(spec.in_channels);
+  const uint8_t* map = at<uint8_t>(layout_.input) + size_t(sample) * spec.in_features();
+  size_t pitch = static_cast<size_t>(spec.in_width) * channels;
+  if (spec.pad_height + spec.pad_width > 0) {
+    uint8_t* padded = at<uint8_t>(scratch.patches);
+    pad_map(spec, map, padded);
+    map = padded;
+    pitch = static_cast<size_t>(spec.padded_width()) * channels;
+  }
+  for (int row = 0; row < spec.conv_height; ++row) {
+    kernels_.input_gemm_of<Y>()(map + size_t(row) * spec.stride * pitch, spec.stride * channels, pitch, spec.conv_width,
+                                at<int8_t>(scratch.expanded_weights), rows, spec.kernel_height,
+                                spec.kernel_width * spec.in_channels, y + size_t(row) * spec.conv_width, y_stride);
+  }
+}
 
 // A sample's input, a plane of pixels for each word of channels.
 const uint64_t* Engine::planes_of(size_t block, int sample, int member) const {

@@ -1,14 +1,14 @@
-// Forward: VPMADDUBSW of 32 input bytes by 32 weights of +-1; a pair sum is at most 510, so 64 of them fit int16.
-// Gradient: VPMADDWD of sample pairs (u_j, u_j+1) by (g_j, g_j+1) in int16; a VPMADDUBSW would saturate at 2 * 255 *
-// 127.
+// Forward: VPMADDUBSW of four input bytes, the same in every lane, by four weights of +-1 of eight rows; a pair sum is
+// at most 510, so 64 of them fit int16. Gradient: VPMADDWD of position pairs (u_j, u_j+1) by (g_j, g_j+1) in int16; a
+// VPMADDUBSW would saturate at 2 * 255 * 127.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "../bits_avx2.h"
 #include "bnncore/input_gemm.h"
+#include "quads_inl.h"
 
 namespace bitfleet::avx2 {
 
@@ -16,61 +16,59 @@ namespace bitfleet::avx2 {
 
 namespace {
 
-// Writes signs as +-1 bytes and pads the row to a multiple of 32 with zeros; returns their sum.
-BITFLEET_AVX2 int32_t expand_weights(const uint64_t* w, int depth, int8_t* expanded) {
-  const int padded = (depth + 31) / 32 * 32;
-  int32_t negative = 0;
-  for (int k = 0; k < padded; k += 32) {
-    const uint32_t bits = static_cast<uint32_t>(w[k / 64] >> (k % 64));
-    negative += __builtin_popcount(bits);
-    const __m256i is_clear = _mm256_cmpeq_epi8(bits_to_bytes(bits), _mm256_setzero_si256());
-    const __m256i is_set = _mm256_xor_si256(is_clear, _mm256_set1_epi8(-1));
-    const __m256i signs = _mm256_or_si256(is_set, _mm256_set1_epi8(1));  // -1 where set, else 1
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(expanded + k), signs);
-  }
-  std::memset(expanded + depth, 0, static_cast<size_t>(padded - depth));
-  return depth - 2 * negative;
-}
-
-BITFLEET_AVX2 inline int32_t sum_lanes(__m256i v) {
-  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-  return _mm_cvtsi128_si32(s);
-}
-
 constexpr int kPairSums = 64;  // 64 * 510 = 32,640 fits int16
+constexpr int kAtOnce = 4;     // positions: eight accumulators
 
-template <int kRows>
-BITFLEET_AVX2 inline void dot_rows(const uint8_t* u, const int8_t* w, size_t w_stride, int padded, int32_t* sums) {
+// Sums of 16 rows at kAtOnce positions: sums [kAtOnce][16].
+BITFLEET_AVX2 inline void add_positions(const uint8_t* const* u, size_t segment_stride, const int8_t* expanded,
+                                        int segments, int width, int32_t* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i total[kRows];
-  for (int r = 0; r < kRows; ++r) total[r] = _mm256_setzero_si256();
-  for (int k0 = 0; k0 < padded; k0 += 32 * kPairSums) {
-    const int end = std::min(padded, k0 + 32 * kPairSums);
-    __m256i sum[kRows];
-    for (int r = 0; r < kRows; ++r) sum[r] = _mm256_setzero_si256();
-    for (int k = k0; k < end; k += 32) {
-      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(u + k));
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i signs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + r * w_stride + k));
-        sum[r] = _mm256_add_epi16(sum[r], _mm256_maddubs_epi16(bytes, signs));
+  __m256i total[kAtOnce][2];
+  for (int p = 0; p < kAtOnce; ++p) total[p][0] = total[p][1] = _mm256_setzero_si256();
+  for (int s = 0; s < segments; ++s) {
+    for (int start = 0; start < width; start += 4 * kPairSums) {
+      const int end = std::min(width, start + 4 * kPairSums);
+      __m256i sum[kAtOnce][2];
+      for (int p = 0; p < kAtOnce; ++p) sum[p][0] = sum[p][1] = _mm256_setzero_si256();
+      for (int k = start; k < end; k += 4, expanded += 64) {
+        const __m256i* weights = reinterpret_cast<const __m256i*>(expanded);
+        const __m256i low = _mm256_load_si256(weights), high = _mm256_load_si256(weights + 1);
+        for (int p = 0; p < kAtOnce; ++p) {
+          int32_t four;
+          std::memcpy(&four, u[p] + s * segment_stride + k, sizeof(four));
+          const __m256i bytes = _mm256_set1_epi32(four);
+          sum[p][0] = _mm256_add_epi16(sum[p][0], _mm256_maddubs_epi16(bytes, low));
+          sum[p][1] = _mm256_add_epi16(sum[p][1], _mm256_maddubs_epi16(bytes, high));
+        }
+      }
+      for (int p = 0; p < kAtOnce; ++p) {
+        total[p][0] = _mm256_add_epi32(total[p][0], _mm256_madd_epi16(sum[p][0], ones));
+        total[p][1] = _mm256_add_epi32(total[p][1], _mm256_madd_epi16(sum[p][1], ones));
       }
     }
-    for (int r = 0; r < kRows; ++r) total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(sum[r], ones));
   }
-  for (int r = 0; r < kRows; ++r) sums[r] = sum_lanes(total[r]);
+  const __m256i* offsets = reinterpret_cast<const __m256i*>(expanded);
+  for (int p = 0; p < kAtOnce; ++p) {
+    for (int h = 0; h < 2; ++h) {
+      const __m256i twice = _mm256_add_epi32(total[p][h], total[p][h]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 16 * p + 8 * h),
+                          _mm256_sub_epi32(twice, _mm256_load_si256(offsets + h)));
+    }
+  }
 }
 
-template <int kRows, typename Y>
-BITFLEET_AVX2 inline void input_rows(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                                     int depth, int8_t* expanded, Y* y, size_t y_stride) {
-  const int padded = (depth + 31) / 32 * 32;
-  int32_t weight_sums[kRows], sums[kRows];
-  for (int r = 0; r < kRows; ++r) weight_sums[r] = expand_weights(w + r * w_stride, depth, expanded + r * padded);
-  for (int b = 0; b < batch; ++b) {
-    dot_rows<kRows>(u + b * u_stride, expanded, static_cast<size_t>(padded), padded, sums);
-    for (int r = 0; r < kRows; ++r) y[r * y_stride + b] = static_cast<Y>(2 * sums[r] - 255 * weight_sums[r]);
+template <typename Y>
+BITFLEET_AVX2 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stride, int count, const int8_t* expanded,
+                        int rows, int segments, int width, Y* y, size_t y_stride) {
+  for (int first = 0; first < count; first += kAtOnce) {
+    const int some = std::min(kAtOnce, count - first);
+    const uint8_t* position[kAtOnce];  // past the end the last one again: computed, and never stored
+    for (int p = 0; p < kAtOnce; ++p) position[p] = u + size_t(first + std::min(p, some - 1)) * u_stride;
+    alignas(32) int32_t sums[kAtOnce * kInputGemmRows];
+    add_positions(position, segment_stride, expanded, segments, width, sums);
+    for (int r = 0; r < rows; ++r) {
+      for (int p = 0; p < some; ++p) y[r * y_stride + first + p] = static_cast<Y>(sums[p * kInputGemmRows + r]);
+    }
   }
 }
 
@@ -102,28 +100,23 @@ BITFLEET_AVX2 inline void grad_rows(const int8_t* g, size_t g_stride, const uint
   }
 }
 
-template <typename Y>
-BITFLEET_AVX2 void gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,
-                        int depth, int8_t* expanded, Y* y, size_t y_stride) {
-  int r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    input_rows<4>(u, u_stride, batch, w + r * w_stride, w_stride, depth, expanded, y + r * y_stride, y_stride);
-  }
-  for (; r < rows; ++r) {
-    input_rows<1>(u, u_stride, batch, w + r * w_stride, w_stride, depth, expanded, y + r * y_stride, y_stride);
-  }
-}
-
 }  // namespace
 
-BITFLEET_AVX2 void input_gemm_narrow(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                                     int rows, int depth, int8_t* expanded, int16_t* y, size_t y_stride) {
-  gemm(u, u_stride, batch, w, w_stride, rows, depth, expanded, y, y_stride);
+BITFLEET_AVX2 void input_expand(const uint64_t* w, size_t w_stride, int rows, int segments, int width,
+                                int8_t* expanded) {
+  loops::expand_quads(w, w_stride, rows, segments, width, expanded);
 }
 
-BITFLEET_AVX2 void input_gemm_wide(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                                   int rows, int depth, int8_t* expanded, int32_t* y, size_t y_stride) {
-  gemm(u, u_stride, batch, w, w_stride, rows, depth, expanded, y, y_stride);
+BITFLEET_AVX2 void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
+                                     const int8_t* expanded, int rows, int segments, int width, int16_t* y,
+                                     size_t y_stride) {
+  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
+}
+
+BITFLEET_AVX2 void input_gemm_wide(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
+                                   const int8_t* expanded, int rows, int segments, int width, int32_t* y,
+                                   size_t y_stride) {
+  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
 }
 
 // Pairs of positions as int16, 16 columns to 64 bytes.

@@ -9,34 +9,13 @@
 #include <cstring>
 
 #include "bnncore/input_gemm.h"
+#include "quads_inl.h"
 
 namespace bitfleet::avx512 {
 
 namespace {
 
 constexpr int kLanes = 16;
-
-// Four signs of each of up to 16 rows, as bytes of +-1 (0 past the depth): lane r of quad q has row r's 4 q .. 4 q + 3.
-BITFLEET_AVX512 void expand_weights(const uint64_t* w, size_t w_stride, int rows, int depth, int8_t* expanded) {
-  const __mmask16 in_use = static_cast<__mmask16>((1u << rows) - 1);
-  const __m512i offsets = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                             _mm512_set1_epi32(static_cast<int>(2 * w_stride)));
-  // VPMULTISHIFTQB takes the eight bits from any bit of a 64-bit lane on; the upper row of a lane starts at bit 32.
-  const __m512i first_bits = _mm512_set1_epi64(0x2322212003020100);
-  const __m512i one = _mm512_set1_epi8(1), minus = _mm512_set1_epi8(-1);
-  for (int k = 0; k < depth; k += 32) {
-    const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), in_use, offsets,
-                                                      reinterpret_cast<const int32_t*>(w) + k / 32, 4);
-    for (int q = 0; q < 8 && k + 4 * q < depth; ++q, expanded += 64) {
-      const __m512i bits = _mm512_multishift_epi64_epi8(
-          _mm512_add_epi8(first_bits, _mm512_set1_epi8(static_cast<int8_t>(4 * q))), words);
-      const int left = std::min(4, depth - k - 4 * q);
-      const __mmask64 valid = ((1u << left) - 1) * 0x1111111111111111ull;
-      const __m512i signs = _mm512_mask_blend_epi8(_mm512_test_epi8_mask(bits, one), one, minus);
-      _mm512_storeu_si512(expanded, _mm512_maskz_mov_epi8(valid, signs));
-    }
-  }
-}
 
 // a[p] lane r -> a[r] lane p.
 BITFLEET_AVX512 inline void transpose_16x16(__m512i a[kLanes]) {
@@ -104,49 +83,50 @@ BITFLEET_AVX512 inline void grad_rows(const int8_t* g, size_t g_stride, int dept
 }
 
 template <typename Y>
-BITFLEET_AVX512 void gemm(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride, int rows,
-                          int depth, int8_t* expanded, Y* y, size_t y_stride) {
-  const int quads = (depth + 3) / 4;
-  for (int first = 0; first < rows; first += kLanes) {
-    const int some = std::min(kLanes, rows - first);
-    expand_weights(w + first * w_stride, w_stride, some, depth, expanded);
-    __m512i weight_sums = _mm512_setzero_si512();
-    for (int q = 0; q < quads; ++q) {
-      weight_sums = _mm512_dpbusd_epi32(weight_sums, _mm512_set1_epi8(1), _mm512_loadu_si512(expanded + 64 * q));
-    }
-    const __m512i offset = _mm512_mullo_epi32(weight_sums, _mm512_set1_epi32(255));
-    for (int b = 0; b < batch; b += kLanes) {
-      const int count = std::min(kLanes, batch - b);
-      const uint8_t* row[kLanes];  // past the batch the last one again: computed, and never stored
-      for (int p = 0; p < kLanes; ++p) row[p] = u + size_t(b + std::min(p, count - 1)) * u_stride;
-      __m512i sum[kLanes];
-      for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_setzero_si512();
-      for (int q = 0; q < quads; ++q) {
-        const __m512i weights = _mm512_loadu_si512(expanded + 64 * q);
+BITFLEET_AVX512 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stride, int count, const int8_t* expanded,
+                          int rows, int segments, int width, Y* y, size_t y_stride) {
+  for (int first = 0; first < count; first += kLanes) {
+    const int some = std::min(kLanes, count - first);
+    const uint8_t* position[kLanes];  // past the end the last one again: computed, and never stored
+    for (int p = 0; p < kLanes; ++p) position[p] = u + size_t(first + std::min(p, some - 1)) * u_stride;
+    __m512i sum[kLanes];
+    for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_setzero_si512();
+    const int8_t* quad = expanded;
+    for (int s = 0; s < segments; ++s) {
+      for (int k = 0; k < width; k += 4, quad += 64) {
+        const __m512i weights = _mm512_load_si512(quad);
         for (int p = 0; p < kLanes; ++p) {
           int32_t four;
-          std::memcpy(&four, row[p] + 4 * q, sizeof(four));
+          std::memcpy(&four, position[p] + s * segment_stride + k, sizeof(four));
           sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_set1_epi32(four), weights);
         }
       }
-      for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
-      transpose_16x16(sum);
-      const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-      for (int r = 0; r < some; ++r) store(y + (first + r) * y_stride + b, mask, sum[r]);
     }
+    const __m512i offset = _mm512_load_si512(quad);
+    for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
+    transpose_16x16(sum);
+    const __mmask16 mask = static_cast<__mmask16>((1u << some) - 1);
+    for (int r = 0; r < rows; ++r) store(y + r * y_stride + first, mask, sum[r]);
   }
 }
 
 }  // namespace
 
-BITFLEET_AVX512 void input_gemm_narrow(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                                       int rows, int depth, int8_t* expanded, int16_t* y, size_t y_stride) {
-  gemm(u, u_stride, batch, w, w_stride, rows, depth, expanded, y, y_stride);
+BITFLEET_AVX512 void input_expand(const uint64_t* w, size_t w_stride, int rows, int segments, int width,
+                                  int8_t* expanded) {
+  loops::expand_quads(w, w_stride, rows, segments, width, expanded);
 }
 
-BITFLEET_AVX512 void input_gemm_wide(const uint8_t* u, size_t u_stride, int batch, const uint64_t* w, size_t w_stride,
-                                     int rows, int depth, int8_t* expanded, int32_t* y, size_t y_stride) {
-  gemm(u, u_stride, batch, w, w_stride, rows, depth, expanded, y, y_stride);
+BITFLEET_AVX512 void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
+                                       const int8_t* expanded, int rows, int segments, int width, int16_t* y,
+                                       size_t y_stride) {
+  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
+}
+
+BITFLEET_AVX512 void input_gemm_wide(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
+                                     const int8_t* expanded, int rows, int segments, int width, int32_t* y,
+                                     size_t y_stride) {
+  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
 }
 
 // Four positions share a lane, column by column.
