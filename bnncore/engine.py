@@ -116,6 +116,25 @@ class Engine(Evaluator):
         except ValueError as error:
             raise DataError(str(error)) from None
 
+    def phase_seconds(self) -> dict[str, float]:
+        """Where the first thread's time went since the engine was made or ``reset_phases``, in seconds.
+
+        Returns:
+          forward, recompute (of the products), grad_w, grad_x (both with what uses the product on the spot: the update,
+          the rounding) and rest (norms, signs, packing, softmax), which add up to the steps; nothing under the presets
+          standard and paper.
+        """
+        if self.preset.name != "bitfleet":
+            return {}
+        forward, recompute, grad_w, grad_x, step = self._native.phase_seconds()
+        rest = step - forward - recompute - grad_w - grad_x
+        return {"forward": forward, "recompute": recompute, "grad_w": grad_w, "grad_x": grad_x, "rest": rest}
+
+    def reset_phases(self) -> None:
+        """Count the phases' time from here on."""
+        if self.preset.name == "bitfleet":
+            self._native.reset_phases()
+
     def step_traced(self, step_scale: float = 1.0) -> dict[str, Any]:
         """Like ``step``, and give every intermediate (see native/include/bnncore/trace.h); for tests."""
         self._ensure_ready()

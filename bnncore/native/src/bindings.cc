@@ -174,6 +174,12 @@ NB_MODULE(_native, m) {
 
   bind_engine<Engine>(m, "Engine")
       .def("step_traced", &step_traced, "step_scale"_a)
+      .def("phase_seconds",
+           [](const Engine& self) {
+             const PhaseSeconds& p = self.phase_seconds();
+             return std::make_tuple(p.forward, p.recompute, p.grad_weights, p.grad_inputs, p.step);
+           })
+      .def("reset_phases", &Engine::reset_phases)
       .def(
           "weights",
           [](nb::handle self, size_t block) -> nb::object {

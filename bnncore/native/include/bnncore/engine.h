@@ -6,6 +6,7 @@
 // optimizer state; then the gradient for the layer below replaces it, in the same slot.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -111,6 +112,12 @@ struct EngineLayout {
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads);
 
+// A step's parts: products forward and again, both backward products (with the update, and the rounding, of what they
+// give), and the whole step.
+struct PhaseSeconds {
+  double forward, recompute, grad_weights, grad_inputs, step;
+};
+
 // What an engine needs, beside its persistent memory, to go on exactly where another one stopped.
 struct EngineCounters {
   uint64_t seed;
@@ -144,6 +151,9 @@ class Engine {
   int batch_size() const { return batch_size_; }
   int num_threads() const { return pool_.num_threads(); }
   int64_t steps_done() const { return steps_done_; }
+  // Seconds that the first thread spent on each part of the steps since the last reset_phases().
+  const PhaseSeconds& phase_seconds() const { return phase_seconds_; }
+  void reset_phases() { phase_seconds_ = {}; }
   // Elements of 8-bit gradients that saturated, since reset().
   int64_t saturated() const { return saturated_; }
   const std::vector<BlockSpec>& blocks() const { return blocks_; }
@@ -211,6 +221,14 @@ class Engine {
   // Normalised values a channel in `count` samples.
   int norm_count(size_t block, int count) const { return count * blocks_[block].norm_positions(); }
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
+  // Adds the time of a call on the first thread to one of phase_seconds_.
+  template <typename Call>
+  void timed(double PhaseSeconds::* phase, int member, Call&& call) const {
+    if (member != 0) return call();
+    const auto start = std::chrono::steady_clock::now();
+    call();
+    phase_seconds_.*phase += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
   template <typename Y>
   void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y, uint8_t* choice) const;
   template <typename Y>
@@ -276,6 +294,7 @@ class Engine {
   uint8_t* arena_;
   mutable ThreadPool pool_;
   std::vector<TileResult> results_;  // one a thread
+  mutable PhaseSeconds phase_seconds_{};
   uint64_t seed_ = 0;
   int64_t steps_done_ = 0;
   int statistics_steps_ = 0;

@@ -12,8 +12,19 @@ namespace {
 constexpr int32_t kMin = std::numeric_limits<int32_t>::min();
 constexpr int32_t kMax = std::numeric_limits<int32_t>::max();
 
-int32_t clamp_to_int32(double value) {
-  return static_cast<int32_t>(std::clamp(value, static_cast<double>(kMin), static_cast<double>(kMax)));
+int64_t to_int64(double value) {
+  return static_cast<int64_t>(std::clamp(value, static_cast<double>(kMin), static_cast<double>(kMax)));
+}
+
+// Rounded and clamped by a conversion, which every CPU has; std::floor would be a call of the library on some.
+int32_t floor_to_int32(double value) {
+  const int64_t whole = to_int64(value);
+  return static_cast<int32_t>(whole - (whole > kMin && value < static_cast<double>(whole)));
+}
+
+int32_t ceil_to_int32(double value) {
+  const int64_t whole = to_int64(value);
+  return static_cast<int32_t>(whole + (whole < kMax && value > static_cast<double>(whole)));
 }
 
 }  // namespace
@@ -34,9 +45,8 @@ ChannelThresholds channel_thresholds(double mean, double mean_abs_dev, float bet
     const bool passes = b >= -1.0 && b <= 1.0;
     return {b >= 0.0 ? kMin : kMax, passes ? kMin : kMax, passes ? kMax : kMin};
   }
-  return {clamp_to_int32(std::ceil(mean - b * mean_abs_dev)),
-          clamp_to_int32(std::ceil(mean - (1.0 + b) * mean_abs_dev)),
-          clamp_to_int32(std::floor(mean + (1.0 - b) * mean_abs_dev))};
+  return {ceil_to_int32(mean - b * mean_abs_dev), ceil_to_int32(mean - (1.0 + b) * mean_abs_dev),
+          floor_to_int32(mean + (1.0 - b) * mean_abs_dev)};
 }
 
 GradientCoefficients gradient_coefficients(const ChannelStatistics& statistics, const ChannelThresholds& thresholds,

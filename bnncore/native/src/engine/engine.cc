@@ -31,11 +31,14 @@ Engine::~Engine() {
 StepResult Engine::step(float step_scale, Trace* trace) {
   if (optimizer_.kind == OptimizerKind::kFrozen) throw std::invalid_argument("a frozen network cannot be trained");
   check_labels(labels(), batch_size_, classes());
-  beta1_power_ *= static_cast<double>(optimizer_.beta1);
-  beta2_power_ *= static_cast<double>(optimizer_.beta2);
-  forward(batch_size_, /*training=*/true, trace);
-  const StepResult result = softmax(batch_size_, nullptr, /*with_gradient=*/true);
-  for (size_t block = block_count(); block-- > 0;) backward_block(block, step_scale, trace);
+  StepResult result{};
+  timed(&PhaseSeconds::step, 0, [&] {
+    beta1_power_ *= static_cast<double>(optimizer_.beta1);
+    beta2_power_ *= static_cast<double>(optimizer_.beta2);
+    forward(batch_size_, /*training=*/true, trace);
+    result = softmax(batch_size_, nullptr, /*with_gradient=*/true);
+    for (size_t block = block_count(); block-- > 0;) backward_block(block, step_scale, trace);
+  });
   ++steps_done_;
   ++statistics_steps_;
   return result;

@@ -47,7 +47,7 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
   for (int first = group * kTileRows; first < end; first += g.tile_rows) {
     const int rows = std::min(g.tile_rows, end - first);
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
-    multiply(block, weights, rows, count, member, y, nullptr);
+    timed(&PhaseSeconds::forward, member, [&] { multiply(block, weights, rows, count, member, y, nullptr); });
     int32_t sign_from[kTileRows];
     for (int r = 0; r < rows; ++r) {
       const int channel = first + r;

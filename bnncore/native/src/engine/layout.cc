@@ -109,7 +109,7 @@ struct ScratchSizes {
     }
     most(grad_rows, weight_rows_at_once * static_cast<size_t>(g.weight_depth));
     most(position_sums, weight_rows_at_once * (pads ? conv : 1));
-    most(weight_sums, weight_sums_bytes(g, first, g.weight_rows));
+    most(weight_sums, weight_rows_at_once * weight_row_bytes(g, first, batch_size * block.conv_positions()));
     most(products, first ? weight_rows_at_once * kColumnBlock : fan_in);
     if (first) {
       most(expanded_bits, kInputGradScratch);
@@ -133,8 +133,10 @@ struct ScratchSizes {
                        : input_expanded_bytes(block.kernel_height, block.kernel_width * block.in_channels);
   }
 
-  static size_t weight_sums_bytes(const BlockGeometry& g, bool first, int rows) {
-    return static_cast<size_t>(rows) * kColumnBlock * (first ? sizeof(int64_t) : g.row_words() * sizeof(int32_t));
+  // The sums of one output channel's weight gradient.
+  static size_t weight_row_bytes(const BlockGeometry& g, bool first, int positions) {
+    if (!first) return g.row_words() * kColumnBlock * sizeof(int32_t);
+    return positions <= kInputGradRun ? 0 : kColumnBlock * sizeof(int64_t);
   }
 };
 
@@ -143,19 +145,16 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
                   size_t budget) {
   const int positions = batch_size * block.conv_positions();
   g.weight_depth = std::min(positions, kSignGemmDepth);
+  const size_t expanded = first ? 0 : sign_row_bytes(g.weight_depth);
+  const size_t row_bytes = expanded + ScratchSizes::weight_row_bytes(g, first, positions);
+  const auto fits = [&](int rows) { return rows * expanded <= kExpandedBytes && rows * row_bytes <= budget; };
   const int shared = (block.out_channels + num_threads - 1) / num_threads;
-  const size_t row_bytes = sign_row_bytes(g.weight_depth);
-  g.weight_rows = kWeightRows;
-  while (g.weight_rows > kTileRows &&
-         (g.weight_rows - kTileRows >= shared || static_cast<size_t>(g.weight_rows) * row_bytes > kExpandedBytes ||
-          static_cast<size_t>(g.weight_rows) * row_bytes + ScratchSizes::weight_sums_bytes(g, first, g.weight_rows) >
-              budget)) {
-    g.weight_rows -= kTileRows;
-  }
+  g.weight_rows = std::min(kWeightRows, static_cast<int>(round_up(static_cast<size_t>(shared), kPanelLanes)));
+  while (g.weight_rows > kPanelLanes && !fits(g.weight_rows)) g.weight_rows -= kPanelLanes;
   if (first) return;
-  // Equal parts of the outputs, in whole groups and quads.
+  // Equal parts of the outputs, in whole quads.
   const int parts = (block.out_channels + kSignGemmDepth - 1) / kSignGemmDepth;
-  g.input_depth = static_cast<int>(round_up(static_cast<size_t>((block.out_channels + parts - 1) / parts), 20));
+  g.input_depth = static_cast<int>(round_up(static_cast<size_t>((block.out_channels + parts - 1) / parts), 4));
   const size_t part_bytes = sign_row_bytes(g.input_depth);
   if (g.whole_map) {
     const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + static_cast<size_t>(block.in_features()) +

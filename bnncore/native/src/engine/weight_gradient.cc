@@ -158,7 +158,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
   int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
   int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
-  int64_t* sums = at<int64_t>(scratch.weight_sums);
+  int64_t* sums = at<int64_t>(scratch.weight_sums);  // where 32 bits do not do
   int32_t* products = at<int32_t>(scratch.weight_products);
   std::fill_n(position_sums, size_t(rows) * (pads ? conv : 1), 0);
   int64_t abs_sum = 0;
@@ -207,10 +207,13 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
         const int tap = (column + k) / spec.in_channels;
         const int end = std::min(count, (tap + 1) * spec.in_channels - column);
         const int64_t offset = int64_t{255} * sums_by_tap[tap];
-        if (fits) {
-          for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * int64_t{row[k]} - offset) >> g.weight_grad_shift);
-        } else {
+        if (!fits) {
           for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * source[k] - offset) >> g.weight_grad_shift);
+        } else if (g.weight_grad_shift > 0) {
+          for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * int64_t{row[k]} - offset) >> g.weight_grad_shift);
+        } else {  // so it fits throughout
+          const int32_t narrow = static_cast<int32_t>(offset);
+          for (; k < end; ++k) row[k] = 2 * row[k] - narrow;
         }
       }
       abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column), row, count,
