@@ -75,7 +75,7 @@ struct ScratchLayout {
   size_t y = kAbsent;                 // int16 or int32 [rows][y_stride]
   size_t conv_y = kAbsent;            // int16 or int32 [rows][conv positions], before a pool
   size_t planes = kAbsent;            // uint64 [words][in positions]: a sample's signs
-  size_t patches = kAbsent;           // a panel of patches in bits, or patches in bytes
+  size_t patches = kAbsent;           // a panel of patches; in the first block a map with its padding
   size_t padding = kAbsent;           // int16 or int32 [rows][conv positions]: what padding added by mistake
   size_t weights = kAbsent;           // uint64 [rows][row words]
   size_t expanded_weights = kAbsent;  // int8, first layer
@@ -85,11 +85,12 @@ struct ScratchLayout {
   size_t grad_rows = kAbsent;  // int8 [weight rows][weight depth]
   size_t position_sums = kAbsent;  // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
   size_t tap_sums = kAbsent;       // int32 [taps]
-  size_t weight_sums = kAbsent;    // int32 [row words][weight rows][64], or int64 [weight rows][64] in the first block
+  size_t weight_sums = kAbsent;    // int32 [row words][weight rows][64]; first block: int64 [weight rows][64], or none
   size_t columns = kAbsent;        // uint64 [kSignGemmDepth]
   size_t expanded_bits = kAbsent;  // sign_gemm and input_grad
-  size_t weight_rows = kAbsent;    // sign_gemm: grad_y of some channels
-  size_t weight_products = kAbsent;  // int32 [fan-in], or [weight rows][64] in the first block
+  size_t weight_rows = kAbsent;    // sign_gemm: grad_y of some channels; first block: int32 [weight rows][64]
+  size_t weight_products = kAbsent;  // int32 [fan-in]
+  size_t input_patches = kAbsent;    // uint8 [kInputGradDepth][fan-in], first block
   size_t input_rows = kAbsent;       // sign_gemm: grad_y at some positions
   size_t input_products = kAbsent;   // int32 [input rows][64], or [in positions][input words][64]
   size_t input_sums = kAbsent;       // int32 [input rows], or [conv positions] and [in positions]

@@ -17,8 +17,10 @@ constexpr int kPatchPositions = 1024;
 // What the backward products may take beside each other: as much as the tile of products takes, whose phase is over
 // then, but at least the first (small networks would be slow) and expanded rows at most the second (they should stay
 // in the second cache).
-constexpr size_t kLeastBudget = 40 << 10;
+constexpr size_t kLeastBudget = 30 << 10;
 constexpr size_t kExpandedBytes = 256 << 10;
+constexpr int kMostSamples = 16;  // of a dense layer at once, for its grad_x
+constexpr int kRowStep = 4;  // kernels take so many rows at once
 
 int64_t extent(size_t value) { return static_cast<int64_t>(value); }
 
@@ -74,8 +76,9 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t expanded_bits, columns, y, conv_y, planes, patches, padding, weights, expanded_weights, bits, grad_t, choice,
-      grad_rows, position_sums, tap_sums, weight_sums, weight_rows, products, input_rows, grad_x, input_sums, staged;
+  size_t input_patches, expanded_bits, columns, y, conv_y, planes, patches, padding, weights, expanded_weights, bits,
+      grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, products, input_rows, grad_x,
+      input_sums, staged;
 
   void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
     const auto most = [](size_t& size, size_t needed) { size = std::max(size, needed); };
@@ -96,10 +99,9 @@ struct ScratchSizes {
     if (!first) {
       most(patches, g.row_words() * g.panel_stride() * sizeof(uint64_t));
       if (!g.whole_map && g.segment_words > 1) most(planes, in * g.segment_words + kPanelLanes);
-    } else if (!g.whole_map) {
-      most(patches, kInputGradDepth * fan_in + kReadPastInput);
+    } else if (pads) {
       const size_t padded = static_cast<size_t>(block.padded_height()) * static_cast<size_t>(block.padded_width());
-      if (pads) most(patches, padded * static_cast<size_t>(block.in_channels) + kReadPastInput);
+      most(patches, padded * static_cast<size_t>(block.in_channels) + kReadPastInput);
     }
     if (!last) {
       most(bits, block.pool == Pool::kAfterSign
@@ -110,11 +112,13 @@ struct ScratchSizes {
     most(grad_rows, weight_rows_at_once * static_cast<size_t>(g.weight_depth));
     most(position_sums, weight_rows_at_once * (pads ? conv : 1));
     most(weight_sums, weight_rows_at_once * weight_row_bytes(g, first, batch_size * block.conv_positions()));
-    most(products, first ? weight_rows_at_once * kColumnBlock : fan_in);
     if (first) {
       most(expanded_bits, kInputGradScratch);
+      most(weight_rows, weight_rows_at_once * kColumnBlock * sizeof(int32_t));
+      if (!g.whole_map) most(input_patches, kInputGradDepth * fan_in + kReadPastInput);
       return;
     }
+    most(products, fan_in);
     const size_t depth = static_cast<size_t>(std::max(g.weight_depth, g.input_depth));
     most(columns, depth);
     most(expanded_bits, sign_bits_bytes(static_cast<int>(depth)));
@@ -149,8 +153,8 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   const size_t row_bytes = expanded + ScratchSizes::weight_row_bytes(g, first, positions);
   const auto fits = [&](int rows) { return rows * expanded <= kExpandedBytes && rows * row_bytes <= budget; };
   const int shared = (block.out_channels + num_threads - 1) / num_threads;
-  g.weight_rows = std::min(kWeightRows, static_cast<int>(round_up(static_cast<size_t>(shared), kPanelLanes)));
-  while (g.weight_rows > kPanelLanes && !fits(g.weight_rows)) g.weight_rows -= kPanelLanes;
+  g.weight_rows = std::min(kWeightRows, static_cast<int>(round_up(static_cast<size_t>(shared), kRowStep)));
+  while (g.weight_rows > kRowStep && !fits(g.weight_rows)) g.weight_rows -= kRowStep;
   if (first) return;
   // Equal parts of the outputs, in whole quads.
   const int parts = (block.out_channels + kSignGemmDepth - 1) / kSignGemmDepth;
@@ -160,7 +164,7 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
     const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + static_cast<size_t>(block.in_features()) +
                                 kColumnBlock * sizeof(int32_t);
     const size_t samples = std::min(budget, kExpandedBytes) / sample_bytes / kPanelLanes * kPanelLanes;
-    g.input_rows = std::min(batch_size, std::max(static_cast<int>(samples), kPanelLanes));
+    g.input_rows = std::min(batch_size, std::clamp(static_cast<int>(samples), kPanelLanes, kMostSamples));
     return;
   }
   const size_t rows = std::min(budget / 3, kExpandedBytes) / part_bytes;
@@ -179,7 +183,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.y = add("products_y", "uint8", sizes.y, kForward | kNormalise);
   layout.conv_y = add("products_conv", "uint8", sizes.conv_y, kForward | kNormalise);
   layout.planes = add("planes", "uint64", sizes.planes, kForward | kNormalise);
-  layout.patches = add("patches", "uint8", sizes.patches, kForward | kNormalise | kWeights);
+  layout.patches = add("patches", "uint8", sizes.patches, kForward | kNormalise);
   layout.padding = add("padding", "uint8", sizes.padding, kForward | kNormalise);
   layout.weights = add("weights", "uint64", trains ? sizes.weights : 0, kForward | kNormalise);
   layout.expanded_weights = add("expanded_weights", "int8", sizes.expanded_weights, kForward | kNormalise);
@@ -194,6 +198,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
   layout.columns = add("columns", "uint64", sizes.columns, kWeights | kInputs);
   layout.expanded_bits = add("expanded_bits", "uint8", sizes.expanded_bits, kWeights | kInputs);
+  layout.input_patches = add("input_patches", "uint8", sizes.input_patches, kWeights);
   layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
   layout.weight_products = add("weight_products", "int32", sizes.products, kWeights);
   layout.input_rows = add("expanded_positions", "uint8", sizes.input_rows, kInputs);
@@ -286,12 +291,29 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
   }
   for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field : {&s.y,           &s.conv_y,          &s.planes,           &s.patches,
-                          &s.padding,     &s.weights,         &s.expanded_weights, &s.bits,
-                          &s.grad_t,      &s.choice,          &s.grad_rows,        &s.position_sums,
-                          &s.tap_sums,    &s.weight_sums,     &s.columns,          &s.expanded_bits,
-                          &s.weight_rows, &s.weight_products, &s.input_rows,       &s.input_products,
-                          &s.input_sums,  &s.staged}) {
+    for (size_t* field : {&s.y,
+                          &s.conv_y,
+                          &s.planes,
+                          &s.patches,
+                          &s.padding,
+                          &s.weights,
+                          &s.expanded_weights,
+                          &s.bits,
+                          &s.grad_t,
+                          &s.choice,
+                          &s.grad_rows,
+                          &s.position_sums,
+                          &s.tap_sums,
+                          &s.weight_sums,
+                          &s.columns,
+                          &s.expanded_bits,
+                          &s.weight_rows,
+                          &s.weight_products,
+                          &s.input_patches,
+                          &s.input_rows,
+                          &s.input_products,
+                          &s.input_sums,
+                          &s.staged}) {
       resolve(plan, *field);
     }
   }

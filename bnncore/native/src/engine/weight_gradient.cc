@@ -159,7 +159,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
   int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
   int64_t* sums = at<int64_t>(scratch.weight_sums);  // where 32 bits do not do
-  int32_t* products = at<int32_t>(scratch.weight_products);
+  int32_t* products = at<int32_t>(scratch.weight_rows);
   std::fill_n(position_sums, size_t(rows) * (pads ? conv : 1), 0);
   int64_t abs_sum = 0;
   const bool fits = positions <= kInputGradRun;  // in 32 bits
@@ -180,7 +180,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
         int count = std::min(kInputGradDepth, some.end - p);
         const uint8_t* u = input + size_t(p) * map_bytes + column;
         if (!g.whole_map) {
-          uint8_t* patches = at<uint8_t>(scratch.patches);
+          uint8_t* patches = at<uint8_t>(scratch.input_patches);
           count = std::min(count, conv - p % conv);
           gather_patches(spec, input + size_t(p / conv) * map_bytes, static_cast<size_t>(spec.in_channels), p % conv,
                          count, patches);
