@@ -80,7 +80,7 @@ def _draw_roofs(axes: Axes, result: Mapping[str, Any]) -> None:
     gigabytes = machine["copy_bytes_per_s"] / 1e9
     points = {name: phase for name, phase in result["bitfleet"]["phases"].items() if "gmacs_per_s" in phase}
     intensities = [phase["macs_per_byte"] for phase in points.values()] or [100.0]
-    left, right = min(0.1, *intensities), 4 * max(1000.0, *intensities)
+    left, right = 0.5 * min(1.0, *intensities), 2 * max(1000.0, *intensities)
     bounds = bounds_for(result["isa"])
     tops = []
     for kind, title in _ROOFS.items():
@@ -90,18 +90,16 @@ def _draw_roofs(axes: Axes, result: Mapping[str, Any]) -> None:
         tops.append(top)
         corner = top / gigabytes
         axes.plot([left, corner, right], [left * gigabytes, top, top], color="#999999", linewidth=1)
-        axes.annotate(
-            f"{title}, {bounds[kind].kernel}: {top:.0f}", (right, top), (0, 3), textcoords="offset points", ha="right"
-        )
+        axes.annotate(f"{title}, {bounds[kind].kernel}: {top:.0f}", (corner, top), (4, 3), textcoords="offset points")
     for name, phase in points.items():
         label = f"{_NAMES.get(name, name)}: {phase['gmacs_per_s']:.0f}"
         axes.plot([phase["macs_per_byte"]], [phase["gmacs_per_s"]], "o", color=_COLOURS[name], label=label)
-    axes.annotate(f"memory: {gigabytes:.0f} GB/s", (left, left * gigabytes), (6, 0), textcoords="offset points")
+    axes.annotate(f"memory: {gigabytes:.0f} GB/s", (left, left * gigabytes), (12, 0), textcoords="offset points")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
     lowest = [phase["gmacs_per_s"] for phase in points.values()] + tops
-    axes.set_ylim(0.3 * min(lowest, default=1.0), 3 * max(lowest, default=1000.0))
+    axes.set_ylim(0.2 * min(lowest, default=1.0), 2 * max(lowest, default=1000.0))
     axes.set_xlabel("products a byte moved")
     axes.set_ylabel("GMAC/s")
     axes.spines[["top", "right"]].set_visible(False)
