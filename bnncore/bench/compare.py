@@ -78,6 +78,7 @@ class _Timing:
     step_ms: list[float] = field(default_factory=list)
     blocks: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    processor_ms: float = 0.0
     joules: float = 0.0
 
     def warm_up(self, steps: int | None) -> None:
@@ -92,6 +93,7 @@ class _Timing:
         if rapl:
             self.joules += rapl.joules(before, rapl.read())
         self.step_ms += answer["step_ms"]
+        self.processor_ms += answer["processor_ms"]
         self.blocks.append(statistics.median(answer["step_ms"]))
         for name, seconds in answer["phases"].items():
             self.phases[name] = self.phases.get(name, 0.0) + seconds
@@ -102,6 +104,7 @@ class _Timing:
             "step_ms_median": statistics.median(self.step_ms),
             "step_ms_p10": percentile(self.step_ms, 10),
             "step_ms_p90": percentile(self.step_ms, 90),
+            "processor_ms_mean": self.processor_ms / len(self.step_ms),  # of all threads, waiting left out
             "steps": len(self.step_ms),
             **self.worker.ask("memory"),
             **self.worker.about,

@@ -18,7 +18,8 @@ from bnncore.zoo import build
 
 if TYPE_CHECKING:
     from bnncore.engine import Engine
-    from bnncore.nn import StandardTrainer, Variant
+    from bnncore.nn import Variant
+    from bnncore.nn.trainer import StandardTrainer
 
 __all__ = ["EngineSide", "Side", "TorchSide", "make_side"]
 

@@ -1,8 +1,9 @@
-"""Which of PyTorch's ways is the fastest for this network on this machine, found by trying each for a second."""
+"""Which of PyTorch's ways is the fastest for this network on this machine, found by trying each for about a second."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trial", "try_variants"]
 
-_TRIAL_S = 1.0
-_FEWEST_STEPS, _MOST_STEPS = 3, 100
+_ROUNDS = 4
+_BLOCK_S = 0.25
+_MOST_STEPS = 100
 _WARM_UP_STEPS = 2
 
 
@@ -34,8 +36,15 @@ class Trial:
     peaks: list[int] = field(default_factory=list)
 
 
+@dataclass
+class _Candidate:
+    worker: Worker
+    steps: int
+    fastest_ms: float = float("inf")
+
+
 def try_variants(settings: Settings, on_variant: Callable[[str], None]) -> Trial:
-    """Run every variant for a few steps, each in a process of its own.
+    """Run every variant for a few blocks of steps, in turns, each in a process of its own.
 
     A variant's fastest step decides: it is what other programs disturbed least.
 
@@ -44,24 +53,40 @@ def try_variants(settings: Settings, on_variant: Callable[[str], None]) -> Trial
       WorkerFailed: no variant runs.
     """
     trial = Trial()
-    best = float("inf")
-    failure: WorkerFailed | None = None
-    for variant in variants_for(settings.spec):
-        on_variant(variant.name)
-        try:
-            with Worker(f"torch ({variant.name})", settings.torch_side(variant.name)) as worker:
-                warm = worker.ask("run", steps=_WARM_UP_STEPS)["step_ms"][-1]
-                steps = max(_FEWEST_STEPS, min(_MOST_STEPS, round(_TRIAL_S * 1e3 / warm)))
-                fastest = min(worker.ask("run", steps=steps)["step_ms"])
-                peak = worker.ask("memory")["peak_bytes"]
-        except WorkerFailed as error:
-            trial.report[variant.name] = {"left_out": str(error)}
-            failure = error
-            continue
-        trial.report[variant.name] = {"step_ms_min": fastest, "peak_bytes": peak}
-        trial.peaks.append(peak)
-        if fastest < best:
-            best, trial.fastest = fastest, variant.name
-    if not trial.fastest and failure is not None:
-        raise failure
+    failures: list[WorkerFailed] = []
+    candidates: dict[str, _Candidate] = {}
+
+    def leave_out(name: str, error: WorkerFailed) -> None:
+        candidates.pop(name, None)
+        trial.report[name] = {"left_out": str(error)}
+        failures.append(error)
+
+    with ExitStack() as stack:
+        for variant in variants_for(settings.spec):
+            on_variant(variant.name)
+            trial.report[variant.name] = {}  # in this order, whatever becomes of it
+            try:
+                worker = stack.enter_context(Worker(f"torch ({variant.name})", settings.torch_side(variant.name)))
+                step_s = worker.ask("run", steps=_WARM_UP_STEPS)["step_ms"][-1] / 1e3
+                candidates[variant.name] = _Candidate(worker, max(1, min(_MOST_STEPS, round(_BLOCK_S / step_s))))
+            except WorkerFailed as error:
+                leave_out(variant.name, error)
+        for number in range(_ROUNDS):
+            names = list(candidates)
+            for name in names if number % 2 == 0 else reversed(names):
+                on_variant(name)
+                candidate = candidates[name]
+                try:
+                    step_ms = candidate.worker.ask("run", steps=candidate.steps)["step_ms"]
+                except WorkerFailed as error:
+                    leave_out(name, error)
+                    continue
+                candidate.fastest_ms = min(candidate.fastest_ms, *step_ms)
+        for name, candidate in candidates.items():
+            peak = candidate.worker.ask("memory")["peak_bytes"]
+            trial.report[name] = {"step_ms_min": candidate.fastest_ms, "peak_bytes": peak}
+            trial.peaks.append(peak)
+    if not candidates:
+        raise failures[-1]
+    trial.fastest = min(candidates, key=lambda name: candidates[name].fastest_ms)
     return trial

@@ -5,7 +5,8 @@
 The first line of standard input describes the side (``bnncore.bench.sides.make_side``); every further one is a request:
 
 =========================================  =====================================================================
-``{"do": "run", "steps": N}``              ``{"step_ms": [...], "loss": of the last, "phases": {name: seconds}}``
+``{"do": "run", "steps": N}``              ``{"step_ms": [...], "processor_ms": of all, "loss": of the last, "phases":
+                                           {name: seconds}}``
 ``{"do": "memory"}``                       peak and earlier resident bytes
 ``{"do": "clock"}``                        ``{"clock_hz": ...}``, at the moment
 ``{"do": "copy"}``                         ``{"copy_bytes_per_s": ...}``: memory to memory, bytes read and written
@@ -77,13 +78,16 @@ def _serve(answers: TextIO) -> None:
         if request["do"] == "run":
             side.reset_phases()
             step_ms = []
+            processor = 0.0
             for _ in range(request["steps"]):
                 side.load(done % _NUM_BATCHES)
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 loss = side.step()
                 step_ms.append((time.perf_counter() - start) * 1e3)
+                processor += time.process_time() - busy
                 done += 1
-            _answer(answers, {"step_ms": step_ms, "loss": loss, "phases": side.phase_seconds()})
+            found = {"step_ms": step_ms, "processor_ms": processor * 1e3, "loss": loss}
+            _answer(answers, {**found, "phases": side.phase_seconds()})
         elif request["do"] == "memory":
             peak = rss_peak_bytes()
             _answer(answers, {"peak_bytes": peak - before, "process_peak_bytes": peak, "before_bytes": before})
