@@ -27,8 +27,10 @@ __all__ = ["AGAINST", "Settings", "compare", "percentile"]
 AGAINST = ("torch", "standard", "paper")
 """What it can be compared with: PyTorch, or this engine under another preset."""
 
-_BLOCK_S = 0.25
+_BLOCK_S = 0.1
 _MOST_STEPS = 200
+_ALL_BLOCKS_S = 10.0
+_FEWEST_ROUNDS, _MOST_ROUNDS = 9, 99
 _WARM_UP_STEPS = 2
 
 
@@ -42,8 +44,8 @@ class Settings:
       batch_size: samples a step, both sides.
       threads: of each side.
       against: one of ``AGAINST``, or None to measure one side alone.
-      rounds: pairs of blocks.
-      steps: steps a block; None: as many as take about a quarter of a second.
+      rounds: blocks of each side; None: ten seconds of them, at least 9 and at most 99.
+      steps: steps a block; None: as many as take about a tenth of a second.
       seed: of samples and weights.
     """
 
@@ -52,7 +54,7 @@ class Settings:
     batch_size: int = 100
     threads: int = 1
     against: str | None = None
-    rounds: int = 9
+    rounds: int | None = None
     steps: int | None = None
     seed: int = 0
 
@@ -81,10 +83,11 @@ class _Timing:
     processor_ms: float = 0.0
     joules: float = 0.0
 
-    def warm_up(self, steps: int | None) -> None:
-        """Do the first steps, which are slower, and choose how many a block has."""
-        step_s = self.worker.ask("run", steps=_WARM_UP_STEPS)["step_ms"][-1] / 1e3
+    def warm_up(self, steps: int | None) -> float:
+        """Do the first steps, which are slower, and choose how many a block has; give the seconds it will take."""
+        step_s: float = self.worker.ask("run", steps=_WARM_UP_STEPS)["step_ms"][-1] / 1e3
         self.steps = steps or max(1, min(_MOST_STEPS, round(_BLOCK_S / step_s)))
+        return self.steps * step_s
 
     def run_block(self, rapl: Rapl | None) -> None:
         """Time one block."""
@@ -125,7 +128,7 @@ def compare(settings: Settings, on_progress: Callable[[str, int, int], None] | N
 
     Args:
       settings: what to measure.
-      on_progress: told what is going on, and how many rounds of how many are done.
+      on_progress: told what is going on, and how many rounds of how many are done (of 0 while it is not known yet).
 
     Returns:
       JSON values: ``bitfleet`` and the other side, each with step times, memory, and what it is; ``speedup`` and
@@ -139,24 +142,24 @@ def compare(settings: Settings, on_progress: Callable[[str, int, int], None] | N
     load = os.getloadavg()[0]
     trial = None
     if settings.against == "torch":
-        trial = try_variants(settings, lambda name: tell(f"trying torch, {name}", 0, settings.rounds))
+        trial = try_variants(settings, lambda name: tell(f"trying torch, {name}", 0, 0))
     rapl, energy_source = open_rapl()
     clocks = []
     with ExitStack() as stack:
-        tell("building", 0, settings.rounds)
+        tell("warming up", 0, 0)
         sides = {"bitfleet": _Timing(stack.enter_context(Worker("bitfleet", settings.engine_side(settings.preset))))}
         if settings.against:
             sides[settings.against] = _Timing(stack.enter_context(_other_worker(settings, trial)))
-        for side in sides.values():
-            side.warm_up(settings.steps)
+        seconds = sum([side.warm_up(settings.steps) for side in sides.values()])
+        rounds = settings.rounds or max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, round(_ALL_BLOCKS_S / seconds)))
         engine = sides["bitfleet"].worker
-        for number in range(settings.rounds):
-            tell("measuring", number, settings.rounds)
+        for number in range(rounds):
+            tell("measuring", number, rounds)
             order = list(sides.values())
             for side in order if number % 2 == 0 else reversed(order):
                 side.run_block(rapl)
             clocks.append(engine.ask("clock")["clock_hz"])
-        tell("measuring", settings.rounds, settings.rounds)
+        tell("measuring", rounds, rounds)
         reports = {name: side.report() for name, side in sides.items()}
         machine = {"clock_hz": statistics.median(clocks), **engine.ask("copy")}
     machine |= {"cpus": len(os.sched_getaffinity(0)), "load_average_before": load}
@@ -198,7 +201,7 @@ def _gather(
         "optimizer": preset.optimizer.name,
         "preset_digest": preset.digest,
         "isa": isa,
-        "rounds": settings.rounds,
+        "rounds": len(sides["bitfleet"].blocks),
         "machine": machine,
         "bitfleet": ours,
     }

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Trial", "try_variants"]
 
-_ROUNDS = 4
-_BLOCK_S = 0.25
+_BLOCK_S = 0.1
+_ALL_BLOCKS_S = 1.0
+_FEWEST_ROUNDS = 3
 _MOST_STEPS = 100
 _WARM_UP_STEPS = 2
 
@@ -39,6 +40,7 @@ class Trial:
 @dataclass
 class _Candidate:
     worker: Worker
+    step_s: float
     steps: int
     fastest_ms: float = float("inf")
 
@@ -68,10 +70,12 @@ def try_variants(settings: Settings, on_variant: Callable[[str], None]) -> Trial
             try:
                 worker = stack.enter_context(Worker(f"torch ({variant.name})", settings.torch_side(variant.name)))
                 step_s = worker.ask("run", steps=_WARM_UP_STEPS)["step_ms"][-1] / 1e3
-                candidates[variant.name] = _Candidate(worker, max(1, min(_MOST_STEPS, round(_BLOCK_S / step_s))))
+                steps = max(1, min(_MOST_STEPS, round(_BLOCK_S / step_s)))
+                candidates[variant.name] = _Candidate(worker, step_s, steps)
             except WorkerFailed as error:
                 leave_out(variant.name, error)
-        for number in range(_ROUNDS):
+        slowest_s = max((candidate.steps * candidate.step_s for candidate in candidates.values()), default=1.0)
+        for number in range(max(_FEWEST_ROUNDS, round(_ALL_BLOCKS_S / slowest_s))):
             names = list(candidates)
             for name in names if number % 2 == 0 else reversed(names):
                 on_variant(name)

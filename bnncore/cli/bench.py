@@ -58,10 +58,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="what to compare with: torch, or this engine under another preset",
     )
     parser.add_argument(
-        "--rounds", type=positive_int, default=9, metavar="N", help="blocks of steps for each side (default: 9)"
+        "--rounds",
+        type=positive_int,
+        metavar="N",
+        help="blocks of steps for each side (default: ten seconds of them, at least 9)",
     )
     parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="steps a block (default: a quarter of a second of them)"
+        "--steps", type=positive_int, metavar="N", help="steps a block (default: a tenth of a second of them)"
     )
     parser.add_argument(
         "--plot",
@@ -124,7 +127,7 @@ def _measure(args: argparse.Namespace) -> None:
     with tqdm(unit="round", leave=False, disable=not sys.stderr.isatty()) as bar:
 
         def on_progress(doing: str, done: int, total: int) -> None:
-            bar.total = total
+            bar.total = total or None
             bar.set_description_str(doing, refresh=False)
             bar.update(done - bar.n)
             bar.refresh()
