@@ -98,8 +98,8 @@ def _draw_roofs(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
-    lowest = [phase["gmacs_per_s"] for phase in points.values()] + tops
-    axes.set_ylim(0.2 * min(lowest, default=1.0), 2 * max(lowest, default=1000.0))
+    heights = [left * gigabytes, *tops, *(phase["gmacs_per_s"] for phase in points.values())]
+    axes.set_ylim(0.5 * min(heights), 2 * max(heights))
     axes.set_xlabel("products a byte moved")
     axes.set_ylabel("GMAC/s")
     axes.spines[["top", "right"]].set_visible(False)

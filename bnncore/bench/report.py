@@ -84,11 +84,14 @@ def _phase_lines(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _comparison_lines(result: Mapping[str, Any]) -> list[str]:
     other = result[result["against"]]
     speedup, memory = result["speedup"], result["memory_ratio"]
-    how = "faster" if speedup >= 1 else "as fast"
+    compared = "times faster than" if speedup >= 1 else "times as fast as"
+    leanest = f" than {result['against']} at its leanest" if "variants" in other else ""
+    spread = (
+        f"median of {len(result['ratios'])} pairs; p10 {result['speedup_p10']:.2f}, p90 {result['speedup_p90']:.2f}"
+    )
     lines = [
-        f"{speedup:.2f} times {how} than {describe_other(result)} (median of {len(result['ratios'])} pairs; p10 "
-        f"{result['speedup_p10']:.2f}, p90 {result['speedup_p90']:.2f})".replace("as fast than", "as fast as"),
-        f"{memory:.3g} times less memory to train (the whole process: {result['process_memory_ratio']:.3g})",
+        f"{speedup:.2f} {compared} {describe_other(result)} ({spread})",
+        f"{memory:.3g} times less memory to train{leanest} (the whole process: {result['process_memory_ratio']:.3g})",
     ]
     for name, tried in other.get("variants", {}).items():
         found = tried.get("left_out") or f"{_ms(tried['step_ms_min'])} at best, {format_bytes(tried['peak_bytes'])}"
