@@ -3,8 +3,9 @@
     python -m benchmarks.performance --out build/bench --page docs/performance.md
 
 Runs ``bitfleet bench`` for every case below, one after the other, and keeps each result as JSON in --out; with --page,
-what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in that page is written anew from them. ``--cases`` names
-some of the cases (the others keep what an earlier run left in --out), an empty list none.
+what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in that page is written anew from them, and pictures are
+copied into results/ beside it. ``--cases`` names some of the cases (the others keep what an earlier run left in --out),
+an empty list none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -205,6 +207,15 @@ def boards_table(results: dict[Case, dict[str, Any]]) -> str:
     return table(*lines)
 
 
+def pictures(results: dict[Case, dict[str, Any]]) -> str:
+    return "\n\n".join(f"![{case.model}]({picture_of(case)})" for case in results if case.draws)
+
+
+def picture_of(case: Case) -> str:
+    """Where a case's picture lies, as the page says it."""
+    return f"results/bench-{case.model}.png"
+
+
 def machine_line(results: dict[Case, dict[str, Any]]) -> str:
     if not results:
         return ""
@@ -224,6 +235,7 @@ TABLES: dict[str, Callable[[dict[Case, dict[str, Any]]], str]] = {
     "speed": speed_table,
     "memory": memory_table,
     "phases": phases_table,
+    "pictures": pictures,
     "variants": variants_table,
     "presets": presets_table,
     "prototype": prototype_table,
@@ -256,6 +268,9 @@ def main() -> None:
         if case.name in chosen:
             run(case, args.out)
     if args.page:
+        for case in read(args.out):
+            if case.draws:
+                shutil.copyfile(args.out / f"{case.name}.png", args.page.parent / picture_of(case))
         args.page.write_text(fill(args.page.read_text(), read(args.out)))
 
 

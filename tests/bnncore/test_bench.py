@@ -16,8 +16,9 @@ from cli_runs import fail, run_json
 from bnncore.bench.compare import percentile
 from bnncore.bench.process import Worker, WorkerFailed
 from bnncore.bench.samples import make_batches
+from bnncore.bench.sides import EngineSide
 from bnncore.cli.main import main
-from bnncore.engine import isa_selected
+from bnncore.engine import Engine, isa_selected
 from bnncore.errors import ConfigurationError
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import mlp
@@ -145,6 +146,19 @@ def test_a_worker_trains_and_tells() -> None:
         assert first["loss"] > 0
         assert memory["process_peak_bytes"] == memory["before_bytes"] + memory["peak_bytes"]
         assert clock["clock_hz"] > 1e8
+
+
+def test_phases_are_asked_of_the_engine_where_it_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Engine, "reset_phases", lambda engine: asked.append("reset"), raising=False)
+    monkeypatch.setattr(Engine, "phase_seconds", lambda engine: {"forward": 0.25}, raising=False)
+    side = EngineSide(mlp(widths=(8,)), resolve_preset(), 4, 1)
+    side.build()
+
+    side.reset_phases()
+
+    assert side.phase_seconds() == {"forward": 0.25}
+    assert asked == ["reset"]
 
 
 def test_a_worker_that_crashes_is_reported() -> None:
