@@ -268,6 +268,7 @@ def main() -> None:
         if case.name in chosen:
             run(case, args.out)
     if args.page:
+        (args.page.parent / "results").mkdir(exist_ok=True)
         for case in read(args.out):
             if case.draws:
                 shutil.copyfile(args.out / f"{case.name}.png", args.page.parent / picture_of(case))

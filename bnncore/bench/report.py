@@ -9,6 +9,8 @@ from bnncore.cli.output import format_bytes
 
 __all__ = ["bench_table", "boards_table", "describe_other"]
 
+_BUSY = 0.5
+"""Load average from which another program must have been at work."""
 _PHASES = {
     "forward": "forward",
     "recompute": "recompute",
@@ -45,6 +47,12 @@ def bench_table(result: Mapping[str, Any]) -> str:
     if "against" in result:
         lines += ["", *_comparison_lines(result)]
     lines.append(_energy_line(result["energy"]))
+    load = result["machine"]["load_average_before"]
+    if load >= _BUSY:
+        lines.append(
+            f"the machine was busy before (load average {load:.1f}): the figures are rough, most of all with threads, "
+            "which wait for each other. Run it again when nothing else does"
+        )
     return "\n".join(lines)
 
 

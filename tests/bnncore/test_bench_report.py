@@ -21,7 +21,7 @@ RESULT: dict[str, Any] = {
     "preset": "bitfleet",
     "optimizer": "latent8",
     "isa": "avx512",
-    "machine": {"clock_hz": 3.66e9, "copy_bytes_per_s": 20e9},
+    "machine": {"clock_hz": 3.66e9, "copy_bytes_per_s": 20e9, "load_average_before": 0.1},
     "bitfleet": {
         **SIDE,
         "step_ms_median": 50.0,
@@ -74,6 +74,13 @@ def test_the_table_does_not_call_slower_faster() -> None:
     slower = copy.deepcopy(RESULT) | {"speedup": 0.8}
 
     assert "0.80 times as fast as torch, channels_last" in bench_table(slower)
+
+
+def test_the_table_tells_of_a_busy_machine() -> None:
+    busy = RESULT | {"machine": RESULT["machine"] | {"load_average_before": 3.2}}
+
+    assert "the machine was busy before (load average 3.2)" in bench_table(busy)
+    assert "busy" not in bench_table(RESULT)
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "neon", "portable"])
