@@ -22,7 +22,7 @@ BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore
 CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proto accuracy memory clean prerequisites
+.PHONY: help demo test lint format proto accuracy memory bench clean prerequisites
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,11 @@ accuracy: $(VENV)/.dev  ## the presets side by side on MNIST and CIFAR-10: hours
 
 memory: $(VENV)/.dev  ## peak memory of every preset, measured beside its plan: minutes
 	$(BIN)/python -m benchmarks.memory --json build/memory.json --plot build/memory.png
+
+# Named by its exact version: on x86 a plain `pip install torch` can bring the much larger build for GPUs.
+bench: $(VENV)/.dev  ## a training step beside PyTorch's and the published algorithms: half an hour, fills docs/performance.md
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m benchmarks.performance --out build/bench --page docs/performance.md $(ARGS)
 
 clean:  ## remove all that make made
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis

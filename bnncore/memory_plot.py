@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from bnncore.durable import replace_file
-from bnncore.errors import ConfigurationError
+from bnncore.drawing import check_picture, new_figure, save_figure
 from bnncore.memory import describe_ratio
 
-__all__ = ["PLOT_FORMATS", "plot_memory"]
+__all__ = ["plot_memory"]
 
-PLOT_FORMATS = ("png", "svg", "pdf")
-"""Endings of the files that it draws."""
 _COLUMNS = ("standard", "paper", "bitfleet")
 # The formulas' variables and the plan's roles under one name and colour each.
 _GROUPS = {
@@ -37,16 +33,8 @@ def plot_memory(result: Mapping[str, Any], path: str) -> None:
     Raises:
       ConfigurationError: matplotlib is missing, the format is unknown, or the file cannot be written.
     """
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in PLOT_FORMATS:
-        raise ConfigurationError(f"a picture must end in .{', .'.join(PLOT_FORMATS)}, got {path}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigurationError("drawing needs matplotlib. Install it: pip install 'bitfleet[plot]'") from error
-    figure = Figure(figsize=(7.0, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    check_picture(path)
+    figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     unit = 2.0**20
     totals = [result[column]["total_bytes"] / unit for column in _COLUMNS]
@@ -68,8 +56,4 @@ def plot_memory(result: Mapping[str, Any], path: str) -> None:
     axes.set_title(f"{result['model']}: memory to train with a batch of {result['batch_size']}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    try:
-        with replace_file(Path(path)) as file:
-            figure.savefig(file, format=ending, dpi=120)
-    except OSError as error:
-        raise ConfigurationError(f"the picture cannot be written to {path}: {error}") from error
+    save_figure(figure, path)

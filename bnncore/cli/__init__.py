@@ -1,1 +1,1 @@
-"""The command ``bitfleet``: train, evaluate, memory, info."""
+"""The command ``bitfleet``: train, evaluate, memory, bench, info."""

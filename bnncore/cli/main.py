@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-from bnncore.cli import evaluate, info, memory, train
+from bnncore.cli import bench, evaluate, info, memory, train
 from bnncore.errors import BitfleetError
 
 __all__ = ["main"]
@@ -20,6 +20,7 @@ examples:
   bitfleet train --dataset digits --epochs 20            train on the digits that ship with scikit-learn
   bitfleet train --dataset mnist --data DIR --epochs 5   train on MNIST
   bitfleet memory --batch-size 100                       what training takes, beside the standard algorithm
+  bitfleet bench --model cnv --against torch             how long a step takes, beside PyTorch's
   bitfleet info                                          what this machine can run
 
 bitfleet COMMAND --help explains a command. bitfleet-client joins a fleet, bitfleet-server runs one.
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (train, evaluate, memory, info):
+    for command in (train, evaluate, memory, bench, info):
         command.add_parser(commands)
     try:
         args = parser.parse_args(argv)

@@ -168,7 +168,7 @@ def test_info_says_what_this_machine_can_run(capsys: pytest.CaptureFixture[str],
         assert value in text
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "memory"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "memory", "bench"])
 def test_help_teaches_with_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main([command, "--help"]) == 0
 

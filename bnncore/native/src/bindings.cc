@@ -15,6 +15,7 @@
 #include <stdexcept>
 
 #include "bindings_engine.h"
+#include "bnncore/clock.h"
 #include "bnncore/engine.h"
 
 namespace nb = nanobind;
@@ -224,6 +225,7 @@ NB_MODULE(_native, m) {
       "blocks"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a);
   m.def("isa_available", &available_isas);
   m.def("isa_selected", [] { return std::string(selected_kernels().isa); });
+  m.def("measure_clock_hz", &measure_clock_hz, nb::call_guard<nb::gil_scoped_release>());
   m.def("permutation", &permutation, "count"_a, "seed"_a, "epoch"_a);
   m.def("read_rows", &read_rows, "fd"_a, "offset"_a, "row_bytes"_a, "indices"_a, "out"_a);
 
