@@ -121,7 +121,7 @@ def test_input_gemm(isa: str, depth: int, batch: int, rows: int, extreme: bool) 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 100, 239, 240, 241, 255, 480, 1000])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 17])
-@pytest.mark.parametrize(("width", "k0"), [(10, 0), (64, 0), (100, 64), (129, 128)])
+@pytest.mark.parametrize(("width", "k0"), [(10, 0), (64, 0), (100, 0), (129, 128), (192, 0)])
 @pytest.mark.parametrize("extreme", [False, True])
 def test_sign_gemm(isa: str, depth: int, rows: int, width: int, k0: int, extreme: bool) -> None:
     rng = generator(depth, rows, width, k0)
@@ -129,16 +129,17 @@ def test_sign_gemm(isa: str, depth: int, rows: int, width: int, k0: int, extreme
     g = np.full((rows, stride), 99, np.int8)  # what lies past the depth must not count
     g[:, :depth] = 127 if extreme else rng.integers(-127, 128, (rows, depth))
     s = -np.ones((depth, width), np.int8) if extreme else signs(rng, depth, width)
-    columns = min(64, width - k0)
-    bits = np.ascontiguousarray(pack_signs(s)[:, k0 // 64])
-    start = rng.integers(-1000, 1000, (rows + 1, 70), dtype=np.int32)  # it adds, at any stride
+    columns = width - k0
+    blocks = np.ascontiguousarray(pack_signs(s)[:, k0 // 64 :].T)
+    used = 64 * len(blocks)
+    start = rng.integers(-1000, 1000, (rows + 1, used + 6), dtype=np.int32)  # it adds, at any stride
     out = start.copy()
 
-    K.sign_gemm(isa, g, depth, bits, out)
+    K.sign_gemm(isa, g, depth, blocks, out)
 
     expected = g[:, :depth].astype(np.int64) @ (s < 0).astype(np.int64)
     assert np.array_equal(out[:rows, :columns] - start[:rows, :columns], expected[:, k0 : k0 + columns])
-    assert np.array_equal(out[:, 64:], start[:, 64:])
+    assert np.array_equal(out[:, used:], start[:, used:])
     assert np.array_equal(out[rows:], start[rows:])
 
 

@@ -118,18 +118,23 @@ void bind_kernels(nb::module_& m) {
       "isa"_a, "y"_a, "window_height"_a, "window_width"_a, "pooled"_a, "choices"_a.none());
   bind_products<int16_t>(m, "16");
   bind_products<int32_t>(m, "32");
-  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Vector<const uint64_t> bits,
+  m.def("sign_gemm", [](const std::string& isa, Matrix<const int8_t> g, int depth, Matrix<const uint64_t> bits,
                         Matrix<int32_t> out) {
     const int rows = extent(g.shape(0));
-    AlignedBytes columns(sign_bits_bytes(kSignGemmDepth)), expanded(g.shape(0) * sign_row_bytes(kSignGemmDepth));
+    const int blocks = extent(bits.shape(0));
+    AlignedBytes columns(bits.shape(0) * sign_bits_bytes(kSignGemmDepth)),
+        expanded(g.shape(0) * sign_row_bytes(kSignGemmDepth));
     uint8_t* column_data = static_cast<uint8_t*>(columns.data);
     uint8_t* row_data = static_cast<uint8_t*>(expanded.data);
     const Kernels& kernels = kernels_for(isa);
     for (int j = 0; j < depth; j += kSignGemmDepth) {
       const int count = std::min(kSignGemmDepth, depth - j);
-      kernels.sign_expand_bits(bits.data() + j, count, column_data);
+      for (int b = 0; b < blocks; ++b) {
+        kernels.sign_expand_bits(bits.data() + size_t(b) * bits.shape(1) + j, count,
+                                 column_data + b * sign_bits_bytes(count));
+      }
       kernels.sign_expand_rows(g.data() + j, g.shape(1), rows, count, row_data);
-      kernels.sign_accumulate(row_data, rows, count, column_data, out.data(), out.shape(1));
+      kernels.sign_accumulate(row_data, rows, count, column_data, blocks, out.data(), out.shape(1), kColumnBlock);
     }
   });
   m.def("input_grad", [](const std::string& isa, Matrix<const int8_t> g, int depth, Matrix<const uint8_t> u, int k0,

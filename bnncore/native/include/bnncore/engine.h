@@ -22,8 +22,9 @@
 
 namespace bitfleet {
 
-inline constexpr int kTileRows = 16;    // most output channels handled at once
-inline constexpr int kWeightRows = 64;  // and in the weight gradient
+inline constexpr int kTileRows = 16;     // most output channels handled at once
+inline constexpr int kBlocksAtOnce = 2;  // blocks of columns in the weight gradient
+inline constexpr int kWeightRows = 64;   // and in the weight gradient
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
 inline constexpr int kEmittedAtOnce = 4096;           // positions whose signs are emitted at once
@@ -258,6 +259,7 @@ class Engine {
   void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice);
   void trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const;
   int64_t run_weights(size_t block, bool measure, float step_scale, Trace* trace);
+  void gather_weight_column(size_t block, size_t column, Range positions, uint64_t* columns) const;
   int64_t weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
                      Trace* trace) const;
   int64_t input_weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
@@ -275,10 +277,10 @@ class Engine {
   void update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count) const;
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
-  TileResult input_map_of(size_t block, int sample, bool measure, int member, Trace* trace);
+  TileResult input_map_of(size_t block, int sample, bool bits_are_ready, bool measure, int member, Trace* trace);
   TileResult round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first, bool measure,
                           int8_t* target, Trace* trace) const;
-  const uint8_t* expand_weight_columns(size_t block, int tap, size_t word, Range outputs, int member) const;
+  void expand_weight_column(size_t block, int tap, size_t word, Range outputs, int member, uint8_t* bits) const;
   void store_inputs(size_t block, int sample, const int8_t* staged);
   void update_beta(size_t block, int channel, float grad, float step_scale);
   float grad_x_scale(size_t block) const;  // of the gradient that enters `block` from above

@@ -1,4 +1,4 @@
-// 8-bit integer x bit product: out[r][k] += sum_j g[r][j] * bit(j, k) for 64 columns k.
+// 8-bit integer x bit product: out[r][k] += sum_j g[r][j] * bit(j, k) for blocks of 64 columns k.
 //
 // One kernel serves both backward products of a binary layer: with P such a sum over bits, where 1 means -1,
 //   sum_j g[r][j] * sign(j, k) = sum_j g[r][j] - 2 P,
@@ -33,16 +33,17 @@ using SignExpandBits = void (*)(const uint64_t* bits, int depth, uint8_t* expand
 // g: int8 [rows][g_stride]; expanded: [rows][sign_row_bytes(depth)].
 using SignExpandRows = void (*)(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);
 
-// `rows` and `bits` as expanded, with the same depth; out: int32 [row_count][out_stride], 64 of each are added to.
-using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
-                                size_t out_stride);
+// `rows` and `bits` [blocks][sign_bits_bytes(depth)] as expanded, with the same depth. Column k of block b of row r is
+// added to out[r * out_stride + b * block_stride + k].
+using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
+                                int32_t* out, size_t out_stride, size_t block_stride);
 
-#define BITFLEET_DECLARE(isa)                                                                            \
-  namespace isa {                                                                                        \
-  void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                             \
-  void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);       \
-  void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out, \
-                       size_t out_stride);                                                               \
+#define BITFLEET_DECLARE(isa)                                                                                        \
+  namespace isa {                                                                                                    \
+  void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                                         \
+  void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);                   \
+  void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks, int32_t* out, \
+                       size_t out_stride, size_t block_stride);                                                      \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

@@ -19,7 +19,7 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
       }
     } else {
       for (int sample = range.begin; sample < range.end; ++sample) {
-        total.add(input_map_of(block, sample, measure, member, trace));
+        total.add(input_map_of(block, sample, sample > range.begin, measure, member, trace));
       }
     }
     results_[member] = total;
@@ -28,16 +28,14 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
 }
 
 // Expands one word of the packed weights under one tap, for some outputs.
-const uint8_t* Engine::expand_weight_columns(size_t block, int tap, size_t word, Range outputs, int member) const {
+void Engine::expand_weight_column(size_t block, int tap, size_t word, Range outputs, int member, uint8_t* bits) const {
   const BlockGeometry& g = geometry(block);
   uint64_t* columns = at<uint64_t>(layout_.scratch[member].columns);
-  uint8_t* bits = at<uint8_t>(layout_.scratch[member].expanded_bits);
   const int depth = outputs.end - outputs.begin;
   const uint64_t* source =
       at<uint64_t>(layout_.packed_weights) + outputs.begin * g.row_words() + tap * g.segment_words + word;
   for (int j = 0; j < depth; ++j) columns[j] = source[j * g.row_words()];
   kernels_.sign_expand_bits(columns, depth, bits);
-  return bits;
 }
 
 // Rounds a run of grad_x, `whole` less twice the sums over bits, to 8 bits, or only finds its largest magnitude.
@@ -74,6 +72,7 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   int32_t* products = at<int32_t>(scratch.input_products);
   int32_t* sums = at<int32_t>(scratch.input_sums);
   uint8_t* expanded = at<uint8_t>(scratch.input_rows);
+  uint8_t* bits = at<uint8_t>(scratch.expanded_bits);
   kernels_.channel->byte_sums(grad, layout_.gradient_stride, rows, outputs, sums);
   for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
     kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, std::min(g.input_depth, outputs - first),
@@ -87,9 +86,9 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
       std::fill_n(products, size_t(rows) * kColumnBlock, 0);
       for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
         const Range some{first, std::min(first + g.input_depth, outputs)};
-        const uint8_t* bits = expand_weight_columns(block, tap, word, some, member);
-        kernels_.sign_accumulate(expanded + part * part_bytes, rows, some.end - some.begin, bits, products,
-                                 kColumnBlock);
+        expand_weight_column(block, tap, word, some, member, bits);
+        kernels_.sign_accumulate(expanded + part * part_bytes, rows, some.end - some.begin, bits, 1, products,
+                                 kColumnBlock, 0);
       }
       for (int r = 0; r < rows; ++r) {
         const int input = tap * g.segment_width + column;
@@ -106,8 +105,10 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   return result;
 }
 
-// One sample of a convolution: every tap adds the map of gradients, shifted.
-Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, int member, Trace* trace) {
+// One sample of a convolution: every tap adds the map of gradients, shifted. `bits_are_ready` says that the sample
+// before left the expanded weights where they are needed again.
+Engine::TileResult Engine::input_map_of(size_t block, int sample, bool bits_are_ready, bool measure, int member,
+                                        Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
@@ -131,6 +132,8 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, 
   }
 
   TileResult result{};
+  uint8_t* bits = at<uint8_t>(scratch.expanded_bits);
+  const bool expands_once = g.input_words == g.segment_words && g.input_depth >= outputs;
   for (size_t first_word = 0; first_word < g.segment_words; first_word += g.input_words) {
     const size_t words = std::min(g.input_words, g.segment_words - first_word);
     const size_t stride = words * kColumnBlock;
@@ -138,23 +141,26 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool measure, 
     for (int output = 0; output < outputs; output += g.input_depth) {
       const Range some{output, std::min(output + g.input_depth, outputs)};
       const int depth = some.end - some.begin;
-      const size_t row_bytes = sign_row_bytes(depth);
+      const size_t row_bytes = sign_row_bytes(depth), bits_bytes = sign_bits_bytes(depth);
+      for (int tap = 0; tap < spec.taps() && !(expands_once && bits_are_ready); ++tap) {
+        for (size_t word = 0; word < words; ++word) {
+          expand_weight_column(block, tap, first_word + word, some, member, bits + (tap * words + word) * bits_bytes);
+        }
+      }
       for (int first = 0; first < conv; first += g.input_rows) {
         const int last = std::min(first + g.input_rows, conv);
         kernels_.sign_expand_rows(grad + size_t(first) * outputs + output, static_cast<size_t>(outputs), last - first,
                                   depth, expanded);
-        for (int tap = 0; tap < spec.taps(); ++tap) {
-          for (size_t word = 0; word < words; ++word) {
-            const uint8_t* bits = expand_weight_columns(block, tap, first_word + word, some, member);
-            for (int row = first / width; row * width < last; ++row) {
-              const TapSpan span = tap_span(spec, tap, row);
-              const int begin = std::max(span.begin, first - row * width), end = std::min(span.end, last - row * width);
-              if (begin >= end) continue;
-              const size_t pixel = static_cast<size_t>(span.in_row * spec.in_width + span.in_column +
-                                                       (begin - span.begin) * spec.stride);
-              kernels_.sign_accumulate(expanded + size_t(row * width + begin - first) * row_bytes, end - begin, depth,
-                                       bits, products + pixel * stride + word * kColumnBlock, spec.stride * stride);
-            }
+        for (int row = first / width; row * width < last; ++row) {
+          for (int tap = 0; tap < spec.taps(); ++tap) {
+            const TapSpan span = tap_span(spec, tap, row);
+            const int begin = std::max(span.begin, first - row * width), end = std::min(span.end, last - row * width);
+            if (begin >= end) continue;
+            const size_t pixel =
+                static_cast<size_t>(span.in_row * spec.in_width + span.in_column + (begin - span.begin) * spec.stride);
+            kernels_.sign_accumulate(expanded + size_t(row * width + begin - first) * row_bytes, end - begin, depth,
+                                     bits + tap * words * bits_bytes, static_cast<int>(words),
+                                     products + pixel * stride, spec.stride * stride, kColumnBlock);
           }
         }
       }

@@ -19,8 +19,9 @@ constexpr int kPatchPositions = 1024;
 // in the second cache).
 constexpr size_t kLeastBudget = 30 << 10;
 constexpr size_t kExpandedBytes = 256 << 10;
-constexpr int kMostSamples = 16;  // of a dense layer at once, for its grad_x
-constexpr int kRowStep = 4;  // kernels take so many rows at once
+constexpr int kMostSamples = 16;          // samples, or positions of a map, expanded at once for grad_x
+constexpr size_t kCacheBytes = 28 << 10;  // where they stay in the first cache
+constexpr int kRowStep = 4;               // kernels take so many rows at once
 
 int64_t extent(size_t value) { return static_cast<int64_t>(value); }
 
@@ -121,7 +122,9 @@ struct ScratchSizes {
     most(products, fan_in);
     const size_t depth = static_cast<size_t>(std::max(g.weight_depth, g.input_depth));
     most(columns, depth);
-    most(expanded_bits, sign_bits_bytes(static_cast<int>(depth)));
+    const size_t blocks = g.whole_map ? size_t{1} : static_cast<size_t>(block.taps()) * g.input_words;
+    most(expanded_bits, blocks * sign_bits_bytes(g.input_depth));
+    most(expanded_bits, std::min<size_t>(kBlocksAtOnce, g.row_words()) * sign_bits_bytes(g.weight_depth));
     most(weight_rows, weight_rows_at_once * sign_row_bytes(g.weight_depth));
     const size_t parts =
         g.whole_map ? (static_cast<size_t>(block.out_channels) + g.input_depth - 1) / g.input_depth : size_t{1};
@@ -167,10 +170,10 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
     g.input_rows = std::min(batch_size, std::clamp(static_cast<int>(samples), kPanelLanes, kMostSamples));
     return;
   }
-  const size_t rows = std::min(budget / 3, kExpandedBytes) / part_bytes;
-  g.input_rows = std::min(block.conv_positions(), std::max(static_cast<int>(rows), kPanelLanes));
-  const size_t word_bytes = static_cast<size_t>(block.in_positions()) * kColumnBlock * sizeof(int32_t);
-  g.input_words = std::clamp<size_t>(budget * 2 / 3 / word_bytes, 1, g.segment_words);
+  g.input_rows = std::min(block.conv_positions(), kMostSamples * part_bytes > kCacheBytes ? kPanelLanes : kMostSamples);
+  const size_t word_bytes = static_cast<size_t>(block.in_positions()) * kColumnBlock * sizeof(int32_t) +
+                            static_cast<size_t>(block.taps()) * sign_bits_bytes(g.input_depth);
+  g.input_words = std::clamp<size_t>(budget / word_bytes, 1, g.segment_words);
 }
 
 ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trains, int member) {

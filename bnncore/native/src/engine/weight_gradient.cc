@@ -82,6 +82,20 @@ int64_t Engine::finish_weights(size_t block, size_t first, int32_t* products, in
   return abs_sum;
 }
 
+// One word of what some positions read: `column` counts the words of all taps.
+void Engine::gather_weight_column(size_t block, size_t column, Range positions, uint64_t* columns) const {
+  const BlockGeometry& g = geometry(block);
+  const uint64_t* maps = at<uint64_t>(layout_.blocks[block - 1].signs);
+  const int count = positions.end - positions.begin;
+  if (g.whole_map) {  // one position a sample, and each tap a pixel of its map
+    const uint64_t* source = maps + size_t(positions.begin) * g.row_words() + column;
+    for (int j = 0; j < count; ++j) columns[j] = source[j * g.row_words()];
+    return;
+  }
+  gather_column(blocks_[block], maps, g.segment_words, static_cast<int>(column / g.segment_words),
+                column % g.segment_words, positions.begin, count, columns);
+}
+
 int64_t Engine::weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
                            Trace* trace) const {
   const BlockSpec& spec = blocks_[block];
@@ -90,7 +104,6 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   const int rows = channels.end - channels.begin, positions = batch_size_ * spec.conv_positions();
   const bool pads = spec.pad_height + spec.pad_width > 0;
   const size_t sums_stride = size_t(g.weight_rows) * kColumnBlock;
-  const uint64_t* maps = at<uint64_t>(layout_.blocks[block - 1].signs);
   int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
   int32_t* sums = at<int32_t>(scratch.weight_sums);
@@ -106,18 +119,15 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
     load_rows(block, channels, some, grad, static_cast<size_t>(g.weight_depth));
     add_positions(block, grad, static_cast<size_t>(g.weight_depth), rows, some, position_sums);
     kernels_.sign_expand_rows(grad, static_cast<size_t>(g.weight_depth), rows, depth, expanded);
-    for (int tap = 0; tap < g.segments; ++tap) {
-      for (size_t word = 0; word < g.segment_words; ++word) {
-        const size_t column = tap * g.segment_words + word;
-        if (g.whole_map) {  // one position a sample, and each tap a pixel of its map
-          const uint64_t* source = maps + size_t(first) * g.row_words() + column;
-          for (int j = 0; j < depth; ++j) columns[j] = source[j * g.row_words()];
-        } else {
-          gather_column(spec, maps, g.segment_words, tap, word, first, depth, columns);
-        }
-        kernels_.sign_expand_bits(columns, depth, bits);
-        kernels_.sign_accumulate(expanded, rows, depth, bits, sums + column * sums_stride, kColumnBlock);
+    const size_t bits_bytes = sign_bits_bytes(depth);
+    for (size_t column = 0; column < g.row_words(); column += kBlocksAtOnce) {
+      const int blocks = static_cast<int>(std::min<size_t>(kBlocksAtOnce, g.row_words() - column));
+      for (int block_of = 0; block_of < blocks; ++block_of) {
+        gather_weight_column(block, column + block_of, some, columns);
+        kernels_.sign_expand_bits(columns, depth, bits + block_of * bits_bytes);
       }
+      kernels_.sign_accumulate(expanded, rows, depth, bits, blocks, sums + column * sums_stride, kColumnBlock,
+                               sums_stride);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../unroll.h"
 #include "bnncore/input_gemm.h"
 #include "quads_inl.h"
 
@@ -24,15 +25,18 @@ BITFLEET_AVX2 inline void add_positions(const uint8_t* const* u, size_t segment_
                                         int segments, int width, int32_t* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i total[kAtOnce][2];
+  BITFLEET_UNROLL
   for (int p = 0; p < kAtOnce; ++p) total[p][0] = total[p][1] = _mm256_setzero_si256();
   for (int s = 0; s < segments; ++s) {
     for (int start = 0; start < width; start += 4 * kPairSums) {
       const int end = std::min(width, start + 4 * kPairSums);
       __m256i sum[kAtOnce][2];
+      BITFLEET_UNROLL
       for (int p = 0; p < kAtOnce; ++p) sum[p][0] = sum[p][1] = _mm256_setzero_si256();
       for (int k = start; k < end; k += 4, expanded += 64) {
         const __m256i* weights = reinterpret_cast<const __m256i*>(expanded);
         const __m256i low = _mm256_load_si256(weights), high = _mm256_load_si256(weights + 1);
+        BITFLEET_UNROLL
         for (int p = 0; p < kAtOnce; ++p) {
           int32_t four;
           std::memcpy(&four, u[p] + s * segment_stride + k, sizeof(four));
@@ -41,6 +45,7 @@ BITFLEET_AVX2 inline void add_positions(const uint8_t* const* u, size_t segment_
           sum[p][1] = _mm256_add_epi16(sum[p][1], _mm256_maddubs_epi16(bytes, high));
         }
       }
+      BITFLEET_UNROLL
       for (int p = 0; p < kAtOnce; ++p) {
         total[p][0] = _mm256_add_epi32(total[p][0], _mm256_madd_epi16(sum[p][0], ones));
         total[p][1] = _mm256_add_epi32(total[p][1], _mm256_madd_epi16(sum[p][1], ones));
@@ -48,7 +53,9 @@ BITFLEET_AVX2 inline void add_positions(const uint8_t* const* u, size_t segment_
     }
   }
   const __m256i* offsets = reinterpret_cast<const __m256i*>(expanded);
+  BITFLEET_UNROLL
   for (int p = 0; p < kAtOnce; ++p) {
+    BITFLEET_UNROLL
     for (int h = 0; h < 2; ++h) {
       const __m256i twice = _mm256_add_epi32(total[p][h], total[p][h]);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 16 * p + 8 * h),
@@ -63,6 +70,7 @@ BITFLEET_AVX2 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stride
   for (int first = 0; first < count; first += kAtOnce) {
     const int some = std::min(kAtOnce, count - first);
     const uint8_t* position[kAtOnce];  // past the end the last one again: computed, and never stored
+    BITFLEET_UNROLL
     for (int p = 0; p < kAtOnce; ++p) position[p] = u + size_t(first + std::min(p, some - 1)) * u_stride;
     alignas(32) int32_t sums[kAtOnce * kInputGemmRows];
     add_positions(position, segment_stride, expanded, segments, width, sums);
@@ -76,7 +84,9 @@ BITFLEET_AVX2 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stride
 template <int kRows>
 BITFLEET_AVX2 inline void grad_rows(const int8_t* g, size_t g_stride, const uint8_t* u, int depth, int32_t* out) {
   __m256i sum[kRows][2];
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
     for (int v = 0; v < 2; ++v) {
       sum[r][v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(out + r * kColumnBlock + 8 * v));
     }
@@ -84,6 +94,7 @@ BITFLEET_AVX2 inline void grad_rows(const int8_t* g, size_t g_stride, const uint
   for (int j = 0; j < depth; j += 2) {
     const __m256i* columns = reinterpret_cast<const __m256i*>(u + size_t(j) * 2 * kColumnBlock);
     const __m256i u0 = _mm256_load_si256(columns), u1 = _mm256_load_si256(columns + 1);
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const int8_t* pair = g + r * g_stride + j;
       const uint32_t low = static_cast<uint16_t>(int16_t{pair[0]});
@@ -93,7 +104,9 @@ BITFLEET_AVX2 inline void grad_rows(const int8_t* g, size_t g_stride, const uint
       sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(u1, both));
     }
   }
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
     for (int v = 0; v < 2; ++v) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kColumnBlock + 8 * v), sum[r][v]);
     }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../unroll.h"
 #include "bnncore/input_gemm.h"
 #include "quads_inl.h"
 
@@ -57,16 +58,21 @@ template <int kRows>
 BITFLEET_AVX512 inline void grad_rows(const int8_t* g, size_t g_stride, int depth, const uint8_t* expanded,
                                       int32_t* out) {
   __m512i sum[kRows][kVectors];
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
     for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_loadu_si512(out + r * kColumnBlock + kLanes * v);
   }
   const auto add_quad = [&](const int8_t* quad, size_t stride, const uint8_t* columns) BITFLEET_AVX512 {
     __m512i u[kVectors];
+    BITFLEET_UNROLL
     for (int v = 0; v < kVectors; ++v) u[v] = _mm512_load_si512(columns + 64 * v);
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       std::memcpy(&four, quad + r * stride, sizeof(four));
       const __m512i both = _mm512_set1_epi32(four);
+      BITFLEET_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], u[v], both);
     }
   };
@@ -74,10 +80,13 @@ BITFLEET_AVX512 inline void grad_rows(const int8_t* g, size_t g_stride, int dept
   for (int j = 0; j < whole; j += 4) add_quad(g + j, g_stride, expanded + size_t(j) * kColumnBlock);
   if (whole < depth) {
     int8_t last[kRows][4] = {};
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) std::memcpy(last[r], g + r * g_stride + whole, static_cast<size_t>(depth - whole));
     add_quad(last[0], 4, expanded + size_t(whole) * kColumnBlock);
   }
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
     for (int v = 0; v < kVectors; ++v) _mm512_storeu_si512(out + r * kColumnBlock + kLanes * v, sum[r][v]);
   }
 }
@@ -88,13 +97,16 @@ BITFLEET_AVX512 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stri
   for (int first = 0; first < count; first += kLanes) {
     const int some = std::min(kLanes, count - first);
     const uint8_t* position[kLanes];  // past the end the last one again: computed, and never stored
+    BITFLEET_UNROLL
     for (int p = 0; p < kLanes; ++p) position[p] = u + size_t(first + std::min(p, some - 1)) * u_stride;
     __m512i sum[kLanes];
+    BITFLEET_UNROLL
     for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_setzero_si512();
     const int8_t* quad = expanded;
     for (int s = 0; s < segments; ++s) {
       for (int k = 0; k < width; k += 4, quad += 64) {
         const __m512i weights = _mm512_load_si512(quad);
+        BITFLEET_UNROLL
         for (int p = 0; p < kLanes; ++p) {
           int32_t four;
           std::memcpy(&four, position[p] + s * segment_stride + k, sizeof(four));
@@ -103,6 +115,7 @@ BITFLEET_AVX512 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stri
       }
     }
     const __m512i offset = _mm512_load_si512(quad);
+    BITFLEET_UNROLL
     for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
     transpose_16x16(sum);
     const __mmask16 mask = static_cast<__mmask16>((1u << some) - 1);

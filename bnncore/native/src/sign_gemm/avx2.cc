@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "../unroll.h"
 #include "bnncore/sign_gemm.h"
 
 namespace bitfleet::avx2 {
@@ -21,10 +22,12 @@ template <int kRows>
 BITFLEET_AVX2 inline void accumulate(const uint8_t* rows, size_t row_bytes, int quads, const uint8_t* bits,
                                      int32_t* out, size_t out_stride) {
   __m256i low[kRows], high[kRows];
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
   for (int q = 0; q < quads; ++q) {
     const __m256i* columns = reinterpret_cast<const __m256i*>(bits + size_t(q) * kQuadBytes);
     const __m256i first = _mm256_load_si256(columns), second = _mm256_load_si256(columns + 1);
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       std::memcpy(&four, rows + r * row_bytes + 4 * q, sizeof(four));
@@ -34,6 +37,7 @@ BITFLEET_AVX2 inline void accumulate(const uint8_t* rows, size_t row_bytes, int 
     }
   }
   const __m256i ones = _mm256_set1_epi16(1);
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
     __m256i* target = reinterpret_cast<__m256i*>(out + r * out_stride);
     _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), _mm256_madd_epi16(low[r], ones)));
@@ -80,23 +84,21 @@ BITFLEET_AVX2 void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, 
   }
 }
 
-BITFLEET_AVX2 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
-                                   size_t out_stride) {
+BITFLEET_AVX2 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
+                                   int32_t* out, size_t out_stride, size_t block_stride) {
   const size_t row_bytes = sign_row_bytes(depth);
   const int quads = (depth + 3) / 4;
-  int r = 0;
-  for (; r + 4 <= row_count; r += 4) {
-    all_columns<4>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
-  }
-  switch (row_count - r) {
-    case 3:
-      return all_columns<3>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
-    case 2:
-      return all_columns<2>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
-    case 1:
-      return all_columns<1>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
-    default:
-      return;
+  for (int b = 0; b < blocks; ++b, bits += sign_bits_bytes(depth), out += block_stride) {
+    int r = 0;
+    for (; r + 4 <= row_count; r += 4) {
+      all_columns<4>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+    }
+    for (; r + 2 <= row_count; r += 2) {
+      all_columns<2>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+    }
+    if (r < row_count) {
+      all_columns<1>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+    }
   }
 }
 

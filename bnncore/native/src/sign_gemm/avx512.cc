@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "../unroll.h"
 #include "bnncore/sign_gemm.h"
 
 namespace bitfleet::avx512 {
@@ -56,32 +57,51 @@ BITFLEET_AVX512 inline void add_to(int32_t* out, __m512i sums) {
   _mm512_storeu_si512(out + 16, _mm512_add_epi32(_mm512_loadu_si512(out + 16), high));
 }
 
-template <int kRows>
+// kRows rows by kBlocks blocks of columns. A table that comes from the second cache is read once for 4 look-ups where
+// there are two blocks.
+template <int kRows, int kBlocks>
 BITFLEET_AVX512 inline void accumulate(const uint8_t* tables, size_t row_bytes, int groups, const uint8_t* indices,
-                                       int32_t* out, size_t out_stride) {
-  __m512i low[kRows], high[kRows];
-  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm512_setzero_si512();
+                                       size_t bits_bytes, int32_t* out, size_t out_stride, size_t block_stride) {
+  __m512i low[kRows][kBlocks], high[kRows][kBlocks];
+  BITFLEET_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
+    for (int b = 0; b < kBlocks; ++b) low[r][b] = high[r][b] = _mm512_setzero_si512();
+  }
   for (int q = 0; q < groups; ++q) {
     // VPERMW reads five bits of each 16-bit lane: the other column's, above them, do not matter.
-    const __m512i first = _mm512_load_si512(indices + size_t{64} * q);
-    const __m512i second = _mm512_srli_epi16(first, 8);
+    __m512i first[kBlocks], second[kBlocks];
+    BITFLEET_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      first[b] = _mm512_load_si512(indices + b * bits_bytes + size_t{64} * q);
+      second[b] = _mm512_srli_epi16(first[b], 8);
+    }
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m512i table = _mm512_load_si512(tables + r * row_bytes + size_t{64} * q);
-      low[r] = _mm512_add_epi16(low[r], _mm512_permutexvar_epi16(first, table));
-      high[r] = _mm512_add_epi16(high[r], _mm512_permutexvar_epi16(second, table));
+      BITFLEET_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        low[r][b] = _mm512_add_epi16(low[r][b], _mm512_permutexvar_epi16(first[b], table));
+        high[r][b] = _mm512_add_epi16(high[r][b], _mm512_permutexvar_epi16(second[b], table));
+      }
     }
   }
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    add_to(out + r * out_stride, low[r]);
-    add_to(out + r * out_stride + 32, high[r]);
+    BITFLEET_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      add_to(out + r * out_stride + b * block_stride, low[r][b]);
+      add_to(out + r * out_stride + b * block_stride + 32, high[r][b]);
+    }
   }
 }
 
-constexpr int kRowsAtOnce = 8;
-
-using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, int32_t*, size_t);
-constexpr Accumulate kRemainder[kRowsAtOnce] = {nullptr,       accumulate<1>, accumulate<2>, accumulate<3>,
-                                                accumulate<4>, accumulate<5>, accumulate<6>, accumulate<7>};
+using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, size_t, int32_t*, size_t, size_t);
+constexpr Accumulate kSingle[] = {nullptr,          accumulate<1, 1>, accumulate<2, 1>,
+                                  accumulate<3, 1>, accumulate<4, 1>, accumulate<5, 1>,
+                                  accumulate<6, 1>, accumulate<7, 1>, accumulate<8, 1>};
+constexpr Accumulate kDouble[] = {nullptr, accumulate<1, 2>, accumulate<2, 2>, accumulate<3, 2>, accumulate<4, 2>};
+constexpr int kSingleRows = 8, kDoubleRows = 4;
 
 }  // namespace
 
@@ -113,17 +133,20 @@ BITFLEET_AVX512 void sign_expand_rows(const int8_t* g, size_t g_stride, int rows
   }
 }
 
-BITFLEET_AVX512 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
-                                     size_t out_stride) {
-  const size_t row_bytes = sign_row_bytes(depth);
+BITFLEET_AVX512 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
+                                     int32_t* out, size_t out_stride, size_t block_stride) {
+  const size_t row_bytes = sign_row_bytes(depth), bits_bytes = sign_bits_bytes(depth);
   const int groups = static_cast<int>(row_bytes / 64);
-  int r = 0;
-  for (; r + kRowsAtOnce <= row_count; r += kRowsAtOnce) {
-    accumulate<kRowsAtOnce>(rows + r * row_bytes, row_bytes, groups, bits, out + r * out_stride, out_stride);
-  }
-  if (r < row_count) {
-    kRemainder[row_count - r](rows + r * row_bytes, row_bytes, groups, bits, out + r * out_stride, out_stride);
-  }
+  const auto run = [&](const Accumulate* kernels, int at_once) {
+    for (int r = 0; r < row_count; r += at_once) {
+      const int some = row_count - r < at_once ? row_count - r : at_once;
+      kernels[some](rows + r * row_bytes, row_bytes, groups, bits, bits_bytes, out + r * out_stride, out_stride,
+                    block_stride);
+    }
+  };
+  int b = 0;
+  for (; b + 2 <= blocks; b += 2, bits += 2 * bits_bytes, out += 2 * block_stride) run(kDouble, kDoubleRows);
+  if (b < blocks) run(kSingle, kSingleRows);
 }
 
 }  // namespace bitfleet::avx512

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "../unroll.h"
 #include "bnncore/xnor_gemm.h"
 
 namespace bitfleet::avx2 {
@@ -22,14 +23,17 @@ BITFLEET_AVX2 inline void rows_by_8(const uint64_t* x, size_t x_stride, int some
       _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
   const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
   __m256i total[kRows][2];
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = zero;
   for (int start = 0; start < words; start += kBytesHold) {
     const int end = std::min(words, start + kBytesHold);
     __m256i bytes[kRows][2];
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) bytes[r][0] = bytes[r][1] = zero;
     for (int i = start; i < end; ++i) {
       const __m256i* columns = reinterpret_cast<const __m256i*>(x + i * x_stride);
       const __m256i x0 = _mm256_loadu_si256(columns), x1 = _mm256_loadu_si256(columns + 1);
+      BITFLEET_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const __m256i word = _mm256_set1_epi64x(static_cast<int64_t>(w[r * w_stride + i]));
         const __m256i a = _mm256_xor_si256(x0, word), b = _mm256_xor_si256(x1, word);
@@ -41,11 +45,13 @@ BITFLEET_AVX2 inline void rows_by_8(const uint64_t* x, size_t x_stride, int some
         bytes[r][1] = _mm256_add_epi8(bytes[r][1], _mm256_add_epi8(b_low, b_high));
       }
     }
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) {
       total[r][0] = _mm256_add_epi64(total[r][0], _mm256_sad_epu8(bytes[r][0], zero));
       total[r][1] = _mm256_add_epi64(total[r][1], _mm256_sad_epu8(bytes[r][1], zero));
     }
   }
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
     alignas(32) int64_t unequal[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(unequal), total[r][0]);

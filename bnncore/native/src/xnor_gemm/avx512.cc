@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "../unroll.h"
 #include "bnncore/xnor_gemm.h"
 
 namespace bitfleet::avx512 {
@@ -17,21 +18,28 @@ template <int kRows, int kVectors>
 BITFLEET_AVX512 inline void block(const uint64_t* x, size_t x_stride, __mmask8 last, const uint64_t* w, size_t w_stride,
                                   int words, int depth, int16_t* y, size_t y_stride) {
   __m512i unequal[kRows][kVectors];
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
     for (int v = 0; v < kVectors; ++v) unequal[r][v] = _mm512_setzero_si512();
   }
   for (int i = 0; i < words; ++i) {
     __m512i column[kVectors];
+    BITFLEET_UNROLL
     for (int v = 0; v < kVectors; ++v) column[v] = _mm512_loadu_si512(x + i * x_stride + 8 * v);
+    BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m512i word = _mm512_set1_epi64(static_cast<int64_t>(w[r * w_stride + i]));
+      BITFLEET_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         unequal[r][v] = _mm512_add_epi64(unequal[r][v], _mm512_popcnt_epi64(_mm512_xor_si512(column[v], word)));
       }
     }
   }
   const __m512i depths = _mm512_set1_epi64(depth);
+  BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    BITFLEET_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m512i products = _mm512_sub_epi64(depths, _mm512_add_epi64(unequal[r][v], unequal[r][v]));
       const __mmask8 mask = v + 1 < kVectors ? __mmask8{0xff} : last;
