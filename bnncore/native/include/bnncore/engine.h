@@ -24,7 +24,8 @@ namespace bitfleet {
 
 inline constexpr int kTileRows = 16;     // most output channels handled at once
 inline constexpr int kBlocksAtOnce = 2;  // blocks of columns in the weight gradient
-inline constexpr int kWeightRows = 64;   // and in the weight gradient
+inline constexpr int kInputWeightRows = 48;
+inline constexpr int kWeightRows = 64;  // and in the weight gradient
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
 inline constexpr int kEmittedAtOnce = 4096;           // positions whose signs are emitted at once
@@ -88,7 +89,8 @@ struct ScratchLayout {
   size_t tap_sums = kAbsent;       // int32 [taps]
   size_t weight_sums = kAbsent;    // int32 [row words][weight rows][64]; first block: int64 [weight rows][64], or none
   size_t columns = kAbsent;        // uint64 [kSignGemmDepth]
-  size_t expanded_bits = kAbsent;  // sign_gemm and input_grad
+  size_t weight_bits = kAbsent;    // sign_gemm: signs at some positions; first block: input_grad
+  size_t input_bits = kAbsent;     // sign_gemm: columns of weights
   size_t weight_rows = kAbsent;    // sign_gemm: grad_y of some channels; first block: int32 [weight rows][64]
   size_t weight_products = kAbsent;  // int32 [fan-in]
   size_t input_patches = kAbsent;    // uint8 [kInputGradDepth][fan-in], first block

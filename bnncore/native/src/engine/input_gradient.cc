@@ -72,7 +72,7 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   int32_t* products = at<int32_t>(scratch.input_products);
   int32_t* sums = at<int32_t>(scratch.input_sums);
   uint8_t* expanded = at<uint8_t>(scratch.input_rows);
-  uint8_t* bits = at<uint8_t>(scratch.expanded_bits);
+  uint8_t* bits = at<uint8_t>(scratch.input_bits);
   kernels_.channel->byte_sums(grad, layout_.gradient_stride, rows, outputs, sums);
   for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
     kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, std::min(g.input_depth, outputs - first),
@@ -132,7 +132,7 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool bits_are_
   }
 
   TileResult result{};
-  uint8_t* bits = at<uint8_t>(scratch.expanded_bits);
+  uint8_t* bits = at<uint8_t>(scratch.input_bits);
   const bool expands_once = g.input_words == g.segment_words && g.input_depth >= outputs;
   for (size_t first_word = 0; first_word < g.segment_words; first_word += g.input_words) {
     const size_t words = std::min(g.input_words, g.segment_words - first_word);

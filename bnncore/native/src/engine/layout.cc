@@ -17,7 +17,7 @@ constexpr int kPatchPositions = 1024;
 // What the backward products may take beside each other: as much as the tile of products takes, whose phase is over
 // then, but at least the first (small networks would be slow) and expanded rows at most the second (they should stay
 // in the second cache).
-constexpr size_t kLeastBudget = 30 << 10;
+constexpr size_t kLeastBudget = 26 << 10;
 constexpr size_t kExpandedBytes = 256 << 10;
 constexpr int kMostSamples = 16;          // samples, or positions of a map, expanded at once for grad_x
 constexpr size_t kCacheBytes = 28 << 10;  // where they stay in the first cache
@@ -77,9 +77,9 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t input_patches, expanded_bits, columns, y, conv_y, planes, patches, padding, weights, expanded_weights, bits,
-      grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, products, input_rows, grad_x,
-      input_sums, staged;
+  size_t input_patches, weight_bits, input_bits, columns, y, conv_y, planes, patches, padding, weights,
+      expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, products,
+      input_rows, grad_x, input_sums, staged;
 
   void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
     const auto most = [](size_t& size, size_t needed) { size = std::max(size, needed); };
@@ -114,7 +114,7 @@ struct ScratchSizes {
     most(position_sums, weight_rows_at_once * (pads ? conv : 1));
     most(weight_sums, weight_rows_at_once * weight_row_bytes(g, first, batch_size * block.conv_positions()));
     if (first) {
-      most(expanded_bits, kInputGradScratch);
+      most(weight_bits, kInputGradScratch);
       most(weight_rows, weight_rows_at_once * kColumnBlock * sizeof(int32_t));
       if (!g.whole_map) most(input_patches, kInputGradDepth * fan_in + kReadPastInput);
       return;
@@ -123,8 +123,8 @@ struct ScratchSizes {
     const size_t depth = static_cast<size_t>(std::max(g.weight_depth, g.input_depth));
     most(columns, depth);
     const size_t blocks = g.whole_map ? size_t{1} : static_cast<size_t>(block.taps()) * g.input_words;
-    most(expanded_bits, blocks * sign_bits_bytes(g.input_depth));
-    most(expanded_bits, std::min<size_t>(kBlocksAtOnce, g.row_words()) * sign_bits_bytes(g.weight_depth));
+    most(input_bits, blocks * sign_bits_bytes(g.input_depth));
+    most(weight_bits, std::min<size_t>(kBlocksAtOnce, g.row_words()) * sign_bits_bytes(g.weight_depth));
     most(weight_rows, weight_rows_at_once * sign_row_bytes(g.weight_depth));
     const size_t parts =
         g.whole_map ? (static_cast<size_t>(block.out_channels) + g.input_depth - 1) / g.input_depth : size_t{1};
@@ -156,7 +156,8 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   const size_t row_bytes = expanded + ScratchSizes::weight_row_bytes(g, first, positions);
   const auto fits = [&](int rows) { return rows * expanded <= kExpandedBytes && rows * row_bytes <= budget; };
   const int shared = (block.out_channels + num_threads - 1) / num_threads;
-  g.weight_rows = std::min(kWeightRows, static_cast<int>(round_up(static_cast<size_t>(shared), kRowStep)));
+  g.weight_rows = std::min(first ? kInputWeightRows : kWeightRows,
+                           static_cast<int>(round_up(static_cast<size_t>(shared), kRowStep)));
   while (g.weight_rows > kRowStep && !fits(g.weight_rows)) g.weight_rows -= kRowStep;
   if (first) return;
   // Equal parts of the outputs, in whole quads.
@@ -200,7 +201,8 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
   layout.columns = add("columns", "uint64", sizes.columns, kWeights | kInputs);
-  layout.expanded_bits = add("expanded_bits", "uint8", sizes.expanded_bits, kWeights | kInputs);
+  layout.weight_bits = add("expanded_columns", "uint8", sizes.weight_bits, kWeights);
+  layout.input_bits = add("expanded_weight_columns", "uint8", sizes.input_bits, kInputs);
   layout.input_patches = add("input_patches", "uint8", sizes.input_patches, kWeights);
   layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
   layout.weight_products = add("weight_products", "int32", sizes.products, kWeights);
@@ -294,29 +296,11 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
   }
   for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field : {&s.y,
-                          &s.conv_y,
-                          &s.planes,
-                          &s.patches,
-                          &s.padding,
-                          &s.weights,
-                          &s.expanded_weights,
-                          &s.bits,
-                          &s.grad_t,
-                          &s.choice,
-                          &s.grad_rows,
-                          &s.position_sums,
-                          &s.tap_sums,
-                          &s.weight_sums,
-                          &s.columns,
-                          &s.expanded_bits,
-                          &s.weight_rows,
-                          &s.weight_products,
-                          &s.input_patches,
-                          &s.input_rows,
-                          &s.input_products,
-                          &s.input_sums,
-                          &s.staged}) {
+    for (size_t* field : {&s.y,           &s.conv_y,           &s.planes,      &s.patches,         &s.padding,
+                          &s.weights,     &s.expanded_weights, &s.bits,        &s.grad_t,          &s.choice,
+                          &s.grad_rows,   &s.position_sums,    &s.tap_sums,    &s.weight_sums,     &s.columns,
+                          &s.weight_bits, &s.input_bits,       &s.weight_rows, &s.weight_products, &s.input_patches,
+                          &s.input_rows,  &s.input_products,   &s.input_sums,  &s.staged}) {
       resolve(plan, *field);
     }
   }

@@ -108,7 +108,7 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
   int32_t* sums = at<int32_t>(scratch.weight_sums);
   uint64_t* columns = at<uint64_t>(scratch.columns);
-  uint8_t* bits = at<uint8_t>(scratch.expanded_bits);
+  uint8_t* bits = at<uint8_t>(scratch.weight_bits);
   uint8_t* expanded = at<uint8_t>(scratch.weight_rows);
   std::fill_n(position_sums, size_t(rows) * (pads ? spec.conv_positions() : 1), 0);
   std::fill_n(sums, g.row_words() * sums_stride, 0);
@@ -197,7 +197,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
           u = patches + column;
         }
         kernels_.input_grad(grad + (p - some.begin), static_cast<size_t>(g.weight_depth), rows, count, u,
-                            g.whole_map ? map_bytes : depth, at<uint8_t>(scratch.expanded_bits), products);
+                            g.whole_map ? map_bytes : depth, at<uint8_t>(scratch.weight_bits), products);
         p += count;
         pending += count;
         if (!fits && pending > kInputGradRun - kInputGradDepth) flush();
