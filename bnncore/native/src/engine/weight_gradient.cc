@@ -184,7 +184,9 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
     };
     for (int first = 0; first < positions; first += g.weight_depth) {
       const Range some{first, std::min(first + g.weight_depth, positions)};
-      load_rows(block, channels, some, grad, static_cast<size_t>(g.weight_depth));
+      if (column == 0 || positions > g.weight_depth) {
+        load_rows(block, channels, some, grad, static_cast<size_t>(g.weight_depth));
+      }
       if (column == 0) add_positions(block, grad, static_cast<size_t>(g.weight_depth), rows, some, position_sums);
       for (int p = some.begin; p < some.end;) {
         int count = std::min(kInputGradDepth, some.end - p);

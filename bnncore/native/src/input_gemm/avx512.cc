@@ -91,43 +91,79 @@ BITFLEET_AVX512 inline void grad_rows(const int8_t* g, size_t g_stride, int dept
   }
 }
 
+// Products of 16 rows with kCount positions, of which `some` are stored.
+template <int kCount, typename Y>
+BITFLEET_AVX512 inline void positions(const uint8_t* u, size_t u_stride, size_t segment_stride, int some,
+                                      const int8_t* expanded, int rows, int segments, int width, Y* y,
+                                      size_t y_stride) {
+  const uint8_t* position[kCount];  // past the end the last one again: computed, and never stored
+  for (int p = 0; p < kCount; ++p) position[p] = u + size_t(std::min(p, some - 1)) * u_stride;
+  __m512i sum[kLanes];
+  BITFLEET_UNROLL
+  for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_setzero_si512();
+  const int8_t* quad = expanded;
+  for (int s = 0; s < segments; ++s) {
+    for (int k = 0; k < width; k += 4, quad += 64) {
+      const __m512i weights = _mm512_load_si512(quad);
+      BITFLEET_UNROLL
+      for (int p = 0; p < kCount; ++p) {
+        int32_t four;
+        std::memcpy(&four, position[p] + s * segment_stride + k, sizeof(four));
+        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_set1_epi32(four), weights);
+      }
+    }
+  }
+  const __m512i offset = _mm512_load_si512(quad);
+  BITFLEET_UNROLL
+  for (int p = 0; p < kCount; ++p) sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
+  transpose_16x16(sum);
+  const __mmask16 mask = static_cast<__mmask16>((1u << some) - 1);
+  for (int r = 0; r < rows; ++r) store(y + r * y_stride, mask, sum[r]);
+}
+
 template <typename Y>
 BITFLEET_AVX512 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stride, int count, const int8_t* expanded,
                           int rows, int segments, int width, Y* y, size_t y_stride) {
-  for (int first = 0; first < count; first += kLanes) {
-    const int some = std::min(kLanes, count - first);
-    const uint8_t* position[kLanes];  // past the end the last one again: computed, and never stored
-    BITFLEET_UNROLL
-    for (int p = 0; p < kLanes; ++p) position[p] = u + size_t(first + std::min(p, some - 1)) * u_stride;
-    __m512i sum[kLanes];
-    BITFLEET_UNROLL
-    for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_setzero_si512();
-    const int8_t* quad = expanded;
-    for (int s = 0; s < segments; ++s) {
-      for (int k = 0; k < width; k += 4, quad += 64) {
-        const __m512i weights = _mm512_load_si512(quad);
-        BITFLEET_UNROLL
-        for (int p = 0; p < kLanes; ++p) {
-          int32_t four;
-          std::memcpy(&four, position[p] + s * segment_stride + k, sizeof(four));
-          sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_set1_epi32(four), weights);
-        }
-      }
-    }
-    const __m512i offset = _mm512_load_si512(quad);
-    BITFLEET_UNROLL
-    for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
-    transpose_16x16(sum);
-    const __mmask16 mask = static_cast<__mmask16>((1u << some) - 1);
-    for (int r = 0; r < rows; ++r) store(y + r * y_stride + first, mask, sum[r]);
+  int p = 0;
+  for (; p + 8 < count; p += kLanes) {
+    positions<kLanes>(u + p * u_stride, u_stride, segment_stride, std::min(kLanes, count - p), expanded, rows, segments,
+                      width, y + p, y_stride);
+  }
+  for (; p < count; p += 4) {
+    positions<4>(u + p * u_stride, u_stride, segment_stride, std::min(4, count - p), expanded, rows, segments, width,
+                 y + p, y_stride);
   }
 }
 
 }  // namespace
 
+// The form of loops::expand_quads; one run of bits is expanded 16 rows at a time.
 BITFLEET_AVX512 void input_expand(const uint64_t* w, size_t w_stride, int rows, int segments, int width,
                                   int8_t* expanded) {
-  loops::expand_quads(w, w_stride, rows, segments, width, expanded);
+  if (segments > 1) return loops::expand_quads(w, w_stride, rows, segments, width, expanded);
+  const __mmask16 in_use = static_cast<__mmask16>((1u << rows) - 1);
+  const __m512i offsets = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                             _mm512_set1_epi32(static_cast<int>(2 * w_stride)));
+  // VPMULTISHIFTQB takes the eight bits from any bit of a 64-bit lane on; the upper row of a lane starts at bit 32.
+  const __m512i first_bits = _mm512_set1_epi64(0x2322212003020100);
+  const __m512i one = _mm512_set1_epi8(1), minus = _mm512_set1_epi8(-1);
+  const __mmask64 lanes = _mm512_movepi8_mask(_mm512_maskz_set1_epi32(in_use, -1));
+  __m512i sums = _mm512_setzero_si512();
+  for (int k = 0; k < width; k += 32) {
+    const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), in_use, offsets,
+                                                      reinterpret_cast<const int32_t*>(w) + k / 32, 4);
+    for (int q = 0; q < 8 && k + 4 * q < width; ++q, expanded += 64) {
+      const __m512i bits = _mm512_multishift_epi64_epi8(
+          _mm512_add_epi8(first_bits, _mm512_set1_epi8(static_cast<int8_t>(4 * q))), words);
+      const int left = std::min(4, width - k - 4 * q);
+      const __mmask64 valid = lanes & ((1u << left) - 1) * 0x1111111111111111ull;
+      const __m512i signs = _mm512_mask_blend_epi8(_mm512_test_epi8_mask(bits, one), one, minus);
+      const __m512i quad = _mm512_maskz_mov_epi8(valid, signs);
+      _mm512_store_si512(expanded, quad);
+      sums = _mm512_dpbusd_epi32(sums, one, quad);
+    }
+  }
+  _mm512_store_si512(expanded, _mm512_mullo_epi32(sums, _mm512_set1_epi32(255)));
 }
 
 BITFLEET_AVX512 void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
