@@ -103,6 +103,7 @@ void check_preset(const std::string& preset, const Kernels& kernels, const std::
   const ForcedIsa forced(kernels.isa);
   for (const NamedNetwork& network : networks()) {
     for (const NamedOptimizer& optimizer : optimizers) {
+      if (!network.with_every_optimizer && !optimizer.everywhere) continue;
       for (int threads : {1, 2}) {
         AnyEngine engine(network.blocks, optimizer.params, kBatch, threads);
         CHECK_EQUAL(std::string(engine.isa()), std::string(kernels.isa));
