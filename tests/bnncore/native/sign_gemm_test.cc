@@ -16,7 +16,7 @@ KERNEL_TEST(sign_gemm) {
         Array<uint64_t> bits(size, 1);
         g.generate([&] { return kind == 1 ? 127 : kind == 2 ? -127 : random.between(-127, 127); });
         bits.generate([&] { return kind == 3 ? 0 : kind == 0 ? random.next() : ~uint64_t{0}; });
-        Array<uint8_t> expanded_bits(kSignBitsBytes), expanded_rows(row_count * sign_row_bytes(depth));
+        Array<uint8_t> expanded_bits(sign_bits_bytes(depth)), expanded_rows(row_count * sign_row_bytes(depth));
         expanded_bits.fill(0xee);
         expanded_rows.fill(0xee);
         Array<int32_t> out((row_count - 1) * out_stride + kColumnBlock, 1);
