@@ -42,6 +42,12 @@ test-native: $(VENV)/.dev  ## the C++ tests, with address and undefined-behaviou
 test-arm: $(VENV)/.dev  ## the C++ tests as 64-bit ARM, emulating the processors of three Raspberry Pis
 	@CMAKE=$(BIN)/cmake CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) .ci/arm
 
+# Guided by coverage where there is a wheel of atheris for this machine, otherwise at random.
+fuzz: $(VENV)/.dev  ## look for input that the readers of files and messages neither load nor refuse (SECONDS=60)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --only-binary :all: atheris || true
+	$(BIN)/python tests/bnncore/fuzz_readers.py --seconds $(or $(SECONDS),60)
+
 lint: $(VENV)/.dev  ## style, types and generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
