@@ -3,6 +3,7 @@
 PYTHON  ?= python3
 DATASET ?= digits
 ARGS    ?=
+JOBS    ?= $(shell nproc)
 
 VENV := build/venv
 BIN  := $(VENV)/bin
@@ -22,16 +23,30 @@ BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore
 CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proto accuracy memory bench clean prerequisites
+.PHONY: help demo test test-native test-arm fuzz lint format proto accuracy memory bench clean prerequisites
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.server  ## a coordinator and four devices learn together here (DATASET=digits or mnist)
 	@$(BIN)/bitfleet-server demo --dataset $(DATASET) --json build/demo.json $(ARGS)
 
 test: $(VENV)/.dev  ## the whole test suite (ARGS="-k word" for a part)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-native: $(VENV)/.dev  ## the C++ tests, with address and undefined-behaviour sanitizers
+	$(BIN)/cmake -S . -B build/native -DBITFLEET_TESTS=ON -DBITFLEET_SANITIZE=address,undefined
+	$(BIN)/cmake --build build/native --parallel $(JOBS)
+	$(BIN)/ctest --test-dir build/native --output-on-failure
+
+test-arm: $(VENV)/.dev  ## the C++ tests as 64-bit ARM, emulating the processors of three Raspberry Pis
+	@CMAKE=$(BIN)/cmake CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) .ci/arm
+
+# Guided by coverage where there is a wheel of atheris for this machine, otherwise at random.
+fuzz: $(VENV)/.dev  ## look for input that the readers of files and messages neither load nor refuse (SECONDS=60)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --only-binary :all: atheris || true
+	$(BIN)/python tests/bnncore/fuzz_readers.py --seconds $(or $(SECONDS),60)
 
 lint: $(VENV)/.dev  ## style, types and generated files
 	$(BIN)/ruff check .

@@ -110,14 +110,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         spec = ModelSpec.from_dict(metadata["spec"])
         state = {name: tensors.pop(name) for name in spec.tensor_shapes() if name in tensors} | tensors
         validate_state(spec, state, statistics=has_statistics(spec, state))
+        claimed_weights, extra = metadata["weights_digest"], metadata["extra"]
+        if not isinstance(extra, dict):
+            raise CheckpointError(f"extra in {path} must be a JSON object, got {type(extra).__name__}. {advice}")
     except (IncompatibleError, SpecError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid checkpoint: {error}. {advice}") from error
     digest = weights_digest(spec, state)
-    if digest != metadata["weights_digest"]:
+    if digest != claimed_weights:
         raise CheckpointError(
-            f"the weights in {path} have digest {digest}, the file says {metadata['weights_digest']!r:.80}. {advice}"
+            f"the weights in {path} have digest {digest}, the file says {claimed_weights!r:.80}. {advice}"
         )
-    return Checkpoint(spec, state, metadata["extra"], digest)
+    return Checkpoint(spec, state, extra, digest)
 
 
 def _canonical(value: object) -> str:

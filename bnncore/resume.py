@@ -89,18 +89,56 @@ def load_training(path: str | Path, engine: Engine, settings: Mapping[str, Any])
             raise CheckpointError(f"{path} has version {metadata.get('version')!r:.40}, this bitfleet reads {VERSION}")
         if metadata["digest"] != _digest(tensors):
             raise CheckpointError(f"the tensors of {path} are not those that were saved. {advice}")
-        differences = _differences(metadata["settings"], _settings(engine, settings))
+        differences = _differences(_object(metadata, "settings"), _settings(engine, settings))
         if differences:
             raise CheckpointError(
                 f"{path} is a run with other settings: {differences}. Give the options it was started with, or another "
                 "file"
             )
-        progress = Progress(**metadata["progress"])
-        progress.epochs = [EpochResult(**epoch) for epoch in metadata["progress"]["epochs"]]
-        engine.load_training_state(tensors, metadata["counters"])
-    except (PayloadError, ShapeError, TypeError, KeyError, json.JSONDecodeError, RecursionError) as error:
+        progress = _read_progress(_object(metadata, "progress"))
+        counters = _object(metadata, "counters")
+        for name, number in counters.items():
+            is_power = name.endswith("_power")
+            _check_number(name, number, "float" if is_power else "int")
+            if is_power and not 0 <= number <= 1:
+                raise TypeError(f"{name} must lie in [0, 1], got {number}")
+        engine.load_training_state(tensors, counters)
+    except (PayloadError, ShapeError, TypeError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid saved run: {error}. {advice}") from error
     return progress
+
+
+def _object(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = metadata[name]
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_progress(value: dict[str, Any]) -> Progress:
+    for name in ("epochs", "schedule", "notes"):
+        if not isinstance(value[name], list):
+            raise TypeError(f"{name} must be a list, got {value[name]!r:.40}")
+    progress = Progress(**{**value, "epochs": [EpochResult(**epoch) for epoch in value["epochs"]]})
+    parts: list[Progress | EpochResult] = [progress, *progress.epochs]
+    for part in parts:
+        for field in dataclasses.fields(part):
+            _check_number(field.name, getattr(part, field.name), field.type)
+    for number in progress.schedule:
+        _check_number("schedule", number, "float")
+    return progress
+
+
+_LIMITS = {"seed": 1 << 64, "statistics_steps": 1 << 31}
+"""What a counter of the engine must stay below; for the others it is 2^63."""
+
+
+def _check_number(name: str, value: object, kind: object) -> None:
+    limit = _LIMITS.get(name, 1 << 63)
+    if kind == "int" and (type(value) is not int or not 0 <= value < limit):
+        raise TypeError(f"{name} must be a count below {limit}, got {value!r:.40}")
+    if kind == "float" and type(value) is not float and (type(value) is not int or abs(value) >= limit):
+        raise TypeError(f"{name} must be a number, got {value!r:.40}")
 
 
 def _settings(engine: Engine, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 namespace bitfleet {
 
 namespace {
@@ -38,6 +42,19 @@ const Candidate kCandidates[] = {
               __builtin_cpu_supports("avx512vpopcntdq") != 0 && __builtin_cpu_supports("gfni") != 0 &&
               __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
      }},
+#elif defined(__aarch64__)
+    // NEON is part of the architecture: portable loops use it already.
+    {{"neon", neon::pack_int8, neon::pack_float, neon::transpose_bytes, portable::transpose_words,
+      portable::gather_panel, neon::xnor_gemm, neon::input_expand, neon::input_gemm_narrow, neon::input_gemm_wide,
+      neon::sign_expand_bits, neon::sign_expand_rows, neon::sign_accumulate, neon::input_grad,
+      &portable::channel_kernels, &portable::update_kernels, &neon::float_kernels},
+     [] { return true; }},
+    {{"neon_dotprod", neon::pack_int8, neon::pack_float, neon::transpose_bytes, portable::transpose_words,
+      portable::gather_panel, neon::xnor_gemm, neon_dotprod::input_expand, neon_dotprod::input_gemm_narrow,
+      neon_dotprod::input_gemm_wide, neon_dotprod::sign_expand_bits, neon_dotprod::sign_expand_rows,
+      neon_dotprod::sign_accumulate, neon_dotprod::input_grad, &portable::channel_kernels, &portable::update_kernels,
+      &neon::float_kernels},
+     [] { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }},  // HWCAP_ASIMDDP of Linux's asm/hwcap.h
 #endif
 };
 

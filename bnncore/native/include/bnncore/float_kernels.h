@@ -77,5 +77,8 @@ extern const FloatKernels float_kernels;
 namespace avx2 {
 extern const FloatKernels float_kernels;
 }
+namespace neon {
+extern const FloatKernels float_kernels;
+}
 
 }  // namespace bitfleet

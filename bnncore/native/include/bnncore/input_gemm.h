@@ -53,6 +53,8 @@ using InputGrad = void (*)(const int8_t* g, size_t g_stride, int rows, int depth
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)
 BITFLEET_DECLARE(avx512)
+BITFLEET_DECLARE(neon)
+BITFLEET_DECLARE(neon_dotprod)
 #undef BITFLEET_DECLARE
 
 }  // namespace bitfleet

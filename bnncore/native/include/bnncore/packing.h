@@ -55,6 +55,7 @@ inline constexpr int kPanelLanes = 8;  // positions that a kernel reads at once:
 BITFLEET_DECLARE_PACKING(portable)
 BITFLEET_DECLARE_PACKING(avx2)
 BITFLEET_DECLARE_PACKING(avx512)
+BITFLEET_DECLARE_PACKING(neon)
 #undef BITFLEET_DECLARE_PACKING
 
 }  // namespace bitfleet

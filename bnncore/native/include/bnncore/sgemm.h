@@ -34,5 +34,11 @@ void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth,
 void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
                       size_t target_stride);
 }  // namespace avx2
+namespace neon {
+void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
+           bool add);
+void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
+                      size_t target_stride);
+}  // namespace neon
 
 }  // namespace bitfleet

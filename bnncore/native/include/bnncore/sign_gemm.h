@@ -48,6 +48,8 @@ using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, c
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)
 BITFLEET_DECLARE(avx512)
+BITFLEET_DECLARE(neon)
+BITFLEET_DECLARE(neon_dotprod)
 #undef BITFLEET_DECLARE
 
 }  // namespace bitfleet

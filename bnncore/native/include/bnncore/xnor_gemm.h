@@ -25,6 +25,7 @@ using XnorGemm = void (*)(const uint64_t* x, size_t x_stride, int count, const u
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)
 BITFLEET_DECLARE(avx512)
+BITFLEET_DECLARE(neon)
 #undef BITFLEET_DECLARE
 
 }  // namespace bitfleet
