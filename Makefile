@@ -21,11 +21,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore/native -type f)
 CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
 
+# Debian's name for what a Raspberry Pi runs, a Python of its version, and the processors to emulate: docs/arm.md.
+SUITE      ?= bookworm
+ARM_PYTHON ?= $(BIN)/python
+CPUS       ?= cortex-a72
+ARM        := build/arm-$(SUITE)
+.PHONY: arm-wheel arm-client
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format proto accuracy memory clean prerequisites
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/.server  ## a coordinator and four devices learn together here (DATASET=digits or mnist)
 	@$(BIN)/bitfleet-server demo --dataset $(DATASET) --json build/demo.json $(ARGS)
@@ -59,6 +66,13 @@ accuracy: $(VENV)/.dev  ## the presets side by side on MNIST and CIFAR-10: hours
 memory: $(VENV)/.dev  ## peak memory of every preset, measured beside its plan: minutes
 	$(BIN)/python -m benchmarks.memory --json build/memory.json --plot build/memory.png
 
+arm-wheel: $(ARM)/.wheel  ## the wheel for 64-bit ARM, cross-built for Debian's Python (SUITE=bookworm or trixie)
+
+arm-client: $(ARM)/.wheel  ## two rounds on digits with emulated ARM devices: the same digest as here (CPUS=a,b)
+	@PYTHON='$(ARM_PYTHON)' SUITE=$(SUITE) .ci/arm-root $(ARM) $(ARM)/dist/*.whl
+	@$(BIN)/python -m benchmarks.arm_client --python $(ARM)/venv/bin/python3 --cpus $(CPUS) \
+	  --json build/arm-client.json $(ARGS)
+
 clean:  ## remove all that make made
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -73,3 +87,9 @@ $(VENV)/.server: $(BUILT_FROM) | prerequisites
 $(VENV)/.dev: $(BUILT_FROM) | prerequisites
 	@PYTHON='$(PYTHON)' .ci/install $(VENV) server,dev
 	@touch $(VENV)/.server $@
+
+# All that is in the wheel counts, Python files too.
+$(ARM)/.wheel: $(BUILT_FROM) $(shell find bnncore edge_client server proto -name '*.py') | $(VENV)/.server
+	@PYTHON='$(ARM_PYTHON)' SUITE=$(SUITE) .ci/arm-root $(ARM)
+	@PYTHON='$(ARM_PYTHON)' .ci/arm-wheel $(ARM)
+	@touch $@
