@@ -22,6 +22,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore/native -type f)
 CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
 
+# Debian's name for what a Raspberry Pi runs, a Python of its version, and the processors to emulate: docs/arm.md.
+SUITE      ?= bookworm
+ARM_PYTHON ?= $(BIN)/python
+CPUS       ?= cortex-a72
+ARM        := build/arm-$(SUITE)
+.PHONY: arm-wheel arm-client
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-native test-arm fuzz lint format proto accuracy memory bench clean prerequisites
 
@@ -79,6 +86,13 @@ bench: $(VENV)/.dev  ## a training step beside PyTorch's and the published algor
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m benchmarks.performance --out build/bench --page docs/performance.md $(ARGS)
 
+arm-wheel: $(ARM)/.wheel  ## the wheel for 64-bit ARM, cross-built for Debian's Python (SUITE=bookworm or trixie)
+
+arm-client: $(ARM)/.wheel  ## two rounds on digits with emulated ARM devices: the same digest as here (CPUS=a,b)
+	@PYTHON='$(ARM_PYTHON)' SUITE=$(SUITE) .ci/arm-root $(ARM) $(ARM)/dist/*.whl
+	@$(BIN)/python -m benchmarks.arm_client --python $(ARM)/venv/bin/python3 --cpus $(CPUS) \
+	  --json build/arm-client.json $(ARGS)
+
 clean:  ## remove all that make made
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -93,3 +107,9 @@ $(VENV)/.server: $(BUILT_FROM) | prerequisites
 $(VENV)/.dev: $(BUILT_FROM) | prerequisites
 	@PYTHON='$(PYTHON)' .ci/install $(VENV) server,dev
 	@touch $(VENV)/.server $@
+
+# All that is in the wheel counts, Python files too.
+$(ARM)/.wheel: $(BUILT_FROM) $(shell find bnncore edge_client server proto -name '*.py') | $(VENV)/.server
+	@PYTHON='$(ARM_PYTHON)' SUITE=$(SUITE) .ci/arm-root $(ARM)
+	@PYTHON='$(ARM_PYTHON)' .ci/arm-wheel $(ARM)
+	@touch $@

@@ -30,21 +30,21 @@ class ChildFailedError(BitfleetError):
 
 
 class Child:
-    """One process, its output in a log file.
+    """One process of a Python, its output in a log file.
 
     Attributes:
       name: what it is, for people.
       pid: its process id.
     """
 
-    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+    def __init__(self, name: str, arguments: list[str], log: Path, *, python: str = sys.executable) -> None:
         self.name = name
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             # In a session of its own, Ctrl-C reaches the demo alone, which then ends its children in order.
             self._process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [python, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -90,14 +90,23 @@ class Child:
 class Fleet:
     """A coordinator and its devices; leaving the ``with`` block ends them all.
 
+    Args:
+      root: folder for their state and logs.
+      job_file: what they learn.
+      data_folders: one a device; the device is named after the folder's parent.
+      device_python: what runs the devices, for one that pretends to be another processor.
+
     Attributes:
       coordinator: the coordinator's process.
       devices: the devices' agents, by device id.
       url: where people reach the coordinator, without a slash at the end.
     """
 
-    def __init__(self, root: Path, job_file: Path, data_folders: list[Path]) -> None:
+    def __init__(
+        self, root: Path, job_file: Path, data_folders: list[Path], *, device_python: str = sys.executable
+    ) -> None:
         self._root = root
+        self._device_python = device_python
         self._job_file = job_file
         self._data_folders = data_folders
         self.devices: dict[str, Child] = {}
@@ -137,11 +146,11 @@ class Fleet:
             device = folder.parent
             where = ["--server", grpc_address, "--data", str(folder), "--dataset", "idx"]
             who = ["--device-id", device.name, "--state", str(device / "state")]
-            self.devices[device.name] = self._spawn(device.name, [*_CLIENT, "run", *where, *who])
+            self.devices[device.name] = self._spawn(device.name, [*_CLIENT, "run", *where, *who], self._device_python)
 
-    def _spawn(self, name: str, arguments: list[str]) -> Child:
+    def _spawn(self, name: str, arguments: list[str], python: str = sys.executable) -> Child:
         with uninterrupted():
-            child = Child(name, arguments, self._root / f"{name}.log")
+            child = Child(name, arguments, self._root / f"{name}.log", python=python)
             self._children.append(child)
         return child
 
