@@ -13,7 +13,7 @@ from bnncore.cli.options import (
     build_model,
     positive_int,
 )
-from bnncore.cli.output import check_destination, say, write_json
+from bnncore.cli.output import check_destination, say, warn_about_threads, write_json
 from bnncore.errors import ConfigurationError
 
 __all__ = ["add_parser"]
@@ -120,6 +120,7 @@ def _measure(args: argparse.Namespace) -> None:
 
     preset = resolve_preset(args.preset, args.optimizer)
     spec = build_model(args)
+    warn_about_threads(args.threads)
     settings = Settings(spec, preset, args.batch_size, args.threads, args.against, rounds=args.rounds, steps=args.steps)
     plan_memory(spec, batch_size=args.batch_size, preset=preset, threads=args.threads)  # refuses what does not fit
     if args.plot:

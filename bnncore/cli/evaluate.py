@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bnncore.cli.options import add_data_options, add_json_option, positive_int
-from bnncore.cli.output import check_destination, rss_peak_bytes, say, testing_bar, write_json
+from bnncore.cli.output import check_destination, rss_peak_bytes, say, testing_bar, warn_about_threads, write_json
 
 __all__ = ["add_parser"]
 
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
             "it. Train it for some steps first, or export the model from the coordinator"
         )
     with open_split(args, "test") as dataset:
+        warn_about_threads(args.threads)
         predictor = Predictor(spec, state, batch_size=args.batch_size, threads=args.threads)
         with testing_bar() as on_batch:
             measured = evaluate(predictor, dataset, on_batch=on_batch)

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from bnncore.data.cache import cache_folder
     from bnncore.engine import isa_available, isa_selected
     from bnncore.optimizer import OPTIMIZERS, PRESETS
+    from bnncore.processors import usable_processors
     from bnncore.zoo import ZOO
 
     folder = cache_folder()
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         "isa_available": isa_available(),
         "isa": isa_selected(),
         "threads": len(os.sched_getaffinity(0)),
+        "processors": usable_processors(),
         "models": sorted(ZOO),
         "datasets": sorted(DATASETS),
         "presets": sorted(PRESETS),
@@ -77,7 +79,7 @@ def _summary(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"bitfleet         {result['bitfleet']} (Python {result['python']}, NumPy {result['numpy']})",
-            f"machine          {result['machine']}, {result['threads']} thread(s) usable",
+            f"machine          {result['machine']}, {result['processors']:g} processor(s) usable",
             f"instruction set  {result['isa']} (also: {', '.join(others) or 'none'})",
             f"models           {', '.join(result['models'])}",
             f"data sets        {', '.join(result['datasets'])}",

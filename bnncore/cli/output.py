@@ -12,8 +12,17 @@ from typing import Any
 
 from bnncore.durable import replace_file
 from bnncore.errors import ConfigurationError
+from bnncore.processors import oversubscription
 
-__all__ = ["check_destination", "format_bytes", "rss_peak_bytes", "say", "testing_bar", "write_json"]
+__all__ = [
+    "check_destination",
+    "format_bytes",
+    "rss_peak_bytes",
+    "say",
+    "testing_bar",
+    "warn_about_threads",
+    "write_json",
+]
 
 _JSON_BYTES = 1 << 16
 """Space that is asked for before a run whose JSON is not known yet."""
@@ -80,6 +89,13 @@ def say(text: str, json_path: str | None) -> None:
     """Print for people, unless standard output belongs to the JSON."""
     if json_path != "-":
         print(text)
+
+
+def warn_about_threads(threads: int) -> None:
+    """Tell on standard error when there are more threads than processors for them."""
+    message = oversubscription(threads)
+    if message is not None:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _is_device(path: str) -> bool:

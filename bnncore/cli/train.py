@@ -19,7 +19,15 @@ from bnncore.cli.options import (
     positive_int,
     unsigned_int,
 )
-from bnncore.cli.output import check_destination, format_bytes, rss_peak_bytes, say, testing_bar, write_json
+from bnncore.cli.output import (
+    check_destination,
+    format_bytes,
+    rss_peak_bytes,
+    say,
+    testing_bar,
+    warn_about_threads,
+    write_json,
+)
 from bnncore.errors import ConfigurationError
 from bnncore.schedule import SCHEDULES, build_schedule
 
@@ -123,6 +131,7 @@ def run(args: argparse.Namespace) -> None:
         spec = build_model(args, input_shape=train_set.input_shape, classes=len(train_set.classes))
         check_destination(args.checkpoint, "--checkpoint", 12 * spec.num_binary_weights + (1 << 16))
         check_destination(args.save, "--save", 4 * spec.num_binary_weights + (1 << 16))
+        warn_about_threads(args.threads)
         engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
         result = _train_and_evaluate(args, engine, schedule, train_set, test_set)
     if args.max_steps != 0 or args.save:
