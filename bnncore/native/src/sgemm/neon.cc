@@ -3,6 +3,7 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include "../unroll.h"
 #include "bnncore/sgemm.h"
 
 namespace bitfleet::neon {
@@ -13,23 +14,23 @@ template <int kRows>
 void multiply_tile(const float* a, size_t a_stride, const float* panel, int depth, float* c, size_t c_stride,
                    bool add) {
   float32x4_t sums[kRows][4];
-#pragma GCC unroll 6
+  BITFLEET_UNROLL
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+    BITFLEET_UNROLL
     for (int v = 0; v < 4; ++v) sums[i][v] = add ? vld1q_f32(c + i * c_stride + 4 * v) : vdupq_n_f32(0.0f);
   }
   for (int k = 0; k < depth; ++k, panel += kSgemmColumns) {
     const float32x4_t b[4] = {vld1q_f32(panel), vld1q_f32(panel + 4), vld1q_f32(panel + 8), vld1q_f32(panel + 12)};
-#pragma GCC unroll 6
+    BITFLEET_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const float32x4_t factor = vld1q_dup_f32(a + i * a_stride + k);
-#pragma GCC unroll 4
+      BITFLEET_UNROLL
       for (int v = 0; v < 4; ++v) sums[i][v] = vfmaq_f32(sums[i][v], factor, b[v]);
     }
   }
-#pragma GCC unroll 6
+  BITFLEET_UNROLL
   for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
+    BITFLEET_UNROLL
     for (int v = 0; v < 4; ++v) vst1q_f32(c + i * c_stride + 4 * v, sums[i][v]);
   }
 }

@@ -67,14 +67,17 @@ void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uin
   }
 }
 
-BITFLEET_DOTPROD void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int32_t* out,
-                                      size_t out_stride) {
+BITFLEET_DOTPROD void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
+                                      int32_t* out, size_t out_stride, size_t block_stride) {
   const size_t row_bytes = sign_row_bytes(depth);
   for (int r = 0, some; r < row_count; r += some) {
     some = row_count - r < kRowsAtOnce ? row_count - r : kRowsAtOnce;
-    for (int k = 0; k < kColumnBlock; k += 16) {
-      kAccumulate[some](rows + r * row_bytes, row_bytes, (depth + 3) / 4, bits + 4 * k, out + r * out_stride + k,
-                        out_stride);
+    for (int b = 0; b < blocks; ++b) {
+      const uint8_t* columns = bits + b * sign_bits_bytes(depth);
+      int32_t* target = out + r * out_stride + b * block_stride;
+      for (int k = 0; k < kColumnBlock; k += 16) {
+        kAccumulate[some](rows + r * row_bytes, row_bytes, (depth + 3) / 4, columns + 4 * k, target + k, out_stride);
+      }
     }
   }
 }
