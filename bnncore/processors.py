@@ -27,7 +27,7 @@ def usable_processors(root: Path = Path("/")) -> float:
     """
     usable = float(len(os.sched_getaffinity(0)))
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = (line.split(":", 2) + ["", ""][:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         names = controllers.split(",")
         if not controllers:
             usable = min(usable, _least(root / "sys/fs/cgroup", path, _quota_v2))
