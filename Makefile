@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What an install depends on; Python files do not count, since it is editable.
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(shell find bnncore/native -type f)
-CPP_FILES = $(shell find bnncore/native tests -name '*.cc' -o -name '*.h')
+CPP_FILES = $(shell find bnncore/native tests benchmarks -name '*.cc' -o -name '*.h')
 
 # Debian's name for what a Raspberry Pi runs, a Python of its version, and the processors to emulate: docs/arm.md.
 SUITE      ?= bookworm

@@ -60,9 +60,9 @@ _AVX2: dict[Kind, Bound] = {
 _NEON: dict[Kind, Bound] = {
     # EOR, CNT, ADD for 128 pairs; the widening of the byte counts is left out.
     "binary": Bound("EOR and CNT", 128, 3, 2),
-    # TBL looks the sums of four gradients up for 16 rows of bits, two tables a 16-bit sum (low and high bytes):
-    # 2 TBL, 2 widening additions, half a TBL's share of unpacking: about 10.5 for 256.
-    "gradient": Bound("look-up by TBL", 256, 10.5, 2),
+    # TBL looks the sums of four gradients up for 16 columns, low and high bytes apart: two TBL, ADD for the high bytes,
+    # UADDW and UADDW2 for the low ones.
+    "gradient": Bound("look-up by TBL", 64, 5, 2),
     # SMULL, SMLAL2, SADALP for 16 products of bytes.
     "input": Bound("SMLAL", 16, 3, 2),
     "input_gradient": Bound("SMLAL", 16, 3, 2),
