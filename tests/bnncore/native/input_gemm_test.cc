@@ -29,7 +29,12 @@ void check_product(const Kernels& kernels, const Shape& s, int count, int kind, 
   Array<int8_t> expanded(input_expanded_bytes(s.segments, s.width));
   Array<Y> y((row_count - 1) * y_stride + static_cast<size_t>(count), 1);
   u.generate([&] { return kind == 0 ? random.next() : 255; });
-  if (kind == 0) random_signs(random, w, s.rows, depth, w_stride);  // otherwise the largest sums
+  if (kind != 1) random_signs(random, w, s.rows, depth, w_stride);
+  if (kind == 2) {  // the largest sums of either sign
+    for (size_t r = 0; r < row_count; ++r) {
+      for (size_t k = 0; k < static_cast<size_t>(depth); ++k) w[r * w_stride + k / 64] |= uint64_t{1} << (k % 64);
+    }
+  }
   expanded.fill(0x77);
   y.fill(0x55);
   Array<Y> wanted = y;
@@ -53,7 +58,7 @@ void check_product(const Kernels& kernels, const Shape& s, int count, int kind, 
 }
 
 void check_both_widths(const Kernels& kernels, const Shape& shape, int count, Random& random) {
-  for (int kind : {0, 1}) {
+  for (int kind : {0, 1, 2}) {
     check_product<int32_t>(kernels, shape, count, kind, random);
     if (255 * shape.segments * shape.width <= std::numeric_limits<int16_t>::max()) {
       check_product<int16_t>(kernels, shape, count, kind, random);
