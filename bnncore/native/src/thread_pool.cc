@@ -1,6 +1,37 @@
 #include "bnncore/thread_pool.h"
 
+#include <chrono>
+
 namespace bitfleet {
+
+namespace {
+
+// How long a thread looks again before it sleeps: to be woken takes some of these, and a small network's layers follow
+// each other faster than that.
+constexpr std::chrono::microseconds kPatience{50};
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Waits until `value` is no longer `old`.
+template <typename T>
+void wait_for_change(const std::atomic<T>& value, T old) {
+  const auto start = std::chrono::steady_clock::now();
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() - start < kPatience);
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
 
 ThreadPool::ThreadPool(int num_threads) {
   workers_.reserve(static_cast<size_t>(num_threads - 1));
@@ -26,14 +57,14 @@ void ThreadPool::run_erased(Call call, void* context) {
   generation_.notify_all();
   call(context, 0);
   for (int left = busy_.load(std::memory_order_acquire); left != 0; left = busy_.load(std::memory_order_acquire)) {
-    busy_.wait(left, std::memory_order_acquire);
+    wait_for_change(busy_, left);
   }
 }
 
 void ThreadPool::serve(int member) {
   uint32_t seen = 0;
   for (;;) {
-    generation_.wait(seen, std::memory_order_acquire);
+    wait_for_change(generation_, seen);
     const uint32_t current = generation_.load(std::memory_order_acquire);
     if (current == seen) continue;
     seen = current;
