@@ -38,5 +38,5 @@ BITFLEET_AVX512 void pool_2x2(const int16_t* y, const PoolShape& s, int16_t* poo
 
 }  // namespace bitfleet::avx512
 
-BITFLEET_DEFINE_CHANNEL_KERNELS_WITH(avx512, BITFLEET_AVX512, pool_2x2)
+BITFLEET_DEFINE_CHANNEL_KERNELS_WITH(avx512, BITFLEET_AVX512_LOOPS, pool_2x2)
 #endif
