@@ -28,8 +28,8 @@ MAX_BATCH_SIZE = 1 << 15
 """Largest batch of any network."""
 MAX_FIRST_FAN_IN = 1 << 16
 """Most inputs of a first layer's output: 255 * 2**16 * 127 still fits the int32 products of its gradients."""
-MAX_FAN_IN = 1 << 24
-"""Most inputs of any other: 2**24 * 127 still fits."""
+MAX_FAN_IN = (1 << 15) - 2
+"""Most inputs of any other: its products are kept in 16 bits, whose ends stay free."""
 MAX_POSITIONS = 1 << 22
 """Most positions of a batch of maps: three sums of as many 8-bit gradients still fit an int32."""
 
@@ -107,8 +107,8 @@ def native_blocks(spec: ModelSpec, *, batch_size: int, threads: int) -> list[_na
         largest = MAX_FIRST_FAN_IN if block.is_first else MAX_FAN_IN
         if block.fan_in > largest:
             raise SpecError(
-                f"an output of layer {block.linear!r} may read at most {largest} numbers, so that its integer sums fit "
-                f"32 bits; it reads {block.fan_in}. Make its input or its kernel smaller"
+                f"an output of layer {block.linear!r} may read at most {largest} numbers, so that its sums fit the "
+                f"engine's integers; it reads {block.fan_in}. Make its input or its kernel smaller"
             )
         most = _most_samples(block)
         if most == 0:

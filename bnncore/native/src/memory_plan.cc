@@ -17,12 +17,7 @@ size_t item_size(const std::string& dtype) {
   throw std::logic_error("memory plan: unknown dtype " + dtype);
 }
 
-bool live_together(const PlanEntry& a, const PlanEntry& b) {
-  constexpr uint32_t kTileLoop = kNormalise | kWeights;
-  const auto widened = [](uint32_t phases) { return (phases & kTileLoop) != 0 ? phases | kTileLoop : phases; };
-  if (a.member != kShared && a.member == b.member) return (a.phases & b.phases) != 0;
-  return (widened(a.phases) & widened(b.phases)) != 0;
-}
+bool live_together(const PlanEntry& a, const PlanEntry& b) { return (a.phases & b.phases) != 0; }
 
 }  // namespace
 

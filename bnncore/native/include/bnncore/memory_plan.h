@@ -1,8 +1,7 @@
 // Every byte of training, laid out before the first step.
 //
 // An entry lives in some phases of a step; two entries that never live at the same time may share bytes. Threads pass
-// from phase to phase together, but for kNormalise and kWeights: there each goes its own way from tile to tile, so only
-// entries of the same thread may tell those two apart.
+// from phase to phase together.
 #pragma once
 
 #include <cstddef>
@@ -12,13 +11,12 @@
 
 namespace bitfleet {
 
-// The phases of a step, as bits. Normalise and Weights alternate tile by tile within a layer; an entry of one of them
-// holds nothing across that change.
+// The phases of a step, as bits; in each block's backward pass kNormalise, kWeights and kInputs follow each other.
 enum Phase : uint32_t {
   kForward = 1,      // products, statistics, signs
   kLoss = 2,         // softmax cross-entropy and its gradient
   kNormalise = 4,    // a tile's products again, the batch-norm gradient in 8 bits
-  kWeights = 8,      // weight gradients, straight into the optimizer state; alternates with kNormalise, tile by tile
+  kWeights = 8,      // weight gradients, straight into the optimizer state
   kInputs = 16,      // the gradient for the layer below
   kPersistent = 31,  // between steps too
   // Evaluation without training: layer i is in phase i % 4, so only the signs of neighbouring layers meet.
