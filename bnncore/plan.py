@@ -28,8 +28,8 @@ MAX_BATCH_SIZE = 1 << 15
 """Largest batch of any network."""
 MAX_FIRST_FAN_IN = 1 << 16
 """Most inputs of a first layer's output: 255 * 2**16 * 127 still fits the int32 products of its gradients."""
-MAX_FAN_IN = (1 << 15) - 2
-"""Most inputs of any other: its products are kept in 16 bits, whose ends stay free."""
+MAX_FAN_IN = 1 << 24
+"""Most inputs of any other: 2**24 * 127 still fits."""
 MAX_POSITIONS = 1 << 22
 """Most positions of a batch of maps: three sums of as many 8-bit gradients still fit an int32."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bnncore.engine import Engine
 from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, Layer, MaxPool2d, Sign, SoftmaxCrossEntropy
 from bnncore.optimizer import OPTIMIZERS
-from bnncore.plan import MemoryPlan, PlanEntry
+from bnncore.plan import MemoryPlan
 from bnncore.reference import ReferenceEngine
 from bnncore.spec import ModelSpec
 
@@ -72,6 +72,8 @@ def case(batch_size: int, input_shape: tuple[int, ...], *blocks: Conv | int) -> 
 PAIR = (2, 2)
 GEOMETRIES: dict[str, Case] = {
     "valid": case(5, (9, 11, 3), Conv(20), Conv(17), 10),
+    "a fan-in beyond 16 bits": case(3, (2, 2), 33_000, 3),
+    "a convolution beyond 16 bits": case(1, (3, 4, 1), Conv(8_300, (1, 2)), Conv(2, (2, 2)), 2),
     "same": case(5, (6, 7, 3), Conv(20, padding="same"), Conv(17, padding="same"), 10),
     "even kernel": case(4, (6, 8, 2), Conv(9, (2, 4)), Conv(16, (4, 2)), 7),
     "pointwise": case(4, (3, 4, 5), Conv(33, (1, 1)), Conv(8, (1, 1), "same"), 10),

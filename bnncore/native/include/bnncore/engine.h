@@ -28,6 +28,7 @@ inline constexpr int kInputWeightRows = 48;
 inline constexpr int kWeightRows = 64;  // and in the weight gradient
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
+inline constexpr int kPatchPositions = 1024;          // most positions in a panel
 inline constexpr int kEmittedAtOnce = 4096;           // positions whose signs are emitted at once
 
 // Delayed scales of one block, part of the optimizer state. 0 means "not measured yet".
@@ -42,7 +43,7 @@ struct BlockScales {
 // What follows from a block's maps and the batch: how its tiles are cut.
 struct BlockGeometry {
   bool whole_map;  // the kernel covers the input map once, as in a dense layer: nothing to gather
-  bool wide;       // products take 32 bits, not 16: some first layers
+  bool wide;       // products take 32 bits, not 16
   int tile_rows;   // output channels handled at once: 16, or less where their products would take too much memory
   int y_stride;    // products a channel in a tile: batch x normalised positions, rounded up
   // A row of weights in bits is a run of segments, each filled up to whole words: one a tap, but one in all in the
@@ -240,6 +241,9 @@ class Engine {
                      uint8_t* choice) const;
   template <typename Y>
   void multiply_input(int sample, int rows, int member, Y* y, size_t y_stride) const;
+  template <typename Y>
+  void multiply_panel(size_t block, const uint64_t* panel, int count, const uint64_t* weights, int rows, Y* y,
+                      size_t y_stride) const;
   const uint64_t* planes_of(size_t block, int sample, int member) const;
   template <typename Y>
   void find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const;

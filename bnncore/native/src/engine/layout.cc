@@ -13,7 +13,6 @@ constexpr size_t kReadPastInput = 64;  // input_gemm and input_grad load whole v
 constexpr size_t kReadPastSigns = kPanelLanes * sizeof(uint64_t);
 constexpr size_t kTileBytes = 1700000;   // products of a tile: 8 channels of a batch of 100 maps of 32 x 32
 constexpr size_t kPatchBytes = 1 << 15;  // patches gathered at once: they stay in the first cache
-constexpr int kPatchPositions = 1024;
 // What the backward products may take beside each other: as much as the tile of products takes, whose phase is over
 // then, but at least the first (small networks would be slow) and expanded rows at most the second (they should stay
 // in the second cache).
@@ -226,7 +225,7 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
   g.whole_map = conv == 1 && block.pad_height + block.pad_width == 0 && block.kernel_height == block.in_height &&
                 block.kernel_width == block.in_width;
   g.y_stride = static_cast<int>(round_up(static_cast<size_t>(batch_size) * block.norm_positions(), 16));
-  g.wide = is_first && 255 * block.fan_in() > kXnorDepth;
+  g.wide = (is_first ? 255 : 1) * block.fan_in() > kXnorDepth;
   g.tile_rows = kTileRows;
   while (g.tile_rows > 4 && g.y_bytes() * g.tile_rows * g.y_stride > kTileBytes) g.tile_rows /= 2;
   g.segments = is_first ? 1 : block.taps();

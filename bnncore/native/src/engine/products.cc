@@ -53,14 +53,13 @@ void Engine::multiply(size_t block, const uint64_t* weights, int rows, int count
     kernels_.input_expand(weights, g.row_words(), rows, 1, spec.fan_in(), expanded);
     kernels_.input_gemm_of<Y>()(at<uint8_t>(layout_.input), static_cast<size_t>(spec.in_features()), 0, count, expanded,
                                 rows, 1, spec.fan_in(), y, y_stride);
-  } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
+  } else {
     uint64_t* panel = at<uint64_t>(layout_.scratch[member].patches);
     for (int first = 0; first < count; first += g.patch_count) {
       const int some = std::min(g.patch_count, count - first);
       kernels_.transpose_words(at<uint64_t>(layout_.blocks[block - 1].signs) + first * g.row_words(), g.row_words(),
                                some, static_cast<int>(g.row_words()), panel, g.panel_stride());
-      kernels_.xnor_gemm(panel, g.panel_stride(), some, weights, g.row_words(), rows, static_cast<int>(g.row_words()),
-                         spec.fan_in(), y + first, y_stride);
+      multiply_panel(block, panel, some, weights, rows, y + first, y_stride);
     }
   }
 }
@@ -89,14 +88,13 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
     Y* target = pools ? at<Y>(scratch.conv_y) : y + size_t(b) * conv;
     if (block == 0) {
       multiply_input(b, rows, member, target, target_stride);
-    } else if constexpr (sizeof(Y) == sizeof(int16_t)) {
+    } else {
       uint64_t* panel = at<uint64_t>(scratch.patches);
       const uint64_t* planes = planes_of(block, b, member);
       for (int first = 0; first < conv; first += g.patch_count) {
         const int some = std::min(g.patch_count, conv - first);
         kernels_.gather_panel(spec, planes, g.segment_words, first, some, panel, g.panel_stride());
-        kernels_.xnor_gemm(panel, g.panel_stride(), some, weights, g.row_words(), rows, static_cast<int>(g.row_words()),
-                           spec.fan_in(), target + first, target_stride);
+        multiply_panel(block, panel, some, weights, rows, target + first, target_stride);
       }
     }
     for (int r = 0; r < rows; ++r) {
@@ -140,6 +138,30 @@ void Engine::multiply_input(int sample, int rows, int member, Y* y, size_t y_str
     kernels_.input_gemm_of<Y>()(map + size_t(row) * spec.stride * pitch, spec.stride * channels, pitch, spec.conv_width,
                                 at<int8_t>(scratch.expanded_weights), rows, spec.kernel_height,
                                 spec.kernel_width * spec.in_channels, y + size_t(row) * spec.conv_width, y_stride);
+  }
+}
+
+// Products of a panel of positions. What 16 bits cannot hold is added up from parts that they can.
+template <typename Y>
+void Engine::multiply_panel(size_t block, const uint64_t* panel, int count, const uint64_t* weights, int rows, Y* y,
+                            size_t y_stride) const {
+  const BlockGeometry& g = geometry(block);
+  const int words = static_cast<int>(g.row_words()), depth = blocks_[block].fan_in();
+  if constexpr (sizeof(Y) == sizeof(int16_t)) {
+    kernels_.xnor_gemm(panel, g.panel_stride(), count, weights, g.row_words(), rows, words, depth, y, y_stride);
+  } else {
+    constexpr int kPartWords = 255;  // twice as many bits stay below 2^15
+    int16_t part[kPatchPositions];
+    for (int r = 0; r < rows; ++r) {
+      Y* row = y + r * y_stride;
+      std::fill_n(row, count, depth);
+      for (int first = 0; first < words; first += kPartWords) {
+        const int some = std::min(kPartWords, words - first);
+        kernels_.xnor_gemm(panel + first * g.panel_stride(), g.panel_stride(), count,
+                           weights + r * g.row_words() + first, g.row_words(), 1, some, 0, part, kPatchPositions);
+        for (int p = 0; p < count; ++p) row[p] += part[p];
+      }
+    }
   }
 }
 
