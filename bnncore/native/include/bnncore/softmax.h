@@ -23,17 +23,23 @@ struct SoftmaxRow {
   double loss;
 };
 
-inline SoftmaxRow softmax_row(const float* logits, int classes, int label) {
+// The exponentials of a row's first classes, which its probabilities need again.
+inline constexpr int kKeptClasses = 64;
+
+inline SoftmaxRow softmax_row(const float* logits, int classes, int label, double kept[kKeptClasses]) {
   SoftmaxRow row{};
   row.best = static_cast<int>(std::max_element(logits, logits + classes) - logits);
   const double largest = logits[row.best];
-  for (int c = 0; c < classes; ++c) row.sum += exp_exact(double{logits[c]} - largest);
+  const int few = std::min(classes, kKeptClasses);
+  for (int c = 0; c < few; ++c) row.sum += kept[c] = exp_exact(double{logits[c]} - largest);
+  for (int c = few; c < classes; ++c) row.sum += exp_exact(double{logits[c]} - largest);
   row.loss = log_exact(row.sum) - (double{logits[label]} - largest);
   return row;
 }
 
-inline double softmax_probability(const SoftmaxRow& row, const float* logits, int c) {
-  return exp_exact(double{logits[c]} - double{logits[row.best]}) * (1.0 / row.sum);
+inline double softmax_probability(const SoftmaxRow& row, const float* logits, int c, const double* kept) {
+  const double power = c < kKeptClasses ? kept[c] : exp_exact(double{logits[c]} - double{logits[row.best]});
+  return power * (1.0 / row.sum);
 }
 
 // Losses are summed as integers, so that the order of the samples does not matter.
@@ -58,13 +64,14 @@ StepResult softmax_batch(const float* logits, const int32_t* labels, int count, 
                          SetGradient set_gradient) {
   int64_t loss = 0, correct = 0;
   for (int b = 0; b < count; ++b, logits += classes) {
-    const SoftmaxRow row = softmax_row(logits, classes, labels[b]);
+    double kept[kKeptClasses];
+    const SoftmaxRow row = softmax_row(logits, classes, labels[b], kept);
     loss += loss_in_units(row.loss);
     correct += row.best == labels[b];
     if (predictions != nullptr) predictions[b] = row.best;
     if constexpr (!std::is_same_v<SetGradient, std::nullptr_t>) {
       for (int c = 0; c < classes; ++c) {
-        set_gradient(b, c, softmax_probability(row, logits, c) - (c == labels[b] ? 1.0 : 0.0));
+        set_gradient(b, c, softmax_probability(row, logits, c, kept) - (c == labels[b] ? 1.0 : 0.0));
       }
     }
   }
