@@ -213,14 +213,18 @@ void Engine::route_to_first_positive(size_t block, int channel, const Y* y, int3
   std::memset(grad, 0, static_cast<size_t>(batch_size_) * conv);
   for (int b = 0; b < batch_size_; ++b, y += conv, grad += conv) {
     const int8_t* slot = at<int8_t>(layout_.gradient) + b * layout_.gradient_stride + channel;
-    for (int q = 0; q < spec.pooled_positions(); ++q) {
-      const int corner = window_corner(spec, q);
-      int winner = corner;
-      for (int i = spec.window(); i-- > 0;) {
-        const int position = corner + window_offset(spec, i);
-        winner = y[position] >= sign_from ? position : winner;
+    for (int line = 0; line < spec.pooled_height(); ++line) {
+      int corner = line * spec.pool_height * spec.conv_width;
+      for (int q = 0; q < spec.pooled_width(); ++q, corner += spec.pool_width) {
+        int winner = corner;
+        for (int i = spec.pool_height; i-- > 0;) {
+          for (int j = spec.pool_width; j-- > 0;) {
+            const int position = corner + i * spec.conv_width + j;
+            winner = y[position] >= sign_from ? position : winner;
+          }
+        }
+        grad[winner] = slot[size_t(corner) * spec.out_channels];
       }
-      grad[winner] = slot[size_t(corner) * spec.out_channels];
     }
   }
 }

@@ -94,11 +94,16 @@ void Engine::emit_signs(size_t block, int first, int rows, const Y* y, const int
     const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
     for (int b = 0; b < count; ++b) {
       kernels_.channel->of<Y>().emit_signs(y + size_t(b) * conv, y_stride, sign_from, rows, conv, bits);
-      for (int q = 0; q < pooled; ++q) {
-        const uint16_t* corner = bits + window_corner(spec, q);
-        uint16_t all = corner[0];  // the largest sign is -1 only where all are
-        for (int i = 1; i < spec.window(); ++i) all &= corner[window_offset(spec, i)];
-        store(size_t(b) * pooled + q, all);
+      size_t q = size_t(b) * pooled;
+      for (int line = 0; line < spec.pooled_height(); ++line) {
+        const uint16_t* corner = bits + line * spec.pool_height * spec.conv_width;
+        for (int column = 0; column < spec.pooled_width(); ++column, ++q, corner += spec.pool_width) {
+          uint16_t all = corner[0];  // the largest sign is -1 only where all are
+          for (int i = 0; i < spec.pool_height; ++i) {
+            for (int j = 0; j < spec.pool_width; ++j) all &= corner[i * spec.conv_width + j];
+          }
+          store(q, all);
+        }
       }
     }
     return;
