@@ -92,9 +92,15 @@ def table(*lines: str) -> str:
     return "\n".join([head, row(*["---"] * (head.count("|") - 1)), *rest])
 
 
+def short(number: float) -> str:
+    """Write three digits, and all of those before the point."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
+
+
 def ms(side: dict[str, Any]) -> str:
     """Median and spread: 3.12 (3.05 to 3.30)."""
-    return f"{side['step_ms_median']:.3g} ({side['step_ms_p10']:.3g} to {side['step_ms_p90']:.3g})"
+    median, low, high = (short(side[key]) for key in ("step_ms_median", "step_ms_p10", "step_ms_p90"))
+    return f"{median} ({low} to {high})"
 
 
 def speed_table(results: dict[Case, dict[str, Any]]) -> str:
@@ -141,7 +147,7 @@ def variants_table(results: dict[Case, dict[str, Any]]) -> str:
         if case.against == "torch" and case.isa is None:
             tried = result["torch"]["variants"]
             cells = [
-                f"{n} {v['step_ms_min']:.3g}" if "step_ms_min" in v else f"{n}: left out" for n, v in tried.items()
+                f"{n} {short(v['step_ms_min'])}" if "step_ms_min" in v else f"{n}: left out" for n, v in tried.items()
             ]
             lines.append(row(case.model, str(case.threads), ", ".join(cells)))
     return table(*lines)
@@ -176,7 +182,7 @@ def energy_table(results: dict[Case, dict[str, Any]]) -> str:
         if case.against == "torch" and case.threads == 1 and case.isa is None:
             modelled, measured = result["energy"]["modelled"], result["energy"]["measured"]
             cells = [
-                f"{m['total_j'] * 1e3:.3g} mJ: {m['compute_j'] * 1e3:.3g}, {m['memory_j'] * 1e3:.3g}"
+                f"{short(m['total_j'] * 1e3)} mJ: {short(m['compute_j'] * 1e3)}, {short(m['memory_j'] * 1e3)}"
                 for m in (modelled["bitfleet"], modelled["torch"])
             ]
             found = (
