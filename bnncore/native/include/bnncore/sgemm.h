@@ -22,23 +22,16 @@ using Sgemm = void (*)(const float* a, size_t a_stride, int rows, const float* b
 using TransposeFloats = void (*)(const float* source, size_t source_stride, int rows, int columns, float* target,
                                  size_t target_stride);
 
-namespace portable {
-void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
-           bool add);
-void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
-                      size_t target_stride);
-}  // namespace portable
-namespace avx2 {
-void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
-           bool add);
-void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
-                      size_t target_stride);
-}  // namespace avx2
-namespace neon {
-void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, size_t c_stride,
-           bool add);
-void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
-                      size_t target_stride);
-}  // namespace neon
+#define BITFLEET_DECLARE(isa)                                                                             \
+  namespace isa {                                                                                         \
+  void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth, int columns, float* c, \
+             size_t c_stride, bool add);                                                                  \
+  void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,  \
+                        size_t target_stride);                                                            \
+  }
+BITFLEET_DECLARE(portable)
+BITFLEET_DECLARE(avx2)
+BITFLEET_DECLARE(neon)
+#undef BITFLEET_DECLARE
 
 }  // namespace bitfleet

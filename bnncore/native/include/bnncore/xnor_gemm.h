@@ -2,7 +2,8 @@
 //
 // x is a panel: word i of position p lies at x[i * x_stride + p], so that neighbouring positions fill a vector. The
 // caller promises: x is readable up to a multiple of kPanelLanes positions; columns of x and rows of w hold `words`
-// words with the same `depth` bits in use, the others zero; y does not overlap them. Exact for depth <= kXnorDepth.
+// words with the same `depth` bits in use, the others zero; y does not overlap them. Exact for depth <= kXnorDepth;
+// a depth of 0 gives a part's -2 * popcount, exact for up to 255 words.
 // Every instruction set gives the same integers.
 #pragma once
 

@@ -8,6 +8,22 @@
 
 namespace bitfleet {
 
+namespace {
+
+// What add_positions keeps of a row: a sum a position, or one where no tap ever reads padding.
+int sums_a_row(const BlockSpec& spec) { return spec.pad_height + spec.pad_width > 0 ? spec.conv_positions() : 1; }
+
+// A row's gradients summed over the positions where each tap reads a pixel, from what add_positions found.
+void sum_taps(const BlockSpec& spec, const int32_t* position_sums, int row, int32_t* sums) {
+  if (spec.pad_height + spec.pad_width > 0) {
+    tap_sums(spec, position_sums + row * spec.conv_positions(), sums);
+  } else {
+    std::fill_n(sums, spec.taps(), position_sums[row]);
+  }
+}
+
+}  // namespace
+
 int64_t Engine::run_weights(size_t block, bool measure, float step_scale, Trace* trace) {
   const UpdateContext context = update_context(block, step_scale);
   const int rows = geometry(block).weight_rows, channels = blocks_[block].out_channels;
@@ -102,7 +118,6 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
   const int rows = channels.end - channels.begin, positions = batch_size_ * spec.conv_positions();
-  const bool pads = spec.pad_height + spec.pad_width > 0;
   const size_t sums_stride = size_t(g.weight_rows) * kColumnBlock;
   int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
@@ -110,7 +125,7 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   uint64_t* columns = at<uint64_t>(scratch.columns);
   uint8_t* bits = at<uint8_t>(scratch.weight_bits);
   uint8_t* expanded = at<uint8_t>(scratch.weight_rows);
-  std::fill_n(position_sums, size_t(rows) * (pads ? spec.conv_positions() : 1), 0);
+  std::fill_n(position_sums, size_t(rows) * sums_a_row(spec), 0);
   std::fill_n(sums, g.row_words() * sums_stride, 0);
 
   for (int first = 0; first < positions; first += g.weight_depth) {
@@ -135,11 +150,7 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
   int64_t abs_sum = 0;
   for (int r = 0; r < rows; ++r) {
-    if (pads) {
-      tap_sums(spec, position_sums + r * spec.conv_positions(), sums_by_tap);
-    } else {
-      std::fill_n(sums_by_tap, spec.taps(), position_sums[r]);
-    }
+    sum_taps(spec, position_sums, r, sums_by_tap);
     int32_t* __restrict target = products;
     for (int tap = 0; tap < g.segments; ++tap) {
       for (size_t word = 0; word < g.segment_words; ++word) {
@@ -162,7 +173,6 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
   const int rows = channels.end - channels.begin, conv = spec.conv_positions(), positions = batch_size_ * conv;
-  const bool pads = spec.pad_height + spec.pad_width > 0;
   const size_t depth = static_cast<size_t>(spec.fan_in()), map_bytes = static_cast<size_t>(spec.in_features());
   const uint8_t* input = at<uint8_t>(layout_.input);
   int8_t* grad = at<int8_t>(scratch.grad_rows);
@@ -170,7 +180,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
   int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
   int64_t* sums = at<int64_t>(scratch.weight_sums);  // where 32 bits do not do
   int32_t* products = at<int32_t>(scratch.weight_rows);
-  std::fill_n(position_sums, size_t(rows) * (pads ? conv : 1), 0);
+  std::fill_n(position_sums, size_t(rows) * sums_a_row(spec), 0);
   int64_t abs_sum = 0;
   const bool fits = positions <= kInputGradRun;  // in 32 bits
   for (int column = 0; column < spec.fan_in(); column += kColumnBlock) {
@@ -208,11 +218,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
     if (!fits) flush();
     const int count = std::min(kColumnBlock, spec.fan_in() - column);
     for (int r = 0; r < rows; ++r) {
-      if (pads) {
-        tap_sums(spec, position_sums + r * conv, sums_by_tap);
-      } else {
-        std::fill_n(sums_by_tap, spec.taps(), position_sums[r]);
-      }
+      sum_taps(spec, position_sums, r, sums_by_tap);
       const int64_t* source = sums + size_t(r) * kColumnBlock;
       int32_t* row = products + size_t(r) * kColumnBlock;
       for (int k = 0; k < count;) {

@@ -10,6 +10,7 @@
 #include "../unroll.h"
 #include "bnncore/input_gemm.h"
 #include "quads_inl.h"
+#include "widths_inl.h"
 
 namespace bitfleet::avx2 {
 
@@ -120,17 +121,7 @@ BITFLEET_AVX2 void input_expand(const uint64_t* w, size_t w_stride, int rows, in
   loops::expand_quads(w, w_stride, rows, segments, width, expanded);
 }
 
-BITFLEET_AVX2 void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
-                                     const int8_t* expanded, int rows, int segments, int width, int16_t* y,
-                                     size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
-
-BITFLEET_AVX2 void input_gemm_wide(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
-                                   const int8_t* expanded, int rows, int segments, int width, int32_t* y,
-                                   size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
+BITFLEET_DEFINE_INPUT_GEMM_WIDTHS(BITFLEET_AVX2)
 
 // Pairs of positions as int16, 16 columns to 64 bytes.
 BITFLEET_AVX2 void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride,

@@ -11,6 +11,7 @@
 #include "../unroll.h"
 #include "bnncore/input_gemm.h"
 #include "quads_inl.h"
+#include "widths_inl.h"
 
 namespace bitfleet::avx512 {
 
@@ -166,17 +167,7 @@ BITFLEET_AVX512 void input_expand(const uint64_t* w, size_t w_stride, int rows, 
   _mm512_store_si512(expanded, _mm512_mullo_epi32(sums, _mm512_set1_epi32(255)));
 }
 
-BITFLEET_AVX512 void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
-                                       const int8_t* expanded, int rows, int segments, int width, int16_t* y,
-                                       size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
-
-BITFLEET_AVX512 void input_gemm_wide(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
-                                     const int8_t* expanded, int rows, int segments, int width, int32_t* y,
-                                     size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
+BITFLEET_DEFINE_INPUT_GEMM_WIDTHS(BITFLEET_AVX512)
 
 // Four positions share a lane, column by column.
 BITFLEET_AVX512 void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u,

@@ -8,6 +8,7 @@
 #include "../bits_neon.h"
 #include "bnncore/input_gemm.h"
 #include "quads_inl.h"
+#include "widths_inl.h"
 
 namespace bitfleet::neon_dotprod {
 
@@ -103,17 +104,7 @@ void input_expand(const uint64_t* w, size_t w_stride, int rows, int segments, in
   std::memcpy(end, sums, sizeof(sums));
 }
 
-BITFLEET_DOTPROD void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
-                                        const int8_t* expanded, int rows, int segments, int width, int16_t* y,
-                                        size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
-
-BITFLEET_DOTPROD void input_gemm_wide(const uint8_t* u, size_t u_stride, size_t segment_stride, int count,
-                                      const int8_t* expanded, int rows, int segments, int width, int32_t* y,
-                                      size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
+BITFLEET_DEFINE_INPUT_GEMM_WIDTHS(BITFLEET_DOTPROD)
 
 BITFLEET_DOTPROD void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u,
                                  size_t u_stride, uint8_t* expanded, int32_t* out) {

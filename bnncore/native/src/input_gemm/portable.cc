@@ -1,4 +1,5 @@
 #include "bnncore/input_gemm.h"
+#include "widths_inl.h"
 
 namespace bitfleet::portable {
 
@@ -31,15 +32,7 @@ void input_expand(const uint64_t* w, size_t w_stride, int rows, int segments, in
   }
 }
 
-void input_gemm_narrow(const uint8_t* u, size_t u_stride, size_t segment_stride, int count, const int8_t* expanded,
-                       int rows, int segments, int width, int16_t* y, size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
-
-void input_gemm_wide(const uint8_t* u, size_t u_stride, size_t segment_stride, int count, const int8_t* expanded,
-                     int rows, int segments, int width, int32_t* y, size_t y_stride) {
-  gemm(u, u_stride, segment_stride, count, expanded, rows, segments, width, y, y_stride);
-}
+BITFLEET_DEFINE_INPUT_GEMM_WIDTHS()
 
 void input_grad(const int8_t* g, size_t g_stride, int rows, int depth, const uint8_t* u, size_t u_stride, uint8_t*,
                 int32_t* out) {

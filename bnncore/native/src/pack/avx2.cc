@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "../tiles_inl.h"
 #include "bnncore/packing.h"
 #include "gather_inl.h"
 
@@ -121,16 +122,8 @@ BITFLEET_AVX2 inline void transpose_4x4(const uint64_t* source, size_t source_st
 
 BITFLEET_AVX2 void transpose_words(const uint64_t* source, size_t source_stride, int rows, int columns,
                                    uint64_t* target, size_t target_stride) {
-  const int whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-  for (int r = 0; r < whole_rows; r += 4) {
-    for (int c = 0; c < whole_columns; c += 4) {
-      transpose_4x4(source + r * source_stride + c, source_stride, target + c * target_stride + r, target_stride);
-    }
-  }
-  portable::transpose_words(source + whole_columns, source_stride, whole_rows, columns - whole_columns,
-                            target + whole_columns * target_stride, target_stride);
-  portable::transpose_words(source + whole_rows * source_stride, source_stride, rows - whole_rows, columns,
-                            target + whole_rows, target_stride);
+  loops::transpose_tiles<4, transpose_4x4, portable::transpose_words>(source, source_stride, rows, columns, target,
+                                                                      target_stride);
 }
 
 BITFLEET_AVX2 void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,

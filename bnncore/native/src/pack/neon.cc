@@ -2,6 +2,7 @@
 // Bytes are transposed in 16 x 16 tiles by four rounds of ZIP.
 #if defined(__aarch64__)
 #include "../bits_neon.h"
+#include "../tiles_inl.h"
 #include "bnncore/packing.h"
 
 namespace bitfleet::neon {
@@ -58,20 +59,8 @@ void pack_float(const float* values, int count, uint64_t* words) {
 
 void transpose_bytes(const int8_t* source, size_t source_stride, int rows, int columns, int8_t* target,
                      size_t target_stride) {
-  const int whole_rows = rows / 16 * 16, whole_columns = columns / 16 * 16;
-  for (int r = 0; r < whole_rows; r += 16) {
-    for (int c = 0; c < whole_columns; c += 16) {
-      transpose_16x16(source + r * source_stride + c, source_stride, target + c * target_stride + r, target_stride);
-    }
-  }
-  if (whole_columns < columns) {
-    portable::transpose_bytes(source + whole_columns, source_stride, whole_rows, columns - whole_columns,
-                              target + whole_columns * target_stride, target_stride);
-  }
-  if (whole_rows < rows) {
-    portable::transpose_bytes(source + whole_rows * source_stride, source_stride, rows - whole_rows, columns,
-                              target + whole_rows, target_stride);
-  }
+  loops::transpose_tiles<16, transpose_16x16, portable::transpose_bytes>(source, source_stride, rows, columns, target,
+                                                                         target_stride);
 }
 
 }  // namespace bitfleet::neon

@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include "../tiles_inl.h"
 #include "bnncore/sgemm.h"
 
 namespace bitfleet::avx2 {
@@ -93,20 +94,8 @@ BITFLEET_FMA void sgemm(const float* a, size_t a_stride, int rows, const float* 
 
 BITFLEET_FMA void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
                                    size_t target_stride) {
-  const int whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
-  for (int r = 0; r < whole_rows; r += 8) {
-    for (int c = 0; c < whole_columns; c += 8) {
-      transpose_8x8(source + r * source_stride + c, source_stride, target + c * target_stride + r, target_stride);
-    }
-  }
-  if (whole_columns < columns) {
-    portable::transpose_floats(source + whole_columns, source_stride, whole_rows, columns - whole_columns,
-                               target + whole_columns * target_stride, target_stride);
-  }
-  if (whole_rows < rows) {
-    portable::transpose_floats(source + whole_rows * source_stride, source_stride, rows - whole_rows, columns,
-                               target + whole_rows, target_stride);
-  }
+  loops::transpose_tiles<8, transpose_8x8, portable::transpose_floats>(source, source_stride, rows, columns, target,
+                                                                       target_stride);
 }
 
 }  // namespace bitfleet::avx2

@@ -3,6 +3,7 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include "../tiles_inl.h"
 #include "../unroll.h"
 #include "bnncore/sgemm.h"
 
@@ -67,20 +68,8 @@ void sgemm(const float* a, size_t a_stride, int rows, const float* b, int depth,
 
 void transpose_floats(const float* source, size_t source_stride, int rows, int columns, float* target,
                       size_t target_stride) {
-  const int whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
-  for (int r = 0; r < whole_rows; r += 4) {
-    for (int c = 0; c < whole_columns; c += 4) {
-      transpose_4x4(source + r * source_stride + c, source_stride, target + c * target_stride + r, target_stride);
-    }
-  }
-  if (whole_columns < columns) {
-    portable::transpose_floats(source + whole_columns, source_stride, whole_rows, columns - whole_columns,
-                               target + whole_columns * target_stride, target_stride);
-  }
-  if (whole_rows < rows) {
-    portable::transpose_floats(source + whole_rows * source_stride, source_stride, rows - whole_rows, columns,
-                               target + whole_rows, target_stride);
-  }
+  loops::transpose_tiles<4, transpose_4x4, portable::transpose_floats>(source, source_stride, rows, columns, target,
+                                                                       target_stride);
 }
 
 }  // namespace bitfleet::neon
