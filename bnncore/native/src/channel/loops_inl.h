@@ -233,10 +233,7 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
 }  // namespace bitfleet::loops
 
 // Defines the kernels of one instruction set in namespace `isa`; `target` is its function attribute (may be empty).
-#define BITFLEET_DEFINE_CHANNEL_KERNELS(isa, target) BITFLEET_DEFINE_CHANNEL_KERNELS_WITH(isa, target, loops::max_pool)
-
-// The same with another max_pool.
-#define BITFLEET_DEFINE_CHANNEL_KERNELS_WITH(isa, target, pool)                                                        \
+#define BITFLEET_DEFINE_CHANNEL_KERNELS(isa, target)                                                                   \
   namespace bitfleet::isa {                                                                                            \
   namespace {                                                                                                          \
   template <typename Y>                                                                                                \
@@ -266,7 +263,7 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
     return loops::integer_quantise(v, whole, q, count, gain, s, first);                                                \
   }                                                                                                                    \
   target void max_pool(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices) {                  \
-    pool(y, shape, pooled, choices);                                                                                   \
+    loops::max_pool(y, shape, pooled, choices);                                                                        \
   }                                                                                                                    \
   target int32_t integer_max(const int32_t* v, int32_t whole, int count) {                                             \
     return loops::integer_max(v, whole, count);                                                                        \

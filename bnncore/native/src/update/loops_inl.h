@@ -83,12 +83,15 @@ BITFLEET_INLINE void sgd(float* __restrict latent, float* __restrict momentum, c
 
 }  // namespace bitfleet::loops
 
-#define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target)                                                                  \
+#define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target) BITFLEET_DEFINE_UPDATE_KERNELS_WITH(isa, target, loops::latent8)
+
+// The same with another latent8.
+#define BITFLEET_DEFINE_UPDATE_KERNELS_WITH(isa, target, latent8_loop)                                               \
   namespace bitfleet::isa {                                                                                          \
   namespace {                                                                                                        \
   target void latent8(int8_t* u, const int32_t* g, int count, float gain, const Latent8Step& s, RandomStream stream, \
                       uint32_t first) {                                                                              \
-    loops::latent8(u, g, count, gain, s, stream, first);                                                             \
+    latent8_loop(u, g, count, gain, s, stream, first);                                                               \
   }                                                                                                                  \
   target void latent8_momentum(int8_t* u, int8_t* m, const int32_t* g, int count, float gain,                        \
                                const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                  \
