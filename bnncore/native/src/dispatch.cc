@@ -31,7 +31,7 @@ const Candidate kCandidates[] = {
        return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("popcnt") != 0 &&
               __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
      }},
-    {{"avx512", avx2::pack_int8, avx2::pack_float, avx2::transpose_bytes, avx2::transpose_words, avx512::gather_panel,
+    {{"avx512", avx512::pack_int8, avx2::pack_float, avx2::transpose_bytes, avx2::transpose_words, avx512::gather_panel,
       avx512::xnor_gemm, avx512::input_expand, avx512::input_gemm_narrow, avx512::input_gemm_wide,
       avx512::sign_expand_bits, avx512::sign_expand_rows, avx512::sign_accumulate, avx512::input_grad,
       &avx512::channel_kernels, &avx512::update_kernels, &avx2::float_kernels},

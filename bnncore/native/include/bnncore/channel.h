@@ -51,6 +51,15 @@ struct QuantiseResult {
   float max_abs;      // largest |(q - offset) * gain|, before saturation
 };
 
+// Some channels' mu, psi and thresholds side by side, so that vectors take them together.
+inline constexpr int kNormRows = 16;
+struct ChannelNorms {
+  double mean[kNormRows], mean_abs_dev[kNormRows];
+  int32_t sign_from[kNormRows], mask_from[kNormRows], mask_to[kNormRows];
+
+  ChannelThresholds thresholds(int row) const { return {sign_from[row], mask_from[row], mask_to[row]}; }
+};
+
 // What is done to products y, which are int16 or int32 (Y).
 template <typename Y>
 struct ProductKernels {
@@ -78,6 +87,10 @@ struct PoolShape {
 struct ChannelKernels {
   ProductKernels<int16_t> narrow;
   ProductKernels<int32_t> wide;
+  // mu and psi of rows <= kNormRows channels, from sums over `count` values each: S / B and D / B^2.
+  void (*moments)(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms);
+  // Thresholds for x = (y - mean) / mean_abs_dev + beta, whether those are of the batch or running.
+  void (*thresholds)(const float* beta, int rows, ChannelNorms& norms);
   // pooled [pooled_height][pooled_width]: the largest y of each window, of at most 256 elements. `choices`, unless it
   // is null, receives the number of the first element that is.
   void (*max_pool)(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices);
@@ -89,8 +102,8 @@ struct ChannelKernels {
   int32_t (*integer_max)(const int32_t* sums, int32_t whole, int count);
   // sums[r] = sum of values[r][0..count).
   void (*byte_sums)(const int8_t* values, size_t stride, int rows, int count, int32_t* sums);
-  // Sum of |values[k]|.
-  int64_t (*integer_abs_sum)(const int32_t* values, int count);
+  // Sum of |factor * sums[k] + offset|.
+  int64_t (*integer_abs_sum)(const int32_t* sums, int32_t factor, int32_t offset, int count);
 
   template <typename Y>
   const ProductKernels<Y>& of() const {
@@ -102,19 +115,9 @@ struct ChannelKernels {
   }
 };
 
-// mu and psi of a channel from its integer sums, in double, in one fixed order.
-struct ChannelMoments {
-  double mean;
-  double mean_abs_dev;
-};
-ChannelMoments channel_moments(const ChannelStatistics& statistics, int count);
-
-// Thresholds for x = (y - mean) / mean_abs_dev + beta. Works for batch moments and for running statistics.
-ChannelThresholds channel_thresholds(double mean, double mean_abs_dev, float beta);
-
-// Coefficients of the exact l1 gradient.
-GradientCoefficients gradient_coefficients(const ChannelStatistics& statistics, const ChannelThresholds& thresholds,
-                                           const GradientSums& sums, int count);
+// Coefficients of the exact l1 gradient. `mean_abs_dev` is not 0.
+GradientCoefficients gradient_coefficients(const ChannelStatistics& statistics, int64_t floor_mean, double mean_abs_dev,
+                                           const ChannelThresholds& thresholds, const GradientSums& sums, int count);
 
 // floor(sum / count), for count > 0.
 int64_t floor_divide(int64_t sum, int64_t count);

@@ -22,8 +22,8 @@
 
 namespace bitfleet {
 
-inline constexpr int kTileRows = 16;     // most output channels handled at once
-inline constexpr int kBlocksAtOnce = 2;  // blocks of columns in the weight gradient
+inline constexpr int kTileRows = kNormRows;  // most output channels handled at once
+inline constexpr int kBlocksAtOnce = 2;      // blocks of columns in the weight gradient
 inline constexpr int kInputWeightRows = 48;
 inline constexpr int kWeightRows = 64;  // and in the weight gradient
 
@@ -58,7 +58,10 @@ struct BlockGeometry {
   int input_rows;         // positions (samples, where the kernel covers the map) of grad_y expanded at once for grad_x
   int input_depth;        // output channels of them
   size_t input_words;     // words of input channels whose grad_x is summed at once
+  size_t column_words;    // words of input channels whose bits at all positions are gathered once for all of dW, or 0
 
+  // Segments follow each other without a gap.
+  bool joined() const { return segments == 1 || segment_width % kWordBits == 0; }
   size_t row_words() const { return static_cast<size_t>(segments) * segment_words; }
   size_t panel_stride() const { return round_up(static_cast<size_t>(patch_count), kPanelLanes) + kPanelLanes; }
   size_t y_bytes() const { return wide ? sizeof(int32_t) : sizeof(int16_t); }
@@ -86,19 +89,18 @@ struct ScratchLayout {
   size_t grad_t = kAbsent;            // int8 [rows][y_stride]
   size_t choice = kAbsent;     // uint8, or int32 for large windows, [rows][y_stride]: arg-max of a pool before the norm
   size_t grad_rows = kAbsent;  // int8 [weight rows][weight depth]
-  size_t position_sums = kAbsent;  // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
-  size_t tap_sums = kAbsent;       // int32 [taps]
-  size_t weight_sums = kAbsent;    // int32 [row words][weight rows][64]; first block: int64 [weight rows][64], or none
-  size_t columns = kAbsent;        // uint64 [kSignGemmDepth]
-  size_t weight_bits = kAbsent;    // sign_gemm: signs at some positions; first block: input_grad
-  size_t input_bits = kAbsent;     // sign_gemm: columns of weights
-  size_t weight_rows = kAbsent;    // sign_gemm: grad_y of some channels; first block: int32 [weight rows][64]
-  size_t weight_products = kAbsent;  // int32 [fan-in]
-  size_t input_patches = kAbsent;    // uint8 [kInputGradDepth][fan-in], first block
-  size_t input_rows = kAbsent;       // sign_gemm: grad_y at some positions
-  size_t input_products = kAbsent;   // int32 [input rows][64], or [in positions][input words][64]
-  size_t input_sums = kAbsent;       // int32 [input rows], or [conv positions] and [in positions]
-  size_t staged = kAbsent;           // int8: the new gradient of some samples
+  size_t position_sums = kAbsent;   // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
+  size_t tap_sums = kAbsent;        // int32 [taps]
+  size_t weight_sums = kAbsent;     // int32 [weight rows][row words][64]; first block: int64 [weight rows][64], or none
+  size_t columns = kAbsent;         // uint64 [depth], or [column words][batch]
+  size_t weight_bits = kAbsent;     // sign_gemm: signs at some positions; first block: input_grad
+  size_t input_bits = kAbsent;      // sign_gemm: columns of weights
+  size_t weight_rows = kAbsent;     // sign_gemm: grad_y of some channels; first block: int32 [weight rows][64]
+  size_t input_patches = kAbsent;   // uint8 [kInputGradDepth][fan-in], first block
+  size_t input_rows = kAbsent;      // sign_gemm: grad_y at some positions
+  size_t input_products = kAbsent;  // int32 [input rows, or in positions][input words][64]
+  size_t input_sums = kAbsent;      // int32 [input rows], or [conv positions] and [in positions]
+  size_t staged = kAbsent;          // int8: the new gradient of some samples, where it must be moved
 };
 
 struct EngineLayout {
@@ -273,14 +275,15 @@ class Engine {
   void load_rows(size_t block, Range channels, Range positions, int8_t* rows, size_t stride) const;
   void add_positions(size_t block, const int8_t* rows, size_t stride, int row_count, Range positions,
                      int32_t* sums) const;
-  int64_t finish_weights(size_t block, size_t first, int32_t* products, int count, bool measure,
+  int64_t finish_weights(size_t block, size_t first, const IntegerGradient& grad, int count, bool measure,
                          const UpdateContext& context, Trace* trace) const;
   PackedBit packed_bit(size_t block, size_t index) const;
   template <typename T, typename Pack>
   void pack_segments(size_t block, const T* values, Pack pack);
   AdamStep adam_step(float step) const;
   UpdateContext update_context(size_t block, float step_scale) const;
-  void update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad, int count) const;
+  void update_run(size_t block, const UpdateContext& context, size_t first, const IntegerGradient& grad,
+                  int count) const;
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
   TileResult input_map_of(size_t block, int sample, bool bits_are_ready, bool measure, int member, Trace* trace);
@@ -288,7 +291,7 @@ class Engine {
                           int8_t* target, Trace* trace) const;
   void expand_weight_column(size_t block, int tap, size_t word, Range outputs, int member, uint8_t* bits) const;
   void store_inputs(size_t block, int sample, const int8_t* staged);
-  void update_beta(size_t block, int channel, float grad, float step_scale);
+  void update_beta(size_t block, int first, const float* grad, int count, float step_scale);
   float grad_x_scale(size_t block) const;  // of the gradient that enters `block` from above
   float grad_y_scale(size_t block) const;
   float scale_of(float max_abs) const { return max_abs > 0.0f ? max_abs * (optimizer_.headroom / 127.0f) : 1.0f; }

@@ -1,6 +1,6 @@
 // Optimizer updates of a run of weights, with the weight gradient folded in as it is produced.
 //
-// `grad` holds the integer gradient sum_b grad_y * x of `count` weights; one unit of it is worth `gain` after
+// `grad` is the integer gradient sum_b grad_y * x of `count` weights; one unit of it is worth `gain` after
 // normalisation (8-bit optimizers: real gradient / mean |gradient| of the layer) or in real units (adam; sgd, times the
 // root of the layer's number of weights). Element k draws random word first_index + k: its low half rounds the
 // momentum, its high half the latent weight.
@@ -14,6 +14,14 @@
 #include "bnncore/random.h"
 
 namespace bitfleet {
+
+// Gradient k is factor * sums[k] + offset, in 32 bits: what products over bits become over signs, or over x = 2 u -
+// 255.
+struct IntegerGradient {
+  const int32_t* sums;
+  int32_t factor;
+  int32_t offset;
+};
 
 // u <- round_stochastic(u - step * g), |u| <= 127; the binary weight is the sign of u.
 struct Latent8Step {
@@ -53,16 +61,16 @@ struct SgdStep {
 };
 
 struct UpdateKernels {
-  void (*latent8)(int8_t* latent, const int32_t* grad, int count, float gain, const Latent8Step& step,
+  void (*latent8)(int8_t* latent, const IntegerGradient& grad, int count, float gain, const Latent8Step& step,
                   RandomStream stream, uint32_t first_index);
-  void (*latent8_momentum)(int8_t* latent, int8_t* momentum, const int32_t* grad, int count, float gain,
+  void (*latent8_momentum)(int8_t* latent, int8_t* momentum, const IntegerGradient& grad, int count, float gain,
                            const Latent8MomentumStep& step, RandomStream stream, uint32_t first_index);
   // `signs` holds count <= 32 binary weights as bits; returns the bits that flip.
-  uint32_t (*bop)(uint32_t signs, int8_t* average, const int32_t* grad, int count, float gain, const BopStep& step,
-                  RandomStream stream, uint32_t first_index);
-  void (*adam)(float* latent, float* mean, float* square, const int32_t* grad, int count, float gain,
+  uint32_t (*bop)(uint32_t signs, int8_t* average, const IntegerGradient& grad, int count, float gain,
+                  const BopStep& step, RandomStream stream, uint32_t first_index);
+  void (*adam)(float* latent, float* mean, float* square, const IntegerGradient& grad, int count, float gain,
                const AdamStep& step);
-  void (*sgd)(float* latent, float* momentum, const int32_t* grad, int count, float gain, const SgdStep& step);
+  void (*sgd)(float* latent, float* momentum, const IntegerGradient& grad, int count, float gain, const SgdStep& step);
 };
 
 namespace portable {
@@ -75,7 +83,7 @@ namespace avx512 {
 extern const UpdateKernels update_kernels;
 }
 
-// One Adam step of a real-valued parameter (beta), without clipping.
-void adam_scalar(float& value, float& mean, float& square, float grad, const AdamStep& step);
+// Adam on real-valued parameters (beta) and their real gradients, without clipping.
+void adam_real(float* value, float* mean, float* square, const float* grad, int count, const AdamStep& step);
 
 }  // namespace bitfleet

@@ -199,6 +199,14 @@ BITFLEET_AVX512 QuantiseResult integer_quantise(const int32_t* sums, int32_t who
   return rounding.result();
 }
 
+BITFLEET_AVX512 void moments(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms) {
+  loops::moments(statistics, count, rows, norms);
+}
+
+BITFLEET_AVX512 void thresholds(const float* beta, int rows, ChannelNorms& norms) {
+  loops::thresholds(beta, rows, norms);
+}
+
 BITFLEET_AVX512_LOOPS int32_t integer_max(const int32_t* sums, int32_t whole, int count) {
   return loops::integer_max(sums, whole, count);
 }
@@ -207,8 +215,8 @@ BITFLEET_AVX512_LOOPS void byte_sums(const int8_t* values, size_t stride, int ro
   loops::byte_sums(values, stride, rows, count, sums);
 }
 
-BITFLEET_AVX512_LOOPS int64_t integer_abs_sum(const int32_t* values, int count) {
-  return loops::integer_abs_sum(values, count);
+BITFLEET_AVX512_LOOPS int64_t integer_abs_sum(const int32_t* sums, int32_t factor, int32_t offset, int count) {
+  return loops::integer_abs_sum(sums, factor, offset, count);
 }
 
 BITFLEET_AVX512 void max_pool(const int16_t* y, const PoolShape& s, int16_t* pooled, uint8_t* choices) {
@@ -241,9 +249,15 @@ constexpr ProductKernels<Y> kProductKernels = {statistics<Y>, emit_signs<Y>, gra
 
 }  // namespace
 
-const ChannelKernels channel_kernels = {
-    kProductKernels<int16_t>, kProductKernels<int32_t>, max_pool, integer_quantise, integer_max, byte_sums,
-    integer_abs_sum};
+const ChannelKernels channel_kernels = {kProductKernels<int16_t>,
+                                        kProductKernels<int32_t>,
+                                        moments,
+                                        thresholds,
+                                        max_pool,
+                                        integer_quantise,
+                                        integer_max,
+                                        byte_sums,
+                                        integer_abs_sum};
 
 }  // namespace bitfleet::avx512
 #endif

@@ -17,6 +17,50 @@
 
 namespace bitfleet::loops {
 
+BITFLEET_INLINE void moments(const ChannelStatistics* __restrict statistics, int count, int rows,
+                             ChannelNorms& __restrict norms) {
+  const double n = count;
+  for (int r = 0; r < rows; ++r) {
+    norms.mean[r] = static_cast<double>(statistics[r].sum) / n;
+    norms.mean_abs_dev[r] = static_cast<double>(statistics[r].abs_deviation) / (n * n);
+  }
+}
+
+inline constexpr int32_t kLeast = std::numeric_limits<int32_t>::min(), kMost = std::numeric_limits<int32_t>::max();
+
+// Rounded and clamped by conversions, which every CPU has for vectors; std::floor would be a call of the library on
+// some.
+BITFLEET_INLINE int32_t truncated(double value) {
+  value = value < static_cast<double>(kLeast) ? static_cast<double>(kLeast) : value;
+  return static_cast<int32_t>(value > static_cast<double>(kMost) ? static_cast<double>(kMost) : value);
+}
+
+BITFLEET_INLINE int32_t floor_to_int32(double value) {
+  const int32_t whole = truncated(value);
+  return whole - ((whole > kLeast) & (value < static_cast<double>(whole)));
+}
+
+BITFLEET_INLINE int32_t ceil_to_int32(double value) {
+  const int32_t whole = truncated(value);
+  return whole + ((whole < kMost) & (value > static_cast<double>(whole)));
+}
+
+BITFLEET_INLINE void thresholds(const float* __restrict beta, int rows, ChannelNorms& __restrict norms) {
+  for (int r = 0; r < rows; ++r) {
+    const double b = beta[r], mean = norms.mean[r], mean_abs_dev = norms.mean_abs_dev[r];
+    norms.sign_from[r] = ceil_to_int32(mean - b * mean_abs_dev);
+    norms.mask_from[r] = ceil_to_int32(mean - (1.0 + b) * mean_abs_dev);
+    norms.mask_to[r] = floor_to_int32(mean + (1.0 - b) * mean_abs_dev);
+  }
+  for (int r = 0; r < rows; ++r) {
+    if (norms.mean_abs_dev[r] > 0.0) continue;  // dead channel: x = beta whatever y is
+    const bool passes = beta[r] >= -1.0f && beta[r] <= 1.0f;
+    norms.sign_from[r] = beta[r] >= 0.0f ? kLeast : kMost;
+    norms.mask_from[r] = passes ? kLeast : kMost;
+    norms.mask_to[r] = passes ? kMost : kLeast;
+  }
+}
+
 // Elements whose sum fits 32 bits.
 template <typename Y>
 inline constexpr int kSumBlock = sizeof(Y) == 2 ? 1 << 15 : 0;
@@ -224,10 +268,13 @@ BITFLEET_INLINE void byte_sums(const int8_t* values, size_t stride, int rows, in
   }
 }
 
-BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
-  int64_t sum = 0;
-  for (int k = 0; k < count; ++k) sum += values[k] < 0 ? -values[k] : values[k];
-  return sum;
+BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* sums, int32_t factor, int32_t offset, int count) {
+  int64_t total = 0;
+  for (int k = 0; k < count; ++k) {
+    const int32_t value = factor * sums[k] + offset;
+    total += value < 0 ? -value : value;
+  }
+  return total;
 }
 
 }  // namespace bitfleet::loops
@@ -262,6 +309,10 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
                                          RandomStream s, uint32_t first) {                                             \
     return loops::integer_quantise(v, whole, q, count, gain, s, first);                                                \
   }                                                                                                                    \
+  target void moments(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms) {                 \
+    loops::moments(statistics, count, rows, norms);                                                                    \
+  }                                                                                                                    \
+  target void thresholds(const float* beta, int rows, ChannelNorms& norms) { loops::thresholds(beta, rows, norms); }   \
   target void max_pool(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices) {                  \
     loops::max_pool(y, shape, pooled, choices);                                                                        \
   }                                                                                                                    \
@@ -271,12 +322,20 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* values, int count) {
   target void byte_sums(const int8_t* v, size_t stride, int rows, int count, int32_t* sums) {                          \
     loops::byte_sums(v, stride, rows, count, sums);                                                                    \
   }                                                                                                                    \
-  target int64_t integer_abs_sum(const int32_t* v, int count) { return loops::integer_abs_sum(v, count); }             \
+  target int64_t integer_abs_sum(const int32_t* v, int32_t factor, int32_t offset, int count) {                        \
+    return loops::integer_abs_sum(v, factor, offset, count);                                                           \
+  }                                                                                                                    \
   template <typename Y>                                                                                                \
   constexpr ProductKernels<Y> kProductKernels = {statistics<Y>, emit_signs<Y>, gradient_sums<Y>, gradient_max<Y>,      \
                                                  gradient_quantise<Y>};                                                \
   }                                                                                                                    \
-  const ChannelKernels channel_kernels = {                                                                             \
-      kProductKernels<int16_t>, kProductKernels<int32_t>, max_pool, integer_quantise, integer_max, byte_sums,          \
-      integer_abs_sum};                                                                                                \
+  const ChannelKernels channel_kernels = {kProductKernels<int16_t>,                                                    \
+                                          kProductKernels<int32_t>,                                                    \
+                                          moments,                                                                     \
+                                          thresholds,                                                                  \
+                                          max_pool,                                                                    \
+                                          integer_quantise,                                                            \
+                                          integer_max,                                                                 \
+                                          byte_sums,                                                                   \
+                                          integer_abs_sum};                                                            \
   }

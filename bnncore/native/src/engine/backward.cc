@@ -95,10 +95,15 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   const int values = norm_count(block, batch_size_);
   const int64_t y_bound = int64_t{spec.fan_in()} * (block == 0 ? 255 : 1);
 
-  // Inner blocks keep their packed rows: the gradient for the layer below needs the weights as they were.
-  uint64_t* target =
-      block == 0 ? at<uint64_t>(scratch.weights) : at<uint64_t>(layout_.packed_weights) + first * g.row_words();
-  const uint64_t* weights = pack_rows(block, first, rows, target);
+  // Inner blocks keep their packed weights: the gradient for the layer below needs them as they were.
+  uint64_t* kept = at<uint64_t>(layout_.packed_weights);
+  const bool in_place = block > 0 && !g.whole_map;
+  const uint64_t* weights =
+      pack_rows(block, first, rows, in_place ? kept + first * g.row_words() : at<uint64_t>(scratch.weights));
+  if (block > 0 && g.whole_map) {
+    kernels_.transpose_words(weights, g.row_words(), rows, static_cast<int>(g.row_words()), kept + first,
+                             static_cast<size_t>(spec.out_channels));
+  }
   const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
   Y* y = at<Y>(scratch.y);
   uint8_t* choice = spec.pool == Pool::kBeforeNorm ? at<uint8_t>(scratch.choice) : nullptr;
@@ -109,15 +114,20 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   const float scale_in = grad_x_scale(block);
   const float scale_y = grad_y_scale(block);
   const RandomStream random = stream(block, Purpose::kGradY);
+  const float* beta = at<float>(layout_.blocks[block].beta) + first;
+  ChannelStatistics statistics_of[kTileRows];
+  for (int r = 0; r < rows; ++r) statistics_of[r] = kernels.statistics(y + size_t(r) * g.y_stride, values);
+  ChannelNorms norms;
+  kernels_.channel->moments(statistics_of, values, rows, norms);
+  kernels_.channel->thresholds(beta, rows, norms);
+  float grad_beta[kTileRows];
   TileResult result{};
   for (int r = 0; r < rows; ++r) {
     const int channel = first + r;
     const Y* row = y + size_t(r) * g.y_stride;
     int8_t* grad = grad_t + size_t(r) * g.y_stride;
-    const ChannelStatistics statistics = kernels.statistics(row, values);
-    const ChannelMoments moments = channel_moments(statistics, values);
-    ChannelThresholds thresholds =
-        channel_thresholds(moments.mean, moments.mean_abs_dev, at<float>(layout_.blocks[block].beta)[channel]);
+    const ChannelStatistics& statistics = statistics_of[r];
+    ChannelThresholds thresholds = norms.thresholds(r);
     if (block + 1 == block_count()) {  // softmax follows, not a sign: every sample passes
       thresholds.mask_from = std::numeric_limits<int32_t>::min();
       thresholds.mask_to = std::numeric_limits<int32_t>::max();
@@ -139,8 +149,9 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
     if (statistics.abs_deviation == 0) {
       std::memset(grad, 0, static_cast<size_t>(values));
     } else {
-      const GradientCoefficients coefficients = gradient_coefficients(statistics, thresholds, sums, values);
-      const float real_gain = static_cast<float>(double{scale_in} / moments.mean_abs_dev);
+      const GradientCoefficients coefficients =
+          gradient_coefficients(statistics, floor_mean, norms.mean_abs_dev[r], thresholds, sums, values);
+      const float real_gain = static_cast<float>(double{scale_in} / norms.mean_abs_dev[r]);
       if (measure) {
         const float largest = kernels.gradient_max(row, grad, values, coefficients);
         result.max_abs = std::max(result.max_abs, largest * real_gain);
@@ -152,9 +163,10 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
       result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
       result.saturated += rounded.saturated;
     }
-    if (!measure) update_beta(block, channel, scale_in * static_cast<float>(sums.q), step_scale);
+    grad_beta[r] = scale_in * static_cast<float>(sums.q);
   }
   if (measure) return result;
+  update_beta(block, first, grad_beta, rows, step_scale);
   if (trace != nullptr) trace_gradient(block, first, rows, trace->blocks[block].grad_in, /*whole_map=*/false);
   store_gradient(block, first, rows, grad_t, choice);
   if (trace != nullptr) {

@@ -37,6 +37,7 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
   const ScratchLayout& scratch = layout_.scratch[member];
   const bool last = block + 1 == block_count();
   const int values = norm_count(block, count);
+  const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
   Y* y = at<Y>(scratch.y);
   float* mean = at<float>(layout.running_mean);
   float* deviation = at<float>(layout.running_mean_abs_dev);
@@ -48,29 +49,36 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
     const int rows = std::min(g.tile_rows, end - first);
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
     timed(&PhaseSeconds::forward, member, [&] { multiply(block, weights, rows, count, member, y, nullptr); });
-    int32_t sign_from[kTileRows];
-    for (int r = 0; r < rows; ++r) {
+    ChannelNorms norms;
+    if (training) {
+      ChannelStatistics statistics[kTileRows];
+      for (int r = 0; r < rows; ++r) statistics[r] = kernels.statistics(y + size_t(r) * g.y_stride, values);
+      kernels_.channel->moments(statistics, values, rows, norms);
+      for (int r = 0; r < rows; ++r) {
+        mean[first + r] = keep * mean[first + r] + (1.0f - keep) * static_cast<float>(norms.mean[r]);
+        deviation[first + r] = keep * deviation[first + r] + (1.0f - keep) * static_cast<float>(norms.mean_abs_dev[r]);
+      }
+    } else {
+      std::copy_n(mean + first, rows, norms.mean);
+      std::copy_n(deviation + first, rows, norms.mean_abs_dev);
+    }
+    kernels_.channel->thresholds(beta + first, rows, norms);
+    for (int r = 0; r < rows && (last || trace != nullptr); ++r) {
       const int channel = first + r;
       const Y* row = y + size_t(r) * g.y_stride;
-      ChannelMoments moments{mean[channel], deviation[channel]};
-      if (training) {
-        moments = channel_moments(kernels_.channel->of<Y>().statistics(row, values), values);
-        mean[channel] = keep * mean[channel] + (1.0f - keep) * static_cast<float>(moments.mean);
-        deviation[channel] = keep * deviation[channel] + (1.0f - keep) * static_cast<float>(moments.mean_abs_dev);
-      }
-      sign_from[r] = channel_thresholds(moments.mean, moments.mean_abs_dev, beta[channel]).sign_from;
       if (last) {
-        const double inverse = moments.mean_abs_dev > 0.0 ? 1.0 / moments.mean_abs_dev : 0.0;
+        const double inverse = norms.mean_abs_dev[r] > 0.0 ? 1.0 / norms.mean_abs_dev[r] : 0.0;
         float* logits = at<float>(layout_.logits) + channel;
         for (int b = 0; b < count; ++b) {
-          logits[size_t(b) * classes()] = static_cast<float>((row[b] - moments.mean) * inverse + double{beta[channel]});
+          logits[size_t(b) * classes()] =
+              static_cast<float>((row[b] - norms.mean[r]) * inverse + double{beta[channel]});
         }
       }
       if (trace != nullptr) {
         std::copy_n(row, values, trace->blocks[block].y.begin() + size_t(channel) * values);
       }
     }
-    if (!last) emit_signs(block, first, rows, y, sign_from, count, member);
+    if (!last) emit_signs(block, first, rows, y, norms.sign_from, count, member);
   }
   if (!last && end == spec.out_channels) clear_unused_lanes(block, group, count);
 }

@@ -68,7 +68,7 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   const int rows = samples.end - samples.begin;
   const size_t part_bytes = size_t(g.input_rows) * sign_row_bytes(g.input_depth);
   const int8_t* grad = at<int8_t>(layout_.gradient) + samples.begin * layout_.gradient_stride;
-  int8_t* staged = at<int8_t>(scratch.staged);
+  const bool pools_below = blocks_[block - 1].pool != Pool::kNone;
   int32_t* products = at<int32_t>(scratch.input_products);
   int32_t* sums = at<int32_t>(scratch.input_sums);
   uint8_t* expanded = at<uint8_t>(scratch.input_rows);
@@ -78,29 +78,37 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
     kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, std::min(g.input_depth, outputs - first),
                               expanded + part * part_bytes);
   }
+  // From here on nothing reads these samples' gradient: where no pool spreads the new one, it may replace it at once.
+  int8_t* target =
+      pools_below ? at<int8_t>(scratch.staged) : at<int8_t>(layout_.gradient) + samples.begin * layout_.gradient_stride;
+  const size_t target_stride = pools_below ? static_cast<size_t>(inputs) : layout_.gradient_stride;
+  const size_t run = g.joined() ? g.row_words() : g.segment_words;  // words whose inputs follow each other
   TileResult result{};
-  for (int tap = 0; tap < g.segments; ++tap) {
-    for (size_t word = 0; word < g.segment_words; ++word) {
-      const int column = static_cast<int>(word) * kColumnBlock;
-      const int columns = std::min(kColumnBlock, g.segment_width - column);
-      std::fill_n(products, size_t(rows) * kColumnBlock, 0);
-      for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
-        const Range some{first, std::min(first + g.input_depth, outputs)};
-        expand_weight_column(block, tap, word, some, member, bits);
-        kernels_.sign_accumulate(expanded + part * part_bytes, rows, some.end - some.begin, bits, 1, products,
-                                 kColumnBlock, 0);
-      }
-      for (int r = 0; r < rows; ++r) {
-        const int input = tap * g.segment_width + column;
-        const uint32_t first =
-            static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) + static_cast<uint32_t>(input);
-        result.add(round_inputs(block, products + r * kColumnBlock, sums[r], columns, first, measure,
-                                staged + size_t(r) * inputs + input, trace));
+  for (size_t first_word = 0; first_word < g.row_words();) {
+    const size_t words = std::min(g.input_words, run - first_word % run), stride = words * kColumnBlock;
+    std::fill_n(products, rows * stride, 0);
+    for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
+      const int depth = std::min(g.input_depth, outputs - first);
+      for (size_t word = 0; word < words; ++word) {
+        kernels_.sign_expand_bits(at<uint64_t>(layout_.packed_weights) + (first_word + word) * outputs + first, depth,
+                                  bits);
+        kernels_.sign_accumulate(expanded + part * part_bytes, rows, depth, bits, 1, products + word * kColumnBlock,
+                                 stride, 0);
       }
     }
+    const int column = static_cast<int>(first_word % run) * kColumnBlock;
+    const int input = static_cast<int>(first_word / run) * g.segment_width + column;
+    const int columns = std::min(static_cast<int>(stride), (g.joined() ? inputs : g.segment_width) - column);
+    for (int r = 0; r < rows; ++r) {
+      const uint32_t first =
+          static_cast<uint32_t>(samples.begin + r) * static_cast<uint32_t>(inputs) + static_cast<uint32_t>(input);
+      result.add(round_inputs(block, products + r * stride, sums[r], columns, first, measure,
+                              target + r * target_stride + input, trace));
+    }
+    first_word += words;
   }
-  if (!measure) {
-    for (int r = 0; r < rows; ++r) store_inputs(block, samples.begin + r, staged + size_t(r) * inputs);
+  if (pools_below && !measure) {
+    for (int r = 0; r < rows; ++r) store_inputs(block, samples.begin + r, target + r * target_stride);
   }
   return result;
 }

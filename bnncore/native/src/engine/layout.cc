@@ -18,6 +18,8 @@ constexpr size_t kPatchBytes = 1 << 15;  // patches gathered at once: they stay 
 // in the second cache).
 constexpr size_t kLeastBudget = 26 << 10;
 constexpr size_t kExpandedBytes = 256 << 10;
+constexpr size_t kColumnsShare = 8;       // of that, what a dense layer's inputs may take as columns,
+constexpr size_t kProductsShare = 3;      // and the gradients of some samples' inputs
 constexpr int kMostSamples = 16;          // samples, or positions of a map, expanded at once for grad_x
 constexpr size_t kCacheBytes = 28 << 10;  // where they stay in the first cache
 constexpr int kRowStep = 4;               // kernels take so many rows at once
@@ -77,10 +79,11 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
   size_t input_patches, weight_bits, input_bits, columns, y, conv_y, planes, patches, padding, weights,
-      expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, products,
-      input_rows, grad_x, input_sums, staged;
+      expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, input_rows,
+      grad_x, input_sums, staged;
 
-  void fit(const BlockSpec& block, const BlockGeometry& g, bool first, bool last, int batch_size) {
+  void fit(const BlockSpec& block, const BlockGeometry& g, const BlockSpec* below, bool last, int batch_size) {
+    const bool first = below == nullptr;
     const auto most = [](size_t& size, size_t needed) { size = std::max(size, needed); };
     const size_t rows = static_cast<size_t>(g.tile_rows), conv = static_cast<size_t>(block.conv_positions());
     const size_t in = static_cast<size_t>(block.in_positions()), fan_in = static_cast<size_t>(block.fan_in());
@@ -118,9 +121,8 @@ struct ScratchSizes {
       if (!g.whole_map) most(input_patches, kInputGradDepth * fan_in + kReadPastInput);
       return;
     }
-    most(products, fan_in);
     const size_t depth = static_cast<size_t>(std::max(g.weight_depth, g.input_depth));
-    most(columns, depth);
+    most(columns, std::max(depth, g.column_words * static_cast<size_t>(batch_size)));
     const size_t blocks = g.whole_map ? size_t{1} : static_cast<size_t>(block.taps()) * g.input_words;
     most(input_bits, blocks * sign_bits_bytes(g.input_depth));
     most(weight_bits, std::min<size_t>(kBlocksAtOnce, g.row_words()) * sign_bits_bytes(g.weight_depth));
@@ -129,9 +131,9 @@ struct ScratchSizes {
         g.whole_map ? (static_cast<size_t>(block.out_channels) + g.input_depth - 1) / g.input_depth : size_t{1};
     const size_t samples = g.whole_map ? static_cast<size_t>(g.input_rows) : size_t{1};
     most(input_rows, static_cast<size_t>(g.input_rows) * parts * sign_row_bytes(g.input_depth));
-    most(grad_x, (g.whole_map ? samples : in * g.input_words) * kColumnBlock);
+    most(grad_x, (g.whole_map ? samples : in) * g.input_words * kColumnBlock);
     most(input_sums, g.whole_map ? samples : conv + in);
-    most(staged, samples * static_cast<size_t>(block.in_features()));
+    if (!g.whole_map || below->pool != Pool::kNone) most(staged, samples * static_cast<size_t>(block.in_features()));
   }
 
   static size_t expanded_input_bytes(const BlockSpec& block, const BlockGeometry& g) {
@@ -164,8 +166,12 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   g.input_depth = static_cast<int>(round_up(static_cast<size_t>((block.out_channels + parts - 1) / parts), 4));
   const size_t part_bytes = sign_row_bytes(g.input_depth);
   if (g.whole_map) {
-    const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + static_cast<size_t>(block.in_features()) +
-                                kColumnBlock * sizeof(int32_t);
+    const size_t columns_bytes = g.row_words() * static_cast<size_t>(positions) * sizeof(uint64_t);
+    g.column_words = positions <= g.weight_depth && columns_bytes <= budget / kColumnsShare ? g.row_words() : 0;
+    constexpr size_t kWordBytes = kColumnBlock * sizeof(int32_t);
+    g.input_words = std::clamp<size_t>(budget / kProductsShare / (kPanelLanes * kWordBytes), 1,
+                                       g.joined() ? g.row_words() : g.segment_words);
+    const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + g.input_words * kWordBytes;
     const size_t samples = std::min(budget, kExpandedBytes) / sample_bytes / kPanelLanes * kPanelLanes;
     g.input_rows = std::min(batch_size, std::clamp(static_cast<int>(samples), kPanelLanes, kMostSamples));
     return;
@@ -204,7 +210,6 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.input_bits = add("expanded_weight_columns", "uint8", sizes.input_bits, kInputs);
   layout.input_patches = add("input_patches", "uint8", sizes.input_patches, kWeights);
   layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
-  layout.weight_products = add("weight_products", "int32", sizes.products, kWeights);
   layout.input_rows = add("expanded_positions", "uint8", sizes.input_rows, kInputs);
   layout.input_products = add("input_products", "int32", sizes.grad_x, kInputs);
   layout.input_sums = add("input_sums", "int32", sizes.input_sums, kInputs);
@@ -264,7 +269,7 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
   }
   for (size_t i = 0; i < blocks.size(); ++i) {
     share_budget(layout.geometry[i], blocks[i], i == 0, batch_size, num_threads, budget);
-    sizes.fit(blocks[i], layout.geometry[i], i == 0, i + 1 == blocks.size(), batch_size);
+    sizes.fit(blocks[i], layout.geometry[i], i == 0 ? nullptr : &blocks[i - 1], i + 1 == blocks.size(), batch_size);
   }
   const bool trains = optimizer.kind != OptimizerKind::kFrozen;
   layout.gradient_stride = round_up(largest_map, 16);
@@ -295,11 +300,29 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
   }
   for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field : {&s.y,           &s.conv_y,           &s.planes,      &s.patches,         &s.padding,
-                          &s.weights,     &s.expanded_weights, &s.bits,        &s.grad_t,          &s.choice,
-                          &s.grad_rows,   &s.position_sums,    &s.tap_sums,    &s.weight_sums,     &s.columns,
-                          &s.weight_bits, &s.input_bits,       &s.weight_rows, &s.weight_products, &s.input_patches,
-                          &s.input_rows,  &s.input_products,   &s.input_sums,  &s.staged}) {
+    for (size_t* field : {&s.y,
+                          &s.conv_y,
+                          &s.planes,
+                          &s.patches,
+                          &s.padding,
+                          &s.weights,
+                          &s.expanded_weights,
+                          &s.bits,
+                          &s.grad_t,
+                          &s.choice,
+                          &s.grad_rows,
+                          &s.position_sums,
+                          &s.tap_sums,
+                          &s.weight_sums,
+                          &s.columns,
+                          &s.weight_bits,
+                          &s.input_bits,
+                          &s.weight_rows,
+                          &s.input_patches,
+                          &s.input_rows,
+                          &s.input_products,
+                          &s.input_sums,
+                          &s.staged}) {
       resolve(plan, *field);
     }
   }

@@ -108,7 +108,7 @@ AdamStep Engine::adam_step(float step) const {
           static_cast<float>(1.0 / (1.0 - beta2_power_)), optimizer_.epsilon};
 }
 
-void Engine::update_run(size_t block, const UpdateContext& context, size_t first, const int32_t* grad,
+void Engine::update_run(size_t block, const UpdateContext& context, size_t first, const IntegerGradient& grad,
                         int count) const {
   const BlockLayout& layout = layout_.blocks[block];
   const UpdateKernels& update = *kernels_.update;
@@ -136,8 +136,9 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
         const int run = std::min({32 - place.shift % 32, width - in_segment, count - k});
         uint64_t& word = at<uint64_t>(layout.packed)[place.word];
         const uint32_t flips =
-            update.bop(static_cast<uint32_t>(word >> place.shift), at<int8_t>(layout.momentum) + first + k, grad + k,
-                       run, context.gain, context.bop, context.random, index + static_cast<uint32_t>(k));
+            update.bop(static_cast<uint32_t>(word >> place.shift), at<int8_t>(layout.momentum) + first + k,
+                       {grad.sums + k, grad.factor, grad.offset}, run, context.gain, context.bop, context.random,
+                       index + static_cast<uint32_t>(k));
         word ^= uint64_t{flips} << place.shift;
         k += run;
       }
@@ -150,10 +151,10 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
   }
 }
 
-void Engine::update_beta(size_t block, int channel, float grad, float step_scale) {
+void Engine::update_beta(size_t block, int first, const float* grad, int count, float step_scale) {
   const BlockLayout& layout = layout_.blocks[block];
-  adam_scalar(at<float>(layout.beta)[channel], at<float>(layout.beta_mean)[channel],
-              at<float>(layout.beta_square)[channel], grad, adam_step(optimizer_.beta_step_size * step_scale));
+  adam_real(at<float>(layout.beta) + first, at<float>(layout.beta_mean) + first, at<float>(layout.beta_square) + first,
+            grad, count, adam_step(optimizer_.beta_step_size * step_scale));
 }
 
 // Where Bop keeps the bit of weight `index` of [out][fan-in].

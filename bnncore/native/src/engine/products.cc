@@ -20,9 +20,8 @@ const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_
     return target;
   }
   // Segments that fill their words follow each other without a gap: they are packed as one.
-  const bool joined = g.segment_width % kWordBits == 0;
-  const int width = joined ? g.segment_width * g.segments : g.segment_width;
-  const int segments = joined ? 1 : g.segments;
+  const int width = g.joined() ? g.segment_width * g.segments : g.segment_width;
+  const int segments = g.joined() ? 1 : g.segments;
   const size_t depth = static_cast<size_t>(blocks_[block].fan_in());
   for (int r = 0; r < rows; ++r) {
     for (int s = 0; s < segments; ++s) {

@@ -30,6 +30,12 @@ int64_t Engine::run_weights(size_t block, bool measure, float step_scale, Trace*
   pool_.run([&](int member) {
     TileResult total{};
     const Range range = partition((channels + rows - 1) / rows, num_threads(), member);
+    if (geometry(block).column_words > 0 && range.begin < range.end) {  // for all groups of channels
+      const size_t words = geometry(block).column_words;
+      kernels_.transpose_words(at<uint64_t>(layout_.blocks[block - 1].signs), words, batch_size_,
+                               static_cast<int>(words), at<uint64_t>(layout_.scratch[member].columns),
+                               static_cast<size_t>(batch_size_));
+    }
     for (int group = range.begin; group < range.end; ++group) {
       const Range some{group * rows, std::min((group + 1) * rows, channels)};
       total.abs_sum += block == 0 ? input_weights_of(block, some, measure, context, member, trace)
@@ -86,15 +92,17 @@ void Engine::add_positions(size_t block, const int8_t* rows, size_t stride, int 
 }
 
 // Integer gradients of a run of weights are complete: notes and uses them.
-int64_t Engine::finish_weights(size_t block, size_t first, int32_t* products, int count, bool measure,
+int64_t Engine::finish_weights(size_t block, size_t first, const IntegerGradient& grad, int count, bool measure,
                                const UpdateContext& context, Trace* trace) const {
   const bool wants_sum = !is_float(optimizer_.kind) &&
                          at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
-  const int64_t abs_sum = wants_sum ? kernels_.channel->integer_abs_sum(products, count) : 0;
+  const int64_t abs_sum = wants_sum ? kernels_.channel->integer_abs_sum(grad.sums, grad.factor, grad.offset, count) : 0;
   if (trace != nullptr) {
-    std::copy_n(products, count, trace->blocks[block].grad_weights.begin() + static_cast<ptrdiff_t>(first));
+    std::transform(grad.sums, grad.sums + count,
+                   trace->blocks[block].grad_weights.begin() + static_cast<ptrdiff_t>(first),
+                   [&](int32_t sum) { return grad.factor * sum + grad.offset; });
   }
-  if (!measure) update_run(block, context, first, products, count);
+  if (!measure) update_run(block, context, first, grad, count);
   return abs_sum;
 }
 
@@ -118,7 +126,7 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
   const int rows = channels.end - channels.begin, positions = batch_size_ * spec.conv_positions();
-  const size_t sums_stride = size_t(g.weight_rows) * kColumnBlock;
+  const size_t sums_stride = g.row_words() * kColumnBlock;
   int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
   int32_t* sums = at<int32_t>(scratch.weight_sums);
@@ -126,7 +134,7 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   uint8_t* bits = at<uint8_t>(scratch.weight_bits);
   uint8_t* expanded = at<uint8_t>(scratch.weight_rows);
   std::fill_n(position_sums, size_t(rows) * sums_a_row(spec), 0);
-  std::fill_n(sums, g.row_words() * sums_stride, 0);
+  std::fill_n(sums, rows * sums_stride, 0);
 
   for (int first = 0; first < positions; first += g.weight_depth) {
     const Range some{first, std::min(first + g.weight_depth, positions)};
@@ -138,30 +146,29 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
     for (size_t column = 0; column < g.row_words(); column += kBlocksAtOnce) {
       const int blocks = static_cast<int>(std::min<size_t>(kBlocksAtOnce, g.row_words() - column));
       for (int block_of = 0; block_of < blocks; ++block_of) {
-        gather_weight_column(block, column + block_of, some, columns);
-        kernels_.sign_expand_bits(columns, depth, bits + block_of * bits_bytes);
+        const uint64_t* source = columns;
+        if (g.column_words > 0) {
+          source += (column + block_of) * batch_size_;
+        } else {
+          gather_weight_column(block, column + block_of, some, columns);
+        }
+        kernels_.sign_expand_bits(source, depth, bits + block_of * bits_bytes);
       }
-      kernels_.sign_accumulate(expanded, rows, depth, bits, blocks, sums + column * sums_stride, kColumnBlock,
-                               sums_stride);
+      kernels_.sign_accumulate(expanded, rows, depth, bits, blocks, sums + column * kColumnBlock, sums_stride,
+                               kColumnBlock);
     }
   }
 
-  int32_t* products = at<int32_t>(scratch.weight_products);
   int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
   int64_t abs_sum = 0;
   for (int r = 0; r < rows; ++r) {
     sum_taps(spec, position_sums, r, sums_by_tap);
-    int32_t* __restrict target = products;
+    const size_t first = size_t(channels.begin + r) * spec.fan_in();
     for (int tap = 0; tap < g.segments; ++tap) {
-      for (size_t word = 0; word < g.segment_words; ++word) {
-        const int32_t* source = sums + (tap * g.segment_words + word) * sums_stride + size_t(r) * kColumnBlock;
-        const int count = std::min(kColumnBlock, g.segment_width - static_cast<int>(word) * kColumnBlock);
-        for (int k = 0; k < count; ++k) target[k] = sums_by_tap[tap] - 2 * source[k];
-        target += count;
-      }
+      const IntegerGradient row{sums + r * sums_stride + tap * g.segment_words * kColumnBlock, -2, sums_by_tap[tap]};
+      abs_sum +=
+          finish_weights(block, first + size_t(tap) * g.segment_width, row, g.segment_width, measure, context, trace);
     }
-    abs_sum += finish_weights(block, size_t(channels.begin + r) * spec.fan_in(), products, spec.fan_in(), measure,
-                              context, trace);
   }
   return abs_sum;
 }
@@ -219,23 +226,25 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
     const int count = std::min(kColumnBlock, spec.fan_in() - column);
     for (int r = 0; r < rows; ++r) {
       sum_taps(spec, position_sums, r, sums_by_tap);
-      const int64_t* source = sums + size_t(r) * kColumnBlock;
       int32_t* row = products + size_t(r) * kColumnBlock;
       for (int k = 0; k < count;) {
         const int tap = (column + k) / spec.in_channels;
         const int end = std::min(count, (tap + 1) * spec.in_channels - column);
-        const int64_t offset = int64_t{255} * sums_by_tap[tap];
-        if (!fits) {
-          for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * source[k] - offset) >> g.weight_grad_shift);
-        } else if (g.weight_grad_shift > 0) {
-          for (; k < end; ++k) row[k] = static_cast<int32_t>((2 * int64_t{row[k]} - offset) >> g.weight_grad_shift);
-        } else {  // so it fits throughout
-          const int32_t narrow = static_cast<int32_t>(offset);
-          for (; k < end; ++k) row[k] = 2 * row[k] - narrow;
+        const int64_t offset = int64_t{-255} * sums_by_tap[tap];
+        IntegerGradient grad{row + k, 2, static_cast<int32_t>(offset)};
+        if (g.weight_grad_shift > 0) {  // no other layer's gradient may not fit
+          for (int i = k; i < end; ++i) {
+            const int64_t sum = fits ? row[i] : sums[size_t(r) * kColumnBlock + i];
+            row[i] = static_cast<int32_t>((2 * sum + offset) >> g.weight_grad_shift);
+          }
+          grad = {row + k, 1, 0};
+        } else if (!fits) {
+          for (int i = k; i < end; ++i) row[i] = static_cast<int32_t>(sums[size_t(r) * kColumnBlock + i]);
         }
+        abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column + k), grad,
+                                  end - k, measure, context, trace);
+        k = end;
       }
-      abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column), row, count,
-                                measure, context, trace);
     }
   }
   return abs_sum;

@@ -83,11 +83,8 @@ void PaperEngine::update_block(size_t block, float step_scale) {
       }
     }
   });
-  const AdamStep beta_step = adam_step(optimizer_.beta_step_size * step_scale);
-  for (int c = 0; c < spec.out_channels; ++c) {
-    adam_scalar(beta(block)[c], at<float>(layout.beta_first)[c], at<float>(layout.beta_second)[c],
-                at<float>(layout.beta_grad)[c], beta_step);
-  }
+  adam_real(beta(block), at<float>(layout.beta_first), at<float>(layout.beta_second), at<float>(layout.beta_grad),
+            spec.out_channels, adam_step(optimizer_.beta_step_size * step_scale));
 }
 
 }  // namespace bitfleet

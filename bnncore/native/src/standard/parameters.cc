@@ -64,11 +64,8 @@ void StandardEngine::update_block(size_t block, float step_scale) {
       kernels_.sgd(values, first, grad, count, unit, {optimizer_.momentum, step_size});
     }
   });
-  const AdamStep beta_step = adam_step(optimizer_.beta_step_size * step_scale);
-  for (int c = 0; c < blocks_[block].out_channels; ++c) {
-    adam_scalar(beta(block)[c], at<float>(layout.beta_first)[c], at<float>(layout.beta_second)[c],
-                at<float>(layout.beta_grad)[c], beta_step);
-  }
+  adam_real(beta(block), at<float>(layout.beta_first), at<float>(layout.beta_second), at<float>(layout.beta_grad),
+            blocks_[block].out_channels, adam_step(optimizer_.beta_step_size * step_scale));
 }
 
 }  // namespace bitfleet

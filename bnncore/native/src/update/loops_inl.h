@@ -9,25 +9,33 @@
 
 #define BITFLEET_INLINE static inline __attribute__((always_inline))
 
+// As locals: a store through latent weights may alias what a struct's member points to.
+#define BITFLEET_READ_GRADIENT(grad)                \
+  const int32_t* __restrict const sums = grad.sums; \
+  const int32_t unit = grad.factor, offset = grad.offset
+
 namespace bitfleet::loops {
 
-BITFLEET_INLINE void latent8(int8_t* __restrict latent, const int32_t* __restrict grad, int count, float gain,
+BITFLEET_INLINE void latent8(int8_t* __restrict latent, const IntegerGradient grad, int count, float gain,
                              const Latent8Step s, RandomStream stream, uint32_t first_index) {
+  BITFLEET_READ_GRADIENT(grad);
   const float factor = gain * s.step;
   for (int k = 0; k < count; ++k) {
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
-    const float next = static_cast<float>(latent[k]) - static_cast<float>(grad[k]) * factor;
+    const float next = static_cast<float>(latent[k]) - static_cast<float>(unit * sums[k] + offset) * factor;
     latent[k] = static_cast<int8_t>(round_stochastic(next, word >> 16));
   }
 }
 
 BITFLEET_INLINE void latent8_momentum(int8_t* __restrict latent, int8_t* __restrict momentum,
-                                      const int32_t* __restrict grad, int count, float gain,
-                                      const Latent8MomentumStep s, RandomStream stream, uint32_t first_index) {
+                                      const IntegerGradient grad, int count, float gain, const Latent8MomentumStep s,
+                                      RandomStream stream, uint32_t first_index) {
+  BITFLEET_READ_GRADIENT(grad);
   const float factor = gain * s.inflow;
   for (int k = 0; k < count; ++k) {
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
-    const float moved = static_cast<float>(momentum[k]) * s.decay + static_cast<float>(grad[k]) * factor;
+    const float moved =
+        static_cast<float>(momentum[k]) * s.decay + static_cast<float>(unit * sums[k] + offset) * factor;
     const int32_t rounded = round_stochastic(moved, word & 0xffffu);
     momentum[k] = static_cast<int8_t>(rounded);
     const float next = static_cast<float>(latent[k]) - static_cast<float>(rounded) * s.step;
@@ -35,13 +43,14 @@ BITFLEET_INLINE void latent8_momentum(int8_t* __restrict latent, int8_t* __restr
   }
 }
 
-BITFLEET_INLINE uint32_t bop(uint32_t signs, int8_t* __restrict average, const int32_t* __restrict grad, int count,
+BITFLEET_INLINE uint32_t bop(uint32_t signs, int8_t* __restrict average, const IntegerGradient grad, int count,
                              float gain, const BopStep s, RandomStream stream, uint32_t first_index) {
+  BITFLEET_READ_GRADIENT(grad);
   const float factor = gain * s.inflow;
   uint32_t flips = 0;
   for (int k = 0; k < count; ++k) {
     const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
-    const float moved = static_cast<float>(average[k]) * s.keep + static_cast<float>(grad[k]) * factor;
+    const float moved = static_cast<float>(average[k]) * s.keep + static_cast<float>(unit * sums[k] + offset) * factor;
     const int32_t rounded = round_stochastic(moved, word >> 16);
     average[k] = static_cast<int8_t>(rounded);
     const uint32_t negative = signs >> k & 1u;
@@ -59,10 +68,11 @@ BITFLEET_INLINE void adam_one(float& value, float& mean, float& square, float g,
 }
 
 BITFLEET_INLINE void adam(float* __restrict latent, float* __restrict mean, float* __restrict square,
-                          const int32_t* __restrict grad, int count, float gain, const AdamStep s) {
+                          const IntegerGradient grad, int count, float gain, const AdamStep s) {
+  BITFLEET_READ_GRADIENT(grad);
   for (int k = 0; k < count; ++k) {
     float value = latent[k], first = mean[k], second = square[k];
-    adam_one(value, first, second, static_cast<float>(grad[k]) * gain, s);
+    adam_one(value, first, second, static_cast<float>(unit * sums[k] + offset) * gain, s);
     mean[k] = first;
     square[k] = second;
     value = value < -1.0f ? -1.0f : value;
@@ -70,10 +80,11 @@ BITFLEET_INLINE void adam(float* __restrict latent, float* __restrict mean, floa
   }
 }
 
-BITFLEET_INLINE void sgd(float* __restrict latent, float* __restrict momentum, const int32_t* __restrict grad,
-                         int count, float gain, const SgdStep s) {
+BITFLEET_INLINE void sgd(float* __restrict latent, float* __restrict momentum, const IntegerGradient grad, int count,
+                         float gain, const SgdStep s) {
+  BITFLEET_READ_GRADIENT(grad);
   for (int k = 0; k < count; ++k) {
-    const float moved = s.momentum * momentum[k] + static_cast<float>(grad[k]) * gain;
+    const float moved = s.momentum * momentum[k] + static_cast<float>(unit * sums[k] + offset) * gain;
     momentum[k] = moved;
     float value = latent[k] - s.step * moved;
     value = value < -1.0f ? -1.0f : value;
@@ -86,27 +97,27 @@ BITFLEET_INLINE void sgd(float* __restrict latent, float* __restrict momentum, c
 #define BITFLEET_DEFINE_UPDATE_KERNELS(isa, target) BITFLEET_DEFINE_UPDATE_KERNELS_WITH(isa, target, loops::latent8)
 
 // The same with another latent8.
-#define BITFLEET_DEFINE_UPDATE_KERNELS_WITH(isa, target, latent8_loop)                                               \
-  namespace bitfleet::isa {                                                                                          \
-  namespace {                                                                                                        \
-  target void latent8(int8_t* u, const int32_t* g, int count, float gain, const Latent8Step& s, RandomStream stream, \
-                      uint32_t first) {                                                                              \
-    latent8_loop(u, g, count, gain, s, stream, first);                                                               \
-  }                                                                                                                  \
-  target void latent8_momentum(int8_t* u, int8_t* m, const int32_t* g, int count, float gain,                        \
-                               const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                  \
-    loops::latent8_momentum(u, m, g, count, gain, s, stream, first);                                                 \
-  }                                                                                                                  \
-  target uint32_t bop(uint32_t signs, int8_t* m, const int32_t* g, int count, float gain, const BopStep& s,          \
-                      RandomStream stream, uint32_t first) {                                                         \
-    return loops::bop(signs, m, g, count, gain, s, stream, first);                                                   \
-  }                                                                                                                  \
-  target void adam(float* w, float* m, float* v, const int32_t* g, int count, float gain, const AdamStep& s) {       \
-    loops::adam(w, m, v, g, count, gain, s);                                                                         \
-  }                                                                                                                  \
-  target void sgd(float* w, float* m, const int32_t* g, int count, float gain, const SgdStep& s) {                   \
-    loops::sgd(w, m, g, count, gain, s);                                                                             \
-  }                                                                                                                  \
-  }                                                                                                                  \
-  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam, sgd};                                  \
+#define BITFLEET_DEFINE_UPDATE_KERNELS_WITH(isa, target, latent8_loop)                                                 \
+  namespace bitfleet::isa {                                                                                            \
+  namespace {                                                                                                          \
+  target void latent8(int8_t* u, const IntegerGradient& g, int count, float gain, const Latent8Step& s,                \
+                      RandomStream stream, uint32_t first) {                                                           \
+    latent8_loop(u, g, count, gain, s, stream, first);                                                                 \
+  }                                                                                                                    \
+  target void latent8_momentum(int8_t* u, int8_t* m, const IntegerGradient& g, int count, float gain,                  \
+                               const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                    \
+    loops::latent8_momentum(u, m, g, count, gain, s, stream, first);                                                   \
+  }                                                                                                                    \
+  target uint32_t bop(uint32_t signs, int8_t* m, const IntegerGradient& g, int count, float gain, const BopStep& s,    \
+                      RandomStream stream, uint32_t first) {                                                           \
+    return loops::bop(signs, m, g, count, gain, s, stream, first);                                                     \
+  }                                                                                                                    \
+  target void adam(float* w, float* m, float* v, const IntegerGradient& g, int count, float gain, const AdamStep& s) { \
+    loops::adam(w, m, v, g, count, gain, s);                                                                           \
+  }                                                                                                                    \
+  target void sgd(float* w, float* m, const IntegerGradient& g, int count, float gain, const SgdStep& s) {             \
+    loops::sgd(w, m, g, count, gain, s);                                                                               \
+  }                                                                                                                    \
+  }                                                                                                                    \
+  const UpdateKernels update_kernels = {latent8, latent8_momentum, bop, adam, sgd};                                    \
   }
