@@ -72,12 +72,14 @@ void bind_products(nb::module_& m, const std::string& width) {
     const ProductKernels<Y>& kernels = kernels_for(isa).channel->of<Y>();
     const int count = extent(y.shape(0));
     const ChannelStatistics statistics = kernels.statistics(y.data(), count);
-    const ChannelMoments moments = channel_moments(statistics, count);
-    const ChannelThresholds t = channel_thresholds(moments.mean, moments.mean_abs_dev, beta);
+    ChannelNorms norms;
+    kernels_for(isa).channel->moments(&statistics, count, 1, norms);
+    kernels_for(isa).channel->thresholds(&beta, 1, norms);
+    const ChannelThresholds t = norms.thresholds(0);
     const int64_t floor_mean = floor_divide(statistics.sum, count);
     const GradientSums sums = kernels.gradient_sums(
         y.data(), q.data(), count, y_bound, t, static_cast<int32_t>(floor_mean), floor_mean * count == statistics.sum);
-    const GradientCoefficients c = gradient_coefficients(statistics, t, sums, count);
+    const GradientCoefficients c = gradient_coefficients(statistics, floor_mean, norms.mean_abs_dev[0], t, sums, count);
     const float largest = kernels.gradient_max(y.data(), q.data(), count, c);
     const QuantiseResult r = kernels.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first, stride);
     return std::make_tuple(r.saturated, r.max_abs, largest, sums.q, sums.qy);
@@ -134,7 +136,8 @@ void bind_kernels(nb::module_& m) {
                                  column_data + b * sign_bits_bytes(count));
       }
       kernels.sign_expand_rows(g.data() + j, g.shape(1), rows, count, row_data);
-      kernels.sign_accumulate(row_data, rows, count, column_data, blocks, out.data(), out.shape(1), kColumnBlock);
+      kernels.sign_accumulate(row_data, rows, count, column_data, blocks, out.data(), out.shape(1), kColumnBlock,
+                              /*adds=*/true);
     }
   });
   m.def("input_grad", [](const std::string& isa, Matrix<const int8_t> g, int depth, Matrix<const uint8_t> u, int k0,
@@ -152,31 +155,33 @@ void bind_kernels(nb::module_& m) {
         sums.data(), whole, q.data(), extent(sums.shape(0)), gain, {low, high}, first);
     return std::make_tuple(r.saturated, r.max_abs);
   });
-  m.def("latent8", [](const std::string& isa, Vector<int8_t> u, Vector<const int32_t> grad, float gain, float step,
-                      uint32_t low, uint32_t high, uint32_t first) {
-    kernels_for(isa).update->latent8(u.data(), grad.data(), extent(u.shape(0)), gain, {step}, {low, high}, first);
+  m.def("latent8", [](const std::string& isa, Vector<int8_t> u, Vector<const int32_t> sums, int32_t factor,
+                      int32_t offset, float gain, float step, uint32_t low, uint32_t high, uint32_t first) {
+    kernels_for(isa).update->latent8(u.data(), {sums.data(), factor, offset}, extent(u.shape(0)), gain, {step},
+                                     {low, high}, first);
   });
-  m.def("latent8_momentum",
-        [](const std::string& isa, Vector<int8_t> u, Vector<int8_t> momentum, Vector<const int32_t> grad, float gain,
-           float decay, float inflow, float step, uint32_t low, uint32_t high, uint32_t first) {
-          kernels_for(isa).update->latent8_momentum(u.data(), momentum.data(), grad.data(), extent(u.shape(0)), gain,
-                                                    {decay, inflow, step}, {low, high}, first);
-        });
-  m.def("bop", [](const std::string& isa, uint32_t signs, Vector<int8_t> average, Vector<const int32_t> grad,
-                  float gain, float keep, float inflow, float threshold, uint32_t low, uint32_t high, uint32_t first) {
-    return kernels_for(isa).update->bop(signs, average.data(), grad.data(), extent(average.shape(0)), gain,
-                                        {keep, inflow, threshold}, {low, high}, first);
+  m.def("latent8_momentum", [](const std::string& isa, Vector<int8_t> u, Vector<int8_t> momentum,
+                               Vector<const int32_t> sums, int32_t factor, int32_t offset, float gain, float decay,
+                               float inflow, float step, uint32_t low, uint32_t high, uint32_t first) {
+    kernels_for(isa).update->latent8_momentum(u.data(), momentum.data(), {sums.data(), factor, offset},
+                                              extent(u.shape(0)), gain, {decay, inflow, step}, {low, high}, first);
+  });
+  m.def("bop", [](const std::string& isa, uint32_t signs, Vector<int8_t> average, Vector<const int32_t> sums,
+                  int32_t factor, int32_t offset, float gain, float keep, float inflow, float threshold, uint32_t low,
+                  uint32_t high, uint32_t first) {
+    return kernels_for(isa).update->bop(signs, average.data(), {sums.data(), factor, offset}, extent(average.shape(0)),
+                                        gain, {keep, inflow, threshold}, {low, high}, first);
   });
   m.def("adam", [](const std::string& isa, Vector<float> latent, Vector<float> mean, Vector<float> square,
-                   Vector<const int32_t> grad, float gain, float beta1, float beta2, float step,
-                   float inverse_correction, float epsilon) {
-    kernels_for(isa).update->adam(latent.data(), mean.data(), square.data(), grad.data(), extent(latent.shape(0)), gain,
-                                  {beta1, beta2, step, inverse_correction, epsilon});
+                   Vector<const int32_t> sums, int32_t factor, int32_t offset, float gain, float beta1, float beta2,
+                   float step, float inverse_correction, float epsilon) {
+    kernels_for(isa).update->adam(latent.data(), mean.data(), square.data(), {sums.data(), factor, offset},
+                                  extent(latent.shape(0)), gain, {beta1, beta2, step, inverse_correction, epsilon});
   });
-  m.def("sgd", [](const std::string& isa, Vector<float> latent, Vector<float> momentum, Vector<const int32_t> grad,
-                  float gain, float decay, float step) {
-    kernels_for(isa).update->sgd(latent.data(), momentum.data(), grad.data(), extent(latent.shape(0)), gain,
-                                 {decay, step});
+  m.def("sgd", [](const std::string& isa, Vector<float> latent, Vector<float> momentum, Vector<const int32_t> sums,
+                  int32_t factor, int32_t offset, float gain, float decay, float step) {
+    kernels_for(isa).update->sgd(latent.data(), momentum.data(), {sums.data(), factor, offset}, extent(latent.shape(0)),
+                                 gain, {decay, step});
   });
   m.def("random_words", [](uint64_t seed, uint64_t step, uint32_t layer, uint32_t purpose, Vector<uint32_t> out) {
     const RandomStream stream = random_stream(seed, step, layer, static_cast<Purpose>(purpose));

@@ -1,5 +1,6 @@
 // Statistics, thresholds and gradients of a channel, against the portable loops.
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 
@@ -100,6 +101,47 @@ KERNEL_TEST(channel_emit_signs) {
   check_signs<int32_t>(kernels, portable);
 }
 
+// x = (y - mean) / mean_abs_dev + beta from its definition: the thresholds say where its sign and its mask change.
+KERNEL_TEST(channel_norms) {
+  Random random(7);
+  for (int rows = 1; rows <= kNormRows; ++rows) {
+    constexpr int kCount = 96;
+    ChannelStatistics statistics[kNormRows];
+    float beta[kNormRows];
+    for (int r = 0; r < rows; ++r) {
+      const int bound = r % 3 == 0 ? 3 : 1 << (r + 8);
+      statistics[r] = {random.between(-bound, bound) * kCount + 5,
+                       r % 5 == 4 ? 0 : random.between(1, bound) * kCount * kCount};
+      beta[r] = r % 5 == 4 ? static_cast<float>(r % 4) - 1.5f : random.real(2.0f);
+    }
+    ChannelNorms norms;
+    kernels.channel->moments(statistics, kCount, rows, norms);
+    kernels.channel->thresholds(beta, rows, norms);
+    for (int r = 0; r < rows; ++r) {
+      const double mean = static_cast<double>(statistics[r].sum) / kCount;
+      const double deviation = static_cast<double>(statistics[r].abs_deviation) / (double{kCount} * kCount);
+      CHECK(norms.mean[r] == mean && norms.mean_abs_dev[r] == deviation);
+      const double b = beta[r];
+      const auto same = [](int32_t found, double wanted) { return static_cast<double>(found) == wanted; };
+      if (deviation > 0.0) {
+        CHECK(same(norms.sign_from[r], std::ceil(mean - b * deviation)));
+        CHECK(same(norms.mask_from[r], std::ceil(mean - (1.0 + b) * deviation)));
+        CHECK(same(norms.mask_to[r], std::floor(mean + (1.0 - b) * deviation)));
+      } else {
+        CHECK_EQUAL(norms.sign_from[r], b >= 0.0 ? INT32_MIN : INT32_MAX);
+        CHECK_EQUAL(norms.mask_from[r], std::abs(b) <= 1.0 ? INT32_MIN : INT32_MAX);
+        CHECK_EQUAL(norms.mask_to[r], std::abs(b) <= 1.0 ? INT32_MAX : INT32_MIN);
+      }
+    }
+  }
+  // Thresholds beyond 32 bits are moved to their ends.
+  ChannelNorms far{{3e9, -3e9}, {1.0, 1.0}, {}, {}, {}};
+  const float none[2] = {0.0f, 0.0f};
+  kernels.channel->thresholds(none, 2, far);
+  CHECK(far.sign_from[0] == INT32_MAX && far.mask_to[0] == INT32_MAX);
+  CHECK(far.sign_from[1] == INT32_MIN && far.mask_to[1] == INT32_MIN);
+}
+
 KERNEL_TEST(channel_gradient) {
   over_channels(3, [&](const auto& channel, int count, int bound, Random& random) {
     const auto& here = kernels_of(kernels, channel);
@@ -107,8 +149,11 @@ KERNEL_TEST(channel_gradient) {
     const auto* y = channel.y.data();
     const ChannelStatistics statistics = there.statistics(y, count);
     if (statistics.abs_deviation == 0) return;  // a dead channel never gets here
-    const ChannelMoments moments = channel_moments(statistics, count);
-    const ChannelThresholds thresholds = channel_thresholds(moments.mean, moments.mean_abs_dev, random.real(2.0f));
+    const float beta = random.real(2.0f);
+    ChannelNorms norms;
+    portable.channel->moments(&statistics, count, 1, norms);
+    portable.channel->thresholds(&beta, 1, norms);
+    const ChannelThresholds thresholds = norms.thresholds(0);
     const int32_t floor_mean = static_cast<int32_t>(floor_divide(statistics.sum, count));
     const bool whole = statistics.sum % count == 0;
     const GradientSums sums = here.gradient_sums(y, channel.q.data(), count, bound, thresholds, floor_mean, whole);
@@ -118,7 +163,8 @@ KERNEL_TEST(channel_gradient) {
     CHECK_EQUAL(sums.above, wanted.above);
     CHECK_EQUAL(sums.at_mean, wanted.at_mean);
 
-    const GradientCoefficients coefficients = gradient_coefficients(statistics, thresholds, sums, count);
+    const GradientCoefficients coefficients =
+        gradient_coefficients(statistics, floor_mean, norms.mean_abs_dev[0], thresholds, sums, count);
     CHECK(same_bits(here.gradient_max(y, channel.q.data(), count, coefficients),
                     there.gradient_max(y, channel.q.data(), count, coefficients)));
     for (float gain : {0.01f, 1.0f, 40.0f}) {
@@ -154,10 +200,10 @@ KERNEL_TEST(channel_integers) {
       int64_t sum = 0;
       for (size_t b = 0; b < channel.y.size(); ++b) {
         largest = std::max(largest, std::abs(whole - 2 * channel.y[b]));
-        sum += std::abs(channel.y[b]);
+        sum += std::abs(3 * channel.y[b] - 5);
       }
       CHECK_EQUAL(kernels.channel->integer_max(channel.y.data(), whole, count), largest);
-      CHECK_EQUAL(kernels.channel->integer_abs_sum(channel.y.data(), count), sum);
+      CHECK_EQUAL(kernels.channel->integer_abs_sum(channel.y.data(), 3, -5, count), sum);
     }
   }
 }

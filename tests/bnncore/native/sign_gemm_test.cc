@@ -7,7 +7,7 @@ namespace bitfleet::test {
 
 namespace {
 
-void check_product(const Kernels& kernels, int depth, int rows, int blocks, int kind, Random& random) {
+void check_product(const Kernels& kernels, int depth, int rows, int blocks, int kind, bool adds, Random& random) {
   const size_t size = static_cast<size_t>(depth), row_count = static_cast<size_t>(rows);
   const size_t block_count = static_cast<size_t>(blocks), bits_bytes = sign_bits_bytes(depth);
   // Blocks side by side in a row, or rows side by side in a block.
@@ -29,6 +29,7 @@ void check_product(const Kernels& kernels, int depth, int rows, int blocks, int 
     for (size_t r = 0; r < row_count; ++r) {
       for (size_t k = 0; k < kColumnBlock; ++k) {
         int32_t& target = wanted[r * out_stride + b * block_stride + k];
+        if (!adds) target = 0;
         for (size_t j = 0; j < size; ++j) target += (bits[b * size + j] >> k & 1) != 0 ? g[r * g_stride + j] : 0;
       }
     }
@@ -36,7 +37,7 @@ void check_product(const Kernels& kernels, int depth, int rows, int blocks, int 
   }
   kernels.sign_expand_rows(g.data(), g_stride, rows, depth, expanded_rows.data());
   kernels.sign_accumulate(expanded_rows.data(), rows, depth, expanded_bits.data(), blocks, out.data(), out_stride,
-                          block_stride);
+                          block_stride, adds);
   expanded_bits.check_guards(__FILE__, __LINE__);
   expanded_rows.check_guards(__FILE__, __LINE__);
   CHECK_SAME(out, wanted, text(rows, " rows of ", depth, ", ", blocks, " blocks, kind ", kind));
@@ -49,7 +50,9 @@ KERNEL_TEST(sign_gemm) {
   for (int depth : {1, 2, 3, 4, 5, 6, 9, 10, 63, 100, 199, 239, 240}) {
     for (int rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13}) {
       for (int blocks : {1, 2, 3}) {
-        for (int kind : {0, 1, 2, 3}) check_product(kernels, depth, rows, blocks, kind, random);
+        for (int kind : {0, 1, 2, 3}) {
+          for (bool adds : {false, true}) check_product(kernels, depth, rows, blocks, kind, adds, random);
+        }
       }
     }
   }

@@ -92,7 +92,8 @@ struct ScratchLayout {
   size_t position_sums = kAbsent;   // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
   size_t tap_sums = kAbsent;        // int32 [taps]
   size_t weight_sums = kAbsent;     // int32 [weight rows][row words][64]; first block: int64 [weight rows][64], or none
-  size_t columns = kAbsent;         // uint64 [depth], or [column words][batch]
+  size_t columns = kAbsent;         // uint64 [weight depth], or [column words][batch]
+  size_t weight_columns = kAbsent;  // uint64 [input depth]
   size_t weight_bits = kAbsent;     // sign_gemm: signs at some positions; first block: input_grad
   size_t input_bits = kAbsent;      // sign_gemm: columns of weights
   size_t weight_rows = kAbsent;     // sign_gemm: grad_y of some channels; first block: int32 [weight rows][64]
@@ -228,6 +229,7 @@ class Engine {
   // Normalised values a channel in `count` samples.
   int norm_count(size_t block, int count) const { return count * blocks_[block].norm_positions(); }
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
+  const uint64_t* pack_run(size_t block, size_t first, int count, uint64_t* target) const;
   // Adds the time of a call on the first thread to one of phase_seconds_.
   template <typename Call>
   void timed(double PhaseSeconds::* phase, int member, Call&& call) const {

@@ -1,4 +1,4 @@
-// 8-bit integer x bit product: out[r][k] += sum_j g[r][j] * bit(j, k) for blocks of 64 columns k.
+// 8-bit integer x bit product: out[r][k] (+)= sum_j g[r][j] * bit(j, k) for blocks of 64 columns k.
 //
 // One kernel serves both backward products of a binary layer: with P such a sum over bits, where 1 means -1,
 //   sum_j g[r][j] * sign(j, k) = sum_j g[r][j] - 2 P,
@@ -34,16 +34,16 @@ using SignExpandBits = void (*)(const uint64_t* bits, int depth, uint8_t* expand
 using SignExpandRows = void (*)(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);
 
 // `rows` and `bits` [blocks][sign_bits_bytes(depth)] as expanded, with the same depth. Column k of block b of row r is
-// added to out[r * out_stride + b * block_stride + k].
+// out[r * out_stride + b * block_stride + k], which is overwritten unless `adds`.
 using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
-                                int32_t* out, size_t out_stride, size_t block_stride);
+                                int32_t* out, size_t out_stride, size_t block_stride, bool adds);
 
 #define BITFLEET_DECLARE(isa)                                                                                        \
   namespace isa {                                                                                                    \
   void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                                         \
   void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);                   \
   void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks, int32_t* out, \
-                       size_t out_stride, size_t block_stride);                                                      \
+                       size_t out_stride, size_t block_stride, bool adds);                                           \
   }
 BITFLEET_DECLARE(portable)
 BITFLEET_DECLARE(avx2)

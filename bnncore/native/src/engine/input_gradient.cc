@@ -30,7 +30,7 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
 // Expands one word of the packed weights under one tap, for some outputs.
 void Engine::expand_weight_column(size_t block, int tap, size_t word, Range outputs, int member, uint8_t* bits) const {
   const BlockGeometry& g = geometry(block);
-  uint64_t* columns = at<uint64_t>(layout_.scratch[member].columns);
+  uint64_t* columns = at<uint64_t>(layout_.scratch[member].weight_columns);
   const int depth = outputs.end - outputs.begin;
   const uint64_t* source =
       at<uint64_t>(layout_.packed_weights) + outputs.begin * g.row_words() + tap * g.segment_words + word;
@@ -86,14 +86,13 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   TileResult result{};
   for (size_t first_word = 0; first_word < g.row_words();) {
     const size_t words = std::min(g.input_words, run - first_word % run), stride = words * kColumnBlock;
-    std::fill_n(products, rows * stride, 0);
     for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
       const int depth = std::min(g.input_depth, outputs - first);
       for (size_t word = 0; word < words; ++word) {
         kernels_.sign_expand_bits(at<uint64_t>(layout_.packed_weights) + (first_word + word) * outputs + first, depth,
                                   bits);
         kernels_.sign_accumulate(expanded + part * part_bytes, rows, depth, bits, 1, products + word * kColumnBlock,
-                                 stride, 0);
+                                 stride, 0, /*adds=*/part > 0);
       }
     }
     const int column = static_cast<int>(first_word % run) * kColumnBlock;
@@ -168,7 +167,7 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool bits_are_
                 static_cast<size_t>(span.in_row * spec.in_width + span.in_column + (begin - span.begin) * spec.stride);
             kernels_.sign_accumulate(expanded + size_t(row * width + begin - first) * row_bytes, end - begin, depth,
                                      bits + tap * words * bits_bytes, static_cast<int>(words),
-                                     products + pixel * stride, spec.stride * stride, kColumnBlock);
+                                     products + pixel * stride, spec.stride * stride, kColumnBlock, /*adds=*/true);
           }
         }
       }

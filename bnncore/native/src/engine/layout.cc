@@ -1,5 +1,7 @@
 // The memory plan of the engine: one list of everything that training holds.
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "bnncore/engine.h"
 #include "bnncore/packing.h"
@@ -78,7 +80,7 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t input_patches, weight_bits, input_bits, columns, y, conv_y, planes, patches, padding, weights,
+  size_t input_patches, weight_bits, input_bits, columns, weight_columns, y, conv_y, planes, patches, padding, weights,
       expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, input_rows,
       grad_x, input_sums, staged;
 
@@ -121,8 +123,8 @@ struct ScratchSizes {
       if (!g.whole_map) most(input_patches, kInputGradDepth * fan_in + kReadPastInput);
       return;
     }
-    const size_t depth = static_cast<size_t>(std::max(g.weight_depth, g.input_depth));
-    most(columns, std::max(depth, g.column_words * static_cast<size_t>(batch_size)));
+    most(columns, std::max<size_t>(g.column_words, 1) * static_cast<size_t>(g.weight_depth));
+    if (!g.whole_map) most(weight_columns, static_cast<size_t>(g.input_depth));
     const size_t blocks = g.whole_map ? size_t{1} : static_cast<size_t>(block.taps()) * g.input_words;
     most(input_bits, blocks * sign_bits_bytes(g.input_depth));
     most(weight_bits, std::min<size_t>(kBlocksAtOnce, g.row_words()) * sign_bits_bytes(g.weight_depth));
@@ -172,8 +174,10 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
     g.input_words = std::clamp<size_t>(budget / kProductsShare / (kPanelLanes * kWordBytes), 1,
                                        g.joined() ? g.row_words() : g.segment_words);
     const size_t sample_bytes = static_cast<size_t>(parts) * part_bytes + g.input_words * kWordBytes;
-    const size_t samples = std::min(budget, kExpandedBytes) / sample_bytes / kPanelLanes * kPanelLanes;
-    g.input_rows = std::min(batch_size, std::clamp(static_cast<int>(samples), kPanelLanes, kMostSamples));
+    const size_t samples = std::min(
+        {budget / sample_bytes, kExpandedBytes / sample_bytes, budget / kProductsShare / (g.input_words * kWordBytes)});
+    g.input_rows = std::min(
+        batch_size, std::clamp(static_cast<int>(samples) / kPanelLanes * kPanelLanes, kPanelLanes, kMostSamples));
     return;
   }
   g.input_rows = std::min(block.conv_positions(), kMostSamples * part_bytes > kCacheBytes ? kPanelLanes : kMostSamples);
@@ -205,7 +209,8 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.grad_rows = add("grad_y_rows", "int8", sizes.grad_rows, kWeights);
   layout.position_sums = add("position_sums", "int32", sizes.position_sums, kWeights);
   layout.weight_sums = add("grad_weights", "uint8", sizes.weight_sums, kWeights);
-  layout.columns = add("columns", "uint64", sizes.columns, kWeights | kInputs);
+  layout.columns = add("columns", "uint64", sizes.columns, kWeights);
+  layout.weight_columns = add("weight_columns", "uint64", sizes.weight_columns, kInputs);
   layout.weight_bits = add("expanded_columns", "uint8", sizes.weight_bits, kWeights);
   layout.input_bits = add("expanded_weight_columns", "uint8", sizes.input_bits, kInputs);
   layout.input_patches = add("input_patches", "uint8", sizes.input_patches, kWeights);
@@ -219,6 +224,16 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
 
 // Turns an entry's index, which plan.add returned, into its offset.
 void resolve(const MemoryPlan& plan, size_t& index) { index = plan.offset(index); }
+
+// Every field of a struct that has nothing but indices.
+template <typename Layout>
+void resolve_all(const MemoryPlan& plan, Layout& layout) {
+  size_t fields[sizeof(Layout) / sizeof(size_t)];
+  static_assert(std::is_trivially_copyable_v<Layout> && sizeof(fields) == sizeof(Layout));
+  std::memcpy(fields, &layout, sizeof(fields));
+  for (size_t& field : fields) resolve(plan, field);
+  std::memcpy(&layout, fields, sizeof(fields));
+}
 
 }  // namespace
 
@@ -293,39 +308,8 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
   }
   plan.lay_out();
 
-  for (BlockLayout& b : layout.blocks) {
-    for (size_t* field : {&b.latent, &b.momentum, &b.square, &b.packed, &b.beta, &b.beta_mean, &b.beta_square,
-                          &b.running_mean, &b.running_mean_abs_dev, &b.signs}) {
-      resolve(plan, *field);
-    }
-  }
-  for (ScratchLayout& s : layout.scratch) {
-    for (size_t* field : {&s.y,
-                          &s.conv_y,
-                          &s.planes,
-                          &s.patches,
-                          &s.padding,
-                          &s.weights,
-                          &s.expanded_weights,
-                          &s.bits,
-                          &s.grad_t,
-                          &s.choice,
-                          &s.grad_rows,
-                          &s.position_sums,
-                          &s.tap_sums,
-                          &s.weight_sums,
-                          &s.columns,
-                          &s.weight_bits,
-                          &s.input_bits,
-                          &s.weight_rows,
-                          &s.input_patches,
-                          &s.input_rows,
-                          &s.input_products,
-                          &s.input_sums,
-                          &s.staged}) {
-      resolve(plan, *field);
-    }
-  }
+  for (BlockLayout& b : layout.blocks) resolve_all(plan, b);
+  for (ScratchLayout& s : layout.scratch) resolve_all(plan, s);
   for (size_t* field :
        {&layout.input, &layout.labels, &layout.logits, &layout.gradient, &layout.packed_weights, &layout.scales}) {
     resolve(plan, *field);

@@ -23,16 +23,24 @@ const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_
   const int width = g.joined() ? g.segment_width * g.segments : g.segment_width;
   const int segments = g.joined() ? 1 : g.segments;
   const size_t depth = static_cast<size_t>(blocks_[block].fan_in());
+  if (segments == 1 && depth % kWordBits == 0) return pack_run(block, first_row * depth, rows * width, target);
   for (int r = 0; r < rows; ++r) {
     for (int s = 0; s < segments; ++s) {
       const size_t from = (static_cast<size_t>(first_row) + r) * depth + static_cast<size_t>(s) * width;
       uint64_t* to = target + r * row_words + s * g.segment_words;
-      if (is_float(optimizer_.kind)) {
-        kernels_.pack_float(at<float>(layout.latent) + from, width, to);
-      } else {
-        kernels_.pack_int8(at<int8_t>(layout.latent) + from, width, to);
-      }
+      pack_run(block, from, width, to);
     }
+  }
+  return target;
+}
+
+// A run of latent weights that lie side by side.
+const uint64_t* Engine::pack_run(size_t block, size_t first, int count, uint64_t* target) const {
+  const BlockLayout& layout = layout_.blocks[block];
+  if (is_float(optimizer_.kind)) {
+    kernels_.pack_float(at<float>(layout.latent) + first, count, target);
+  } else {
+    kernels_.pack_int8(at<int8_t>(layout.latent) + first, count, target);
   }
   return target;
 }

@@ -134,7 +134,6 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   uint8_t* bits = at<uint8_t>(scratch.weight_bits);
   uint8_t* expanded = at<uint8_t>(scratch.weight_rows);
   std::fill_n(position_sums, size_t(rows) * sums_a_row(spec), 0);
-  std::fill_n(sums, rows * sums_stride, 0);
 
   for (int first = 0; first < positions; first += g.weight_depth) {
     const Range some{first, std::min(first + g.weight_depth, positions)};
@@ -155,7 +154,7 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
         kernels_.sign_expand_bits(source, depth, bits + block_of * bits_bytes);
       }
       kernels_.sign_accumulate(expanded, rows, depth, bits, blocks, sums + column * kColumnBlock, sums_stride,
-                               kColumnBlock);
+                               kColumnBlock, /*adds=*/first > 0);
     }
   }
 

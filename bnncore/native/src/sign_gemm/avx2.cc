@@ -20,7 +20,7 @@ constexpr int kQuadBytes = 4 * kColumnBlock;
 // kRows rows by 16 columns.
 template <int kRows>
 BITFLEET_AVX2 inline void accumulate(const uint8_t* rows, size_t row_bytes, int quads, const uint8_t* bits,
-                                     int32_t* out, size_t out_stride) {
+                                     int32_t* out, size_t out_stride, bool adds) {
   __m256i low[kRows], high[kRows];
   BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
@@ -40,16 +40,21 @@ BITFLEET_AVX2 inline void accumulate(const uint8_t* rows, size_t row_bytes, int 
   BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
     __m256i* target = reinterpret_cast<__m256i*>(out + r * out_stride);
-    _mm256_storeu_si256(target, _mm256_add_epi32(_mm256_loadu_si256(target), _mm256_madd_epi16(low[r], ones)));
-    _mm256_storeu_si256(target + 1, _mm256_add_epi32(_mm256_loadu_si256(target + 1), _mm256_madd_epi16(high[r], ones)));
+    __m256i first = _mm256_madd_epi16(low[r], ones), second = _mm256_madd_epi16(high[r], ones);
+    if (adds) {
+      first = _mm256_add_epi32(first, _mm256_loadu_si256(target));
+      second = _mm256_add_epi32(second, _mm256_loadu_si256(target + 1));
+    }
+    _mm256_storeu_si256(target, first);
+    _mm256_storeu_si256(target + 1, second);
   }
 }
 
 template <int kRows>
 BITFLEET_AVX2 inline void all_columns(const uint8_t* rows, size_t row_bytes, int quads, const uint8_t* bits,
-                                      int32_t* out, size_t out_stride) {
+                                      int32_t* out, size_t out_stride, bool adds) {
   for (int part = 0; part < kColumnBlock / 16; ++part) {
-    accumulate<kRows>(rows, row_bytes, quads, bits + 64 * part, out + 16 * part, out_stride);
+    accumulate<kRows>(rows, row_bytes, quads, bits + 64 * part, out + 16 * part, out_stride, adds);
   }
 }
 
@@ -85,19 +90,19 @@ BITFLEET_AVX2 void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, 
 }
 
 BITFLEET_AVX2 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
-                                   int32_t* out, size_t out_stride, size_t block_stride) {
+                                   int32_t* out, size_t out_stride, size_t block_stride, bool adds) {
   const size_t row_bytes = sign_row_bytes(depth);
   const int quads = (depth + 3) / 4;
   for (int b = 0; b < blocks; ++b, bits += sign_bits_bytes(depth), out += block_stride) {
     int r = 0;
     for (; r + 4 <= row_count; r += 4) {
-      all_columns<4>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+      all_columns<4>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride, adds);
     }
     for (; r + 2 <= row_count; r += 2) {
-      all_columns<2>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+      all_columns<2>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride, adds);
     }
     if (r < row_count) {
-      all_columns<1>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride);
+      all_columns<1>(rows + r * row_bytes, row_bytes, quads, bits, out + r * out_stride, out_stride, adds);
     }
   }
 }

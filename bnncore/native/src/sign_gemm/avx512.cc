@@ -50,18 +50,23 @@ BITFLEET_AVX512 inline void make_table(const int8_t* g, uint8_t* table) {
   _mm512_store_si512(table, _mm512_packs_epi32(without, with));
 }
 
-BITFLEET_AVX512 inline void add_to(int32_t* out, __m512i sums) {
-  const __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(sums));
-  const __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(sums, 1));
-  _mm512_storeu_si512(out, _mm512_add_epi32(_mm512_loadu_si512(out), low));
-  _mm512_storeu_si512(out + 16, _mm512_add_epi32(_mm512_loadu_si512(out + 16), high));
+BITFLEET_AVX512 inline void put(int32_t* out, __m512i sums, bool adds) {
+  __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(sums));
+  __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(sums, 1));
+  if (adds) {
+    low = _mm512_add_epi32(low, _mm512_loadu_si512(out));
+    high = _mm512_add_epi32(high, _mm512_loadu_si512(out + 16));
+  }
+  _mm512_storeu_si512(out, low);
+  _mm512_storeu_si512(out + 16, high);
 }
 
 // kRows rows by kBlocks blocks of columns. A table that comes from the second cache is read once for 4 look-ups where
 // there are two blocks.
 template <int kRows, int kBlocks>
 BITFLEET_AVX512 inline void accumulate(const uint8_t* tables, size_t row_bytes, int groups, const uint8_t* indices,
-                                       size_t bits_bytes, int32_t* out, size_t out_stride, size_t block_stride) {
+                                       size_t bits_bytes, int32_t* out, size_t out_stride, size_t block_stride,
+                                       bool adds) {
   __m512i low[kRows][kBlocks], high[kRows][kBlocks];
   BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -90,13 +95,13 @@ BITFLEET_AVX512 inline void accumulate(const uint8_t* tables, size_t row_bytes, 
   for (int r = 0; r < kRows; ++r) {
     BITFLEET_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      add_to(out + r * out_stride + b * block_stride, low[r][b]);
-      add_to(out + r * out_stride + b * block_stride + 32, high[r][b]);
+      put(out + r * out_stride + b * block_stride, low[r][b], adds);
+      put(out + r * out_stride + b * block_stride + 32, high[r][b], adds);
     }
   }
 }
 
-using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, size_t, int32_t*, size_t, size_t);
+using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, size_t, int32_t*, size_t, size_t, bool);
 constexpr Accumulate kSingle[] = {nullptr,          accumulate<1, 1>, accumulate<2, 1>,
                                   accumulate<3, 1>, accumulate<4, 1>, accumulate<5, 1>,
                                   accumulate<6, 1>, accumulate<7, 1>, accumulate<8, 1>};
@@ -134,14 +139,14 @@ BITFLEET_AVX512 void sign_expand_rows(const int8_t* g, size_t g_stride, int rows
 }
 
 BITFLEET_AVX512 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
-                                     int32_t* out, size_t out_stride, size_t block_stride) {
+                                     int32_t* out, size_t out_stride, size_t block_stride, bool adds) {
   const size_t row_bytes = sign_row_bytes(depth), bits_bytes = sign_bits_bytes(depth);
   const int groups = static_cast<int>(row_bytes / 64);
   const auto run = [&](const Accumulate* kernels, int at_once) {
     for (int r = 0; r < row_count; r += at_once) {
       const int some = row_count - r < at_once ? row_count - r : at_once;
       kernels[some](rows + r * row_bytes, row_bytes, groups, bits, bits_bytes, out + r * out_stride, out_stride,
-                    block_stride);
+                    block_stride, adds);
     }
   };
   int b = 0;

@@ -31,15 +31,16 @@ void make_table(const int8_t* g, uint8_t* table) {
   vst1q_u8(table + 16, vuzp2q_u8(low, high));
 }
 
-void add_to(int32_t* out, int16x8_t sums) {
-  vst1q_s32(out, vaddw_s16(vld1q_s32(out), vget_low_s16(sums)));
-  vst1q_s32(out + 4, vaddw_high_s16(vld1q_s32(out + 4), sums));
+void put(int32_t* out, int16x8_t sums, bool adds) {
+  const int32x4_t zero = vdupq_n_s32(0);
+  vst1q_s32(out, vaddw_s16(adds ? vld1q_s32(out) : zero, vget_low_s16(sums)));
+  vst1q_s32(out + 4, vaddw_high_s16(adds ? vld1q_s32(out + 4) : zero, sums));
 }
 
 // kRows rows by 32 columns.
 template <int kRows>
 void accumulate(const uint8_t* tables, size_t row_bytes, int groups, const uint8_t* indices, int32_t* out,
-                size_t out_stride) {
+                size_t out_stride, bool adds) {
   uint16x8_t low[kRows][4];
   int8x16_t high[kRows][2];
   for (int r = 0; r < kRows; ++r) {
@@ -63,13 +64,13 @@ void accumulate(const uint8_t* tables, size_t row_bytes, int groups, const uint8
     for (int v = 0; v < 2; ++v) {
       int32_t* target = out + r * out_stride + 16 * v;
       const int16x8_t above = vshll_n_s8(vget_low_s8(high[r][v]), 8), beyond = vshll_high_n_s8(high[r][v], 8);
-      add_to(target, vaddq_s16(vreinterpretq_s16_u16(low[r][2 * v]), above));
-      add_to(target + 8, vaddq_s16(vreinterpretq_s16_u16(low[r][2 * v + 1]), beyond));
+      put(target, vaddq_s16(vreinterpretq_s16_u16(low[r][2 * v]), above), adds);
+      put(target + 8, vaddq_s16(vreinterpretq_s16_u16(low[r][2 * v + 1]), beyond), adds);
     }
   }
 }
 
-using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, int32_t*, size_t);
+using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, int32_t*, size_t, bool);
 constexpr int kRowsAtOnce = 3;  // 18 accumulators; g++ 12 cannot keep those of four rows in registers
 constexpr Accumulate kAccumulate[kRowsAtOnce + 1] = {nullptr, accumulate<1>, accumulate<2>, accumulate<3>};
 
@@ -104,7 +105,7 @@ void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uin
 }
 
 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks, int32_t* out,
-                     size_t out_stride, size_t block_stride) {
+                     size_t out_stride, size_t block_stride, bool adds) {
   const size_t row_bytes = sign_row_bytes(depth);
   for (int r = 0, some; r < row_count; r += some) {
     some = row_count - r < kRowsAtOnce ? row_count - r : kRowsAtOnce;
@@ -112,7 +113,7 @@ void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_
       const uint8_t* columns = bits + b * sign_bits_bytes(depth);
       int32_t* target = out + r * out_stride + b * block_stride;
       for (int k = 0; k < kColumnBlock; k += 32) {
-        kAccumulate[some](rows + r * row_bytes, row_bytes, groups_of(depth), columns + k, target + k, out_stride);
+        kAccumulate[some](rows + r * row_bytes, row_bytes, groups_of(depth), columns + k, target + k, out_stride, adds);
       }
     }
   }

@@ -17,10 +17,12 @@ constexpr int kQuadBytes = 4 * kColumnBlock;
 // kRows rows by 16 columns.
 template <int kRows>
 BITFLEET_DOTPROD void accumulate(const uint8_t* rows, size_t row_bytes, int quads, const uint8_t* bits, int32_t* out,
-                                 size_t out_stride) {
+                                 size_t out_stride, bool adds) {
   int32x4_t sums[kRows][4];
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < 4; ++v) sums[r][v] = vld1q_s32(out + r * out_stride + 4 * v);
+    for (int v = 0; v < 4; ++v) {
+      sums[r][v] = adds ? vld1q_s32(out + r * out_stride + 4 * v) : vdupq_n_s32(0);
+    }
   }
   for (int q = 0; q < quads; ++q, bits += kQuadBytes, rows += 4) {
     int8x16_t columns[4];
@@ -37,7 +39,7 @@ BITFLEET_DOTPROD void accumulate(const uint8_t* rows, size_t row_bytes, int quad
   }
 }
 
-using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, int32_t*, size_t);
+using Accumulate = void (*)(const uint8_t*, size_t, int, const uint8_t*, int32_t*, size_t, bool);
 constexpr int kRowsAtOnce = 6;
 constexpr Accumulate kAccumulate[kRowsAtOnce + 1] = {nullptr,       accumulate<1>, accumulate<2>, accumulate<3>,
                                                      accumulate<4>, accumulate<5>, accumulate<6>};
@@ -68,7 +70,7 @@ void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uin
 }
 
 BITFLEET_DOTPROD void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
-                                      int32_t* out, size_t out_stride, size_t block_stride) {
+                                      int32_t* out, size_t out_stride, size_t block_stride, bool adds) {
   const size_t row_bytes = sign_row_bytes(depth);
   for (int r = 0, some; r < row_count; r += some) {
     some = row_count - r < kRowsAtOnce ? row_count - r : kRowsAtOnce;
@@ -76,7 +78,8 @@ BITFLEET_DOTPROD void sign_accumulate(const uint8_t* rows, int row_count, int de
       const uint8_t* columns = bits + b * sign_bits_bytes(depth);
       int32_t* target = out + r * out_stride + b * block_stride;
       for (int k = 0; k < kColumnBlock; k += 16) {
-        kAccumulate[some](rows + r * row_bytes, row_bytes, (depth + 3) / 4, columns + 4 * k, target + k, out_stride);
+        kAccumulate[some](rows + r * row_bytes, row_bytes, (depth + 3) / 4, columns + 4 * k, target + k, out_stride,
+                          adds);
       }
     }
   }

@@ -18,7 +18,7 @@ void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uin
 }
 
 void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks, int32_t* out,
-                     size_t out_stride, size_t block_stride) {
+                     size_t out_stride, size_t block_stride, bool adds) {
   for (int b = 0; b < blocks; ++b, bits += sign_bits_bytes(depth), out += block_stride) {
     for (int r = 0; r < row_count; ++r) {
       const int8_t* g = reinterpret_cast<const int8_t*>(rows + r * sign_row_bytes(depth));
@@ -27,7 +27,8 @@ void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_
         const int16_t value = g[j];
         for (int k = 0; k < kColumnBlock; ++k) sums[k] += static_cast<int16_t>(value * bits[j * kColumnBlock + k]);
       }
-      for (int k = 0; k < kColumnBlock; ++k) out[r * out_stride + k] += sums[k];
+      int32_t* target = out + r * out_stride;
+      for (int k = 0; k < kColumnBlock; ++k) target[k] = (adds ? target[k] : 0) + sums[k];
     }
   }
 }
