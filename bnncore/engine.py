@@ -116,6 +116,19 @@ class Engine(Evaluator):
         except ValueError as error:
             raise DataError(str(error)) from None
 
+    def observe(self, number: int) -> None:
+        """Take the running statistics anew, a batch at a time; weights and optimizer stay as they are.
+
+        Weights move on while running statistics are averaged, so these lag behind: the more weights flip in a step, the
+        more. Observing some batches before a test, or after a model was merged, replaces them by means over those
+        batches. ``training.observe`` does it for a data set.
+
+        Args:
+          number: batches observed since the first of them, which is 0 and makes the engine forget the statistics.
+        """
+        self._ensure_ready()
+        self._native.observe(number)
+
     def phase_seconds(self) -> dict[str, float]:
         """Where the first thread's time went since the engine was made or ``reset_phases``, in seconds.
 

@@ -25,6 +25,7 @@ from bnncore.evaluator import Evaluator
 from bnncore.schedule import Linear, Schedule
 
 __all__ = [
+    "STATISTICS_BATCHES",
     "EpochResult",
     "EvalResult",
     "Evaluator",
@@ -33,8 +34,12 @@ __all__ = [
     "batches",
     "check_fits",
     "evaluate",
+    "observe",
     "train",
 ]
+
+STATISTICS_BATCHES = 50
+"""Batches that batch norm's statistics are taken anew from after an epoch."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ def train(
     augment: Augmentation | None = None,
     schedule: Schedule | None = None,
     progress: Progress | None = None,
+    statistics_batches: int = STATISTICS_BATCHES,
     on_step: Callable[[int, int, float], None] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> TrainResult:
@@ -137,6 +143,8 @@ def train(
       schedule: how the step size changes, fresh; None: it falls linearly from its full value to almost nothing.
       progress: where to go on, with the engine in its state of then; brought up to date after every step, before
         ``on_step`` is called, so that a run may be saved or stopped (by an exception) there.
+      statistics_batches: batches that batch norm's statistics are taken anew from at the end of an epoch, before
+        ``on_epoch`` (see ``observe``); 0 leaves the running ones. They do not change what is trained.
       on_step: called after each step with (steps done, steps to do, loss).
       on_epoch: called after each epoch, the last one too when it was cut short; may evaluate the engine.
 
@@ -147,12 +155,7 @@ def train(
     check_fits(engine, dataset)
     schedule = Linear() if schedule is None else schedule
     augmenter = None if augment is None else _augmenter(augment, engine, dataset, seed)
-    steps_per_epoch = dataset.num_examples // engine.batch_size
-    if steps_per_epoch == 0:
-        raise DataError(
-            f"a batch has {engine.batch_size} samples, the data set only {dataset.num_examples}. "
-            f"Give --batch-size {dataset.num_examples} or less"
-        )
+    steps_per_epoch = _steps_per_epoch(engine, dataset)
     total = epochs * steps_per_epoch if max_steps is None else min(max_steps, epochs * steps_per_epoch)
     progress = Progress() if progress is None else progress
     if progress.schedule:
@@ -164,10 +167,7 @@ def train(
         first, last = progress.steps - epoch * steps_per_epoch, total - epoch * steps_per_epoch
         for indices in islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), first, last):
             started = time.perf_counter()
-            dataset.read(indices, engine.input)
-            if augmenter is not None:
-                augmenter.apply(engine.input, indices, epoch)
-            engine.labels[:] = dataset.labels[indices]
+            _read_batch(engine, dataset, indices, epoch, augmenter)
             before = time.perf_counter()
             step = engine.step(schedule.scale(progress.steps, total))
             now = time.perf_counter()
@@ -185,9 +185,60 @@ def train(
         progress.loss_sum, progress.correct, progress.seconds = 0.0, 0, 0.0
         schedule.end_epoch(result.loss)
         progress.schedule = schedule.memory()
+        if statistics_batches > 0:
+            _observe(engine, dataset, min(statistics_batches, steps_per_epoch), seed, epoch, augmenter)
         if on_epoch is not None:
             on_epoch(result)
     return TrainResult(tuple(progress.epochs), progress.steps, statistics.median(times_ms) if times_ms else None)
+
+
+def observe(engine: Engine, dataset: Dataset, *, num_batches: int = STATISTICS_BATCHES, seed: int) -> None:
+    """Take batch norm's statistics anew: the mean over some batches of the network as it is. Nothing else changes.
+
+    Running statistics are means over steps in which the weights moved on, so they lag behind: by much where many
+    weights flip in a step, or where the model was merged or converted.
+
+    Args:
+      engine: whose statistics are replaced.
+      dataset: training samples.
+      num_batches: fewer are taken where the data set has not as many.
+      seed: decides which.
+
+    Raises:
+      ShapeError: samples or classes do not fit the network.
+      DataError: there are fewer samples than one batch, or they cannot be read.
+    """
+    check_fits(engine, dataset)
+    _steps_per_epoch(engine, dataset)
+    _observe(engine, dataset, num_batches, seed, 0, None)
+
+
+def _observe(
+    engine: Engine, dataset: Dataset, num_batches: int, seed: int, epoch: int, augmenter: Augmenter | None
+) -> None:
+    some = islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), num_batches)
+    for number, indices in enumerate(some):
+        _read_batch(engine, dataset, indices, epoch, augmenter)
+        engine.observe(number)
+
+
+def _read_batch(
+    engine: Engine, dataset: Dataset, indices: NDArray[np.uint32], epoch: int, augmenter: Augmenter | None
+) -> None:
+    dataset.read(indices, engine.input)
+    if augmenter is not None:
+        augmenter.apply(engine.input, indices, epoch)
+    engine.labels[:] = dataset.labels[indices]
+
+
+def _steps_per_epoch(engine: Engine, dataset: Dataset) -> int:
+    steps = dataset.num_examples // engine.batch_size
+    if steps == 0:
+        raise DataError(
+            f"a batch has {engine.batch_size} samples, the data set only {dataset.num_examples}. "
+            f"Give --batch-size {dataset.num_examples} or less"
+        )
+    return steps
 
 
 def _augmenter(augment: Augmentation, engine: Engine, dataset: Dataset, seed: int) -> Augmenter:

@@ -96,6 +96,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="shift each training image by up to N pixels (black enters), mirror every second one; either or both",
     )
     parser.add_argument(
+        "--statistics",
+        type=unsigned_int,
+        metavar="N",
+        help="batches that batch norm's statistics are taken anew from before each test; 0 keeps the running ones, "
+        "which lag behind the weights (default: 50)",
+    )
+    parser.add_argument(
         "--checkpoint",
         metavar="FILE",
         help="keep the run itself in FILE, at the start, after each epoch and on Ctrl-C, so that --resume can go on "
@@ -171,11 +178,13 @@ def _train_and_evaluate(
     from tqdm import tqdm
 
     from bnncore.resume import load_training, save_training
-    from bnncore.training import Progress, check_fits, evaluate, train
+    from bnncore.training import STATISTICS_BATCHES, Progress, check_fits, evaluate, train
 
     check_fits(engine, test_set)
     settings = {name: getattr(args, name) for name in ("seed", "epochs", "max_steps", "schedule", "patience")}
     settings |= {"augment": None if args.augment is None else str(args.augment)}
+    statistics = STATISTICS_BATCHES if args.statistics is None else args.statistics
+    settings |= {"statistics": statistics}
     settings |= {"dataset": train_set.name, "examples": train_set.num_examples}
     kept_in = args.resume or args.checkpoint
     progress = Progress()
@@ -234,6 +243,7 @@ def _train_and_evaluate(
             augment=args.augment,
             schedule=schedule,
             progress=progress,
+            statistics_batches=statistics,
             on_step=on_step,
             on_epoch=on_epoch,
         )

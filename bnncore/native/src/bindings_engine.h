@@ -70,6 +70,7 @@ nb::class_<E> bind_engine(nb::module_& m, const char* name) {
             return std::make_tuple(result.loss, result.correct);
           },
           "step_scale"_a)
+      .def("observe", &E::observe, "number"_a, nb::call_guard<nb::gil_scoped_release>())
       .def(
           "evaluate",
           [](E& self, int count) {

@@ -151,6 +151,9 @@ class Engine {
   // One step on the full batch in input() and labels(). `trace`, when given, receives every intermediate.
   // Throws std::invalid_argument on a label outside [0, classes).
   StepResult step(float step_scale, Trace* trace = nullptr);
+  // Takes running statistics anew, a batch at a time: those of the full batch in input() become part `number` + 1 of
+  // their mean, number 0 the first. Nothing else changes.
+  void observe(int number);
   // The first `count` samples, normalised by the running statistics. `predictions` may be null.
   StepResult evaluate(int count, int32_t* predictions);
 
@@ -251,9 +254,10 @@ class Engine {
   const uint64_t* planes_of(size_t block, int sample, int member) const;
   template <typename Y>
   void find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const;
-  void forward(int count, bool training, Trace* trace);
+  // `kept` is the share of the running statistics that a batch's own leave, below 0 where those are not taken.
+  void forward(int count, float kept, Trace* trace);
   template <typename Y>
-  void forward_group(size_t block, int group, int count, bool training, int member, Trace* trace);
+  void forward_group(size_t block, int group, int count, float kept, int member, Trace* trace);
   template <typename Y>
   void emit_signs(size_t block, int first, int rows, const Y* y, const int32_t* sign_from, int count, int member);
   void clear_unused_lanes(size_t block, int group, int count);

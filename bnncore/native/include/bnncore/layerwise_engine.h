@@ -50,6 +50,9 @@ class LayerwiseEngine {
   // One step on the full batch in input() and labels().
   // Throws std::invalid_argument on a label outside [0, classes).
   StepResult step(float step_scale);
+  // Takes running statistics anew, a batch at a time: those of the full batch in input() become part `number` + 1 of
+  // their mean, number 0 the first. Nothing else changes.
+  void observe(int number);
   // The first `count` samples, normalised by the running statistics. `predictions` may be null.
   StepResult evaluate(int count, int32_t* predictions);
 
@@ -95,10 +98,8 @@ class LayerwiseEngine {
   ProductScratch product_scratch(int member) const;
   RandomStream stream(size_t block, Purpose purpose) const;
   AdamStep adam_step(float step) const;
-  // The share of the statistics so far in the running ones.
-  float kept_share() const {
-    return 1.0f - 1.0f / static_cast<float>(std::min(statistics_steps_ + 1, kStatisticsWindow));
-  }
+  // The share that a batch's statistics leave of the running ones.
+  float kept_share() const { return 1.0f - 1.0f / static_cast<float>(statistics_parts_); }
 
   // Calls work(range, member): rows of a batch, or channels in whole units.
   template <typename Work>
@@ -140,6 +141,7 @@ class LayerwiseEngine {
   uint64_t seed_ = 0;
   int64_t steps_done_ = 0;
   int32_t statistics_steps_ = 0;
+  int statistics_parts_ = 1;  // that the mean of a training pass has, its own included
   double beta1_power_ = 1.0, beta2_power_ = 1.0;
 
  private:

@@ -3,10 +3,20 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <new>
 #include <stdexcept>
 
 namespace bitfleet {
+
+namespace {
+
+constexpr float kRunning = -1.0f;  // normalise by the running statistics
+
+// What the others before keep of a mean of `count` parts.
+float kept_share(int count) { return 1.0f - 1.0f / static_cast<float>(count); }
+
+}  // namespace
 
 Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads)
     : blocks_(std::move(blocks)),
@@ -35,7 +45,7 @@ StepResult Engine::step(float step_scale, Trace* trace) {
   timed(&PhaseSeconds::step, 0, [&] {
     beta1_power_ *= static_cast<double>(optimizer_.beta1);
     beta2_power_ *= static_cast<double>(optimizer_.beta2);
-    forward(batch_size_, /*training=*/true, trace);
+    forward(batch_size_, kept_share(std::min(statistics_steps_ + 1, kStatisticsWindow)), trace);
     result = softmax(batch_size_, nullptr, /*with_gradient=*/true);
     for (size_t block = block_count(); block-- > 0;) backward_block(block, step_scale, trace);
   });
@@ -44,9 +54,15 @@ StepResult Engine::step(float step_scale, Trace* trace) {
   return result;
 }
 
+void Engine::observe(int number) {
+  if (optimizer_.kind == OptimizerKind::kFrozen) throw std::invalid_argument("a frozen network keeps its statistics");
+  forward(batch_size_, kept_share(number + 1), nullptr);
+  keep_statistics();
+}
+
 StepResult Engine::evaluate(int count, int32_t* predictions) {
   check_labels(labels(), count, classes());
-  forward(count, /*training=*/false, nullptr);
+  forward(count, kRunning, nullptr);
   return softmax(count, predictions, /*with_gradient=*/false);
 }
 

@@ -8,16 +8,16 @@
 
 namespace bitfleet {
 
-void Engine::forward(int count, bool training, Trace* trace) {
+void Engine::forward(int count, float kept, Trace* trace) {
   for (size_t block = 0; block < block_count(); ++block) {
     const int groups = (blocks_[block].out_channels + kTileRows - 1) / kTileRows;
     pool_.run([&](int member) {
       const Range range = partition(groups, num_threads(), member);
       for (int group = range.begin; group < range.end; ++group) {
         if (geometry(block).wide) {
-          forward_group<int32_t>(block, group, count, training, member, trace);
+          forward_group<int32_t>(block, group, count, kept, member, trace);
         } else {
-          forward_group<int16_t>(block, group, count, training, member, trace);
+          forward_group<int16_t>(block, group, count, kept, member, trace);
         }
       }
     });
@@ -30,7 +30,7 @@ void Engine::forward(int count, bool training, Trace* trace) {
 
 // The 16 channels of one 16-bit lane of the next layer's input: no two threads write to the same lane.
 template <typename Y>
-void Engine::forward_group(size_t block, int group, int count, bool training, int member, Trace* trace) {
+void Engine::forward_group(size_t block, int group, int count, float kept, int member, Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const BlockLayout& layout = layout_.blocks[block];
@@ -42,7 +42,6 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
   float* mean = at<float>(layout.running_mean);
   float* deviation = at<float>(layout.running_mean_abs_dev);
   const float* beta = at<float>(layout.beta);
-  const float keep = 1.0f - 1.0f / static_cast<float>(std::min(statistics_steps_ + 1, kStatisticsWindow));
 
   const int end = std::min(spec.out_channels, (group + 1) * kTileRows);
   for (int first = group * kTileRows; first < end; first += g.tile_rows) {
@@ -50,13 +49,13 @@ void Engine::forward_group(size_t block, int group, int count, bool training, in
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
     timed(&PhaseSeconds::forward, member, [&] { multiply(block, weights, rows, count, member, y, nullptr); });
     ChannelNorms norms;
-    if (training) {
+    if (kept >= 0.0f) {
       ChannelStatistics statistics[kTileRows];
       for (int r = 0; r < rows; ++r) statistics[r] = kernels.statistics(y + size_t(r) * g.y_stride, values);
       kernels_.channel->moments(statistics, values, rows, norms);
       for (int r = 0; r < rows; ++r) {
-        mean[first + r] = keep * mean[first + r] + (1.0f - keep) * static_cast<float>(norms.mean[r]);
-        deviation[first + r] = keep * deviation[first + r] + (1.0f - keep) * static_cast<float>(norms.mean_abs_dev[r]);
+        mean[first + r] = kept * mean[first + r] + (1.0f - kept) * static_cast<float>(norms.mean[r]);
+        deviation[first + r] = kept * deviation[first + r] + (1.0f - kept) * static_cast<float>(norms.mean_abs_dev[r]);
       }
     } else {
       std::copy_n(mean + first, rows, norms.mean);

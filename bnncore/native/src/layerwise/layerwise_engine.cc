@@ -57,6 +57,7 @@ StepResult LayerwiseEngine::step(float step_scale) {
   check_labels(labels(), batch_size_, classes());
   beta1_power_ *= static_cast<double>(optimizer_.beta1);
   beta2_power_ *= static_cast<double>(optimizer_.beta2);
+  statistics_parts_ = std::min(statistics_steps_ + 1, kStatisticsWindow);
   forward(batch_size_, /*training=*/true);
   const StepResult result = softmax(batch_size_, nullptr, /*with_gradient=*/true);
   for (size_t block = block_count(); block-- > 0;) backward_block(block);
@@ -64,6 +65,12 @@ StepResult LayerwiseEngine::step(float step_scale) {
   ++steps_done_;
   ++statistics_steps_;
   return result;
+}
+
+void LayerwiseEngine::observe(int number) {
+  statistics_parts_ = number + 1;
+  forward(batch_size_, /*training=*/true);
+  keep_statistics();
 }
 
 StepResult LayerwiseEngine::evaluate(int count, int32_t* predictions) {
