@@ -24,7 +24,7 @@ def open_split(args: argparse.Namespace, split: Split) -> Dataset:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     if args.download:
         _download(args)
-    return open_dataset(args.dataset, args.data, split=split)
+    return open_dataset(args.dataset, args.data, split=split, image_shape=args.image_shape)
 
 
 def _download(args: argparse.Namespace) -> None:

@@ -167,8 +167,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         metavar="NAME",
-        help="digits (ships with scikit-learn), mnist, cifar10, har, or idx (a folder of idx files); "
-        "default: what --data holds",
+        help="digits (ships with scikit-learn), mnist, cifar10, har, images (train/<class>/*.png|jpg; "
+        "needs Pillow), or idx (a folder of idx files); default: what --data holds",
+    )
+    parser.add_argument(
+        "--image-shape",
+        type=parse_sizes,
+        metavar="H,W[,C]",
+        help="images: height and width that pictures are brought to, and 3 channels, or 1 for grey (default: 32,32,3)",
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="the data folder (default: the environment variable BITFLEET_DATA)"

@@ -16,6 +16,7 @@ from bnncore.data.digits import FILE_NAME as DIGITS_FILE
 from bnncore.data.digits import open_digits
 from bnncore.data.har import har_files, open_har
 from bnncore.data.idx import Split, find_images, open_idx, write_idx
+from bnncore.data.images import DEFAULT_IMAGE_SHAPE, image_files, open_images
 from bnncore.data.mnist import mnist_folder, open_mnist
 from bnncore.data.partition import dirichlet_shards
 from bnncore.errors import DataError
@@ -23,13 +24,16 @@ from bnncore.errors import DataError
 __all__ = ["DATASETS", "Dataset", "RowSource", "Split", "dirichlet_shards", "open_dataset", "write_idx"]
 
 
-def open_dataset(name: str | None, root: Path | None, *, split: Split) -> Dataset:
+def open_dataset(
+    name: str | None, root: Path | None, *, split: Split, image_shape: tuple[int, ...] | None = None
+) -> Dataset:
     """Open one split of a data set.
 
     Args:
       name: a key of ``DATASETS``; None: whatever is found in ``root``.
       root: the data folder; None: the environment variable BITFLEET_DATA (``digits`` does without).
       split: ``train`` or ``test``.
+      image_shape: height, width and channels that the pictures of ``images`` are brought to; None: 32, 32, 3.
 
     Raises:
       DataError: the name is unknown, no folder was given, or the files are missing or damaged; the message says what
@@ -43,7 +47,12 @@ def open_dataset(name: str | None, root: Path | None, *, split: Split) -> Datase
         return open_digits(None, split=split)
     if not root.is_dir():
         raise DataError(f"the data folder {root} does not exist (seen from {Path.cwd()}). Check --data")
-    return DATASETS[name or _detect(root)](root, split)
+    name = name or _detect(root)
+    if name == "images":
+        return open_images(root, split=split, image_shape=image_shape or DEFAULT_IMAGE_SHAPE)
+    if image_shape is not None:
+        raise DataError(f"--image-shape belongs to data set 'images', got {name!r}. Leave it out")
+    return DATASETS[name](root, split)
 
 
 def _default_root(name: str | None) -> Path:
@@ -70,10 +79,12 @@ def _detect(root: Path) -> str:
         return "har"
     if (root / DIGITS_FILE).is_file():
         return "digits"
+    if any(_has(image_files, root, split) for split in splits):
+        return "images"
     raise DataError(
         f"no data set in {root}: looked for idx files (train-images-idx3-ubyte[.gz]) there, in mnist/ and in "
         f"MNIST/raw/, for cifar-10-batches-py/ there and in cifar10/, for UCI HAR Dataset/ there and in har/, "
-        f"and for {DIGITS_FILE}. "
+        f"for {DIGITS_FILE}, and for pictures in train/<class>/ or <class>/. "
         "Check --data, or name the data set with --dataset"
     )
 
@@ -95,6 +106,7 @@ DATASETS: dict[str, Callable[[Path | None, Split], Dataset]] = {
     "digits": _with_root(open_digits),
     "har": _with_root(open_har),
     "idx": _with_root(open_idx),
+    "images": _with_root(open_images),
     "mnist": _with_root(open_mnist),
 }
 """Openers by name."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,31 +19,56 @@ __all__ = ["prepared"]
 _log = logging.getLogger(__name__)
 
 
-def prepared(name: str, split: Split, root: Path, sources: Sequence[Path]) -> Path:
+def prepared(name: str, split: Split, root: Path, sources: Sequence[Path], *, options: Sequence[str] = ()) -> Path:
     """Give the idx folder in the cache that holds one split, after making it when it is not there.
 
-    The folder's name changes when a source does. It is made by ``python -m bnncore.data.prepare``.
+    The folder's name changes when a source or an option does. It is made by ``python -m bnncore.data.prepare``.
 
     Args:
       name: a key of ``bnncore.data.prepare.PREPARERS``.
       split: which one.
       root: the data folder.
       sources: the files that it is made from.
+      options: what else the preparer is told.
 
     Raises:
       DataError: a source is damaged or the cache cannot be written, as that process says; or it was killed.
     """
-    folder = cached_set(f"{name}-{split}", sources)
+    folder = cached_set("-".join((name, *options, split)), sources)
     if find_images(folder, split) is not None:  # written last
         return folder
-    _log.info("preparing %s (%s): once, some seconds to a minute, into %s", name, split, folder)
-    command = [sys.executable, "-P", "-m", "bnncore.data.prepare", name, split, str(root), str(folder)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if done.returncode < 0:
+    _log.info("preparing %s (%s): once, some seconds to minutes, into %s", name, split, folder)
+    command = [sys.executable, "-P", "-m", "bnncore.data.prepare", name, split, str(root), str(folder), *options]
+    with tempfile.TemporaryFile() as reasons:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=reasons)
+        try:
+            _show_progress(process, f"preparing {name} ({split})")
+            returncode = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        reasons.seek(0)
+        reason = reasons.read().decode(errors="replace").strip()
+    if returncode < 0:
         raise DataError(
-            f"preparing {name} ({split}) in {folder} was ended by signal {-done.returncode}. "
+            f"preparing {name} ({split}) in {folder} was ended by signal {-returncode}. "
             "It takes up to 100 MiB: free some memory, or prepare it on another machine and copy the cache folder"
         )
-    if done.returncode != 0:
-        raise DataError(done.stderr.decode(errors="replace").strip() or f"preparing {name} ({split}) failed")
+    if returncode != 0:
+        raise DataError(reason or f"preparing {name} ({split}) failed")
     return folder
+
+
+def _show_progress(process: subprocess.Popen[bytes], title: str) -> None:
+    """Draw a bar from the lines "done total" that a preparer prints, until it ends."""
+    assert process.stdout is not None
+    with process.stdout, contextlib.ExitStack() as stack:
+        bar = None
+        for line in process.stdout:
+            done, total = map(int, line.split())
+            if bar is None:
+                from tqdm import tqdm
+
+                bar = stack.enter_context(tqdm(desc=title, total=total, leave=False, disable=not sys.stderr.isatty()))
+            bar.update(done - bar.n)

@@ -1,11 +1,13 @@
-"""The process that prepares a data set: ``python -m bnncore.data.prepare NAME SPLIT ROOT FOLDER``.
+"""The process that prepares a data set: ``python -m bnncore.data.prepare NAME SPLIT ROOT FOLDER [OPTION ...]``.
 
-It writes one split of the data set in ROOT as an idx folder, whose images appear when all is complete. On a mistake it
-prints the reason on standard error and ends with exit code 3.
+It writes one split of the data set in ROOT as an idx folder, whose images appear when all is complete. Where that takes
+long it prints lines "done total" on standard output. On a mistake it prints the reason on standard error and ends with
+exit code 3.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,21 @@ from pathlib import Path
 from bnncore.data.cache import cache_error
 from bnncore.data.cifar10 import prepare_cifar10
 from bnncore.data.har import prepare_har
-from bnncore.data.idx import Split
+from bnncore.data.images import prepare_images
 from bnncore.errors import BitfleetError
 
 __all__ = ["PREPARERS", "main"]
 
-PREPARERS: dict[str, Callable[[Path, Split, Path], None]] = {"cifar10": prepare_cifar10, "har": prepare_har}
+
+def _report(done: int, total: int) -> None:
+    print(done, total, flush=True)
+
+
+PREPARERS: dict[str, Callable[..., None]] = {
+    "cifar10": prepare_cifar10,
+    "har": prepare_har,
+    "images": functools.partial(prepare_images, on_part=_report),
+}
 """By name of the data set: write one split of what lies in a data folder to an idx folder."""
 
 
@@ -26,15 +37,15 @@ def main(argv: list[str]) -> int:
     """Prepare one split.
 
     Args:
-      argv: NAME, SPLIT (train or test), ROOT and FOLDER.
+      argv: NAME, SPLIT (train or test), ROOT, FOLDER and the options of the preparer.
 
     Returns:
       The exit code.
     """
-    name, split, root, folder = argv
+    name, split, root, folder, *options = argv
     try:
         try:
-            PREPARERS[name](Path(root), "train" if split == "train" else "test", Path(folder))
+            PREPARERS[name](Path(root), "train" if split == "train" else "test", Path(folder), *options)
         except OSError as error:
             raise cache_error(Path(root), error) from error
     except BitfleetError as error:
