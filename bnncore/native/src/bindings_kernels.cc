@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "bindings.h"
 #include "bnncore/dispatch.h"
@@ -105,8 +106,11 @@ void bind_kernels(nb::module_& m) {
   });
   m.def("xnor_gemm", [](const std::string& isa, Matrix<const uint64_t> x, int count, Matrix<const uint64_t> w,
                         int depth, Matrix<int16_t> y) {
-    kernels_for(isa).xnor_gemm(x.data(), x.shape(1), count, w.data(), w.shape(1), extent(w.shape(0)), words_for(depth),
-                               depth, y.data(), y.shape(1));
+    const int words = words_for(depth), stride = extent(x.shape(1));
+    std::vector<int32_t> offsets(static_cast<size_t>(words));
+    for (int i = 0; i < words; ++i) offsets[i] = i * stride;
+    kernels_for(isa).xnor_gemm({x.data(), offsets.data(), stride, stride}, count, w.data(), w.shape(1),
+                               extent(w.shape(0)), words, depth, nullptr, 0, y.data(), y.shape(1));
   });
   m.def(
       "max_pool",

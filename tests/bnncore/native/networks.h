@@ -80,6 +80,21 @@ inline std::vector<NamedNetwork> networks() {
        {pooled(conv(6, 9, 1, 9, {1, 5, 1, true}), before, 2, 2), conv(3, 4, 9, 70, {5, 3, 1, true}),
         conv(3, 4, 70, 8, {2, 4}), dense(2, 1, 8, 10)}},
       {"sensor", {conv(1, 24, 9, 34, {1, 5, 2}), pooled(conv(1, 10, 34, 20, {1, 3}), after, 1, 2), dense(1, 4, 20, 6)}},
+      // Lines that fill vectors, and maps whose positions a panel does not take at once.
+      {"long-lines",
+       {pooled(conv(34, 32, 1, 3, {3, 3, 1, true}), after, 1, 2), conv(34, 16, 3, 66, {3, 3, 1, true}),
+        pooled(conv(34, 16, 66, 5, {3, 1}), before, 4, 2), dense(8, 8, 5, 9)}},
+      {"many-positions",
+       {conv(70, 16, 1, 2, {3, 3, 1, true}), pooled(conv(70, 16, 2, 3, {3, 3, 1, true}), after, 2, 1),
+        pooled(conv(35, 16, 3, 2, {2, 3}), after, 17, 7), dense(2, 2, 2, 3)}},
+      {"long-line",
+       {conv(1, 2400, 1, 2, {1, 5, 2, true}), conv(1, 1200, 2, 3, {1, 3, 1, true}),
+        pooled(conv(1, 1200, 3, 2, {1, 4}), after, 1, 199), dense(1, 6, 2, 3)}},
+      // Maps of so few positions that vectors take samples.
+      {"small-maps",
+       {conv(5, 5, 1, 70, {3, 3}), conv(3, 3, 70, 20, {3, 3, 1, true}), pooled(conv(3, 3, 20, 33, {2, 2}), after, 2, 1),
+        conv(1, 2, 33, 17, {3, 3, 1, true}), conv(1, 2, 17, 8, {1, 1, 2}), dense(1, 1, 8, 5)},
+       true},
   };
 }
 

@@ -1,6 +1,5 @@
 // Packing and transposing, against plain loops.
 #include "check.h"
-#include "networks.h"
 
 namespace bitfleet::test {
 
@@ -88,40 +87,34 @@ KERNEL_TEST(transpose_words) {
   }
 }
 
-KERNEL_TEST(gather_panel) {
+KERNEL_TEST(gather_planes) {
   Random random(5);
-  const BlockSpec maps[] = {
-      conv(5, 7, 64, 1, {3, 3, 1, true}), conv(5, 7, 64, 1, {3, 3}),           conv(9, 8, 64, 1, {3, 3, 2, true}),
-      conv(4, 20, 64, 1, {2, 5, 3}),      conv(1, 24, 64, 1, {1, 9, 1, true}), conv(2, 3, 64, 1, {5, 7, 1, true}),
-      conv(6, 6, 64, 1, {1, 1})};
-  for (const BlockSpec& spec : maps) {
-    for (size_t words : {1, 2, 3}) {
-      const size_t pixels = static_cast<size_t>(spec.in_positions()), taps = static_cast<size_t>(spec.taps());
-      Array<uint64_t> planes(words * pixels + kPanelLanes, 1);
-      planes.generate([&] { return random.next(); });
-      for (int first : {0, 1, 8}) {
-        for (int count = spec.conv_positions() - first; count > 0; count -= 5) {
-          const size_t stride = round_up(static_cast<size_t>(count), kPanelLanes) + kPanelLanes;
-          Array<uint64_t> panel(taps * words * stride, 1);
-          panel.fill(0x33);
-          kernels.gather_panel(spec, planes.data(), words, first, count, panel.data(), stride);
-          panel.check_guards(__FILE__, __LINE__);
-          for (size_t tap = 0; tap < taps; ++tap) {
-            for (size_t word = 0; word < words; ++word) {
-              for (int i = 0; i < count; ++i) {
-                const int position = first + i, tap_row = static_cast<int>(tap) / spec.kernel_width;
-                const int row = position / spec.conv_width * spec.stride + tap_row - spec.pad_height;
-                const int column = position % spec.conv_width * spec.stride +
-                                   static_cast<int>(tap) % spec.kernel_width - spec.pad_width;
-                const bool inside = row >= 0 && row < spec.in_height && column >= 0 && column < spec.in_width;
-                const size_t pixel = static_cast<size_t>(row * spec.in_width + column);
-                CHECK_EQUAL(panel[(tap * words + word) * stride + static_cast<size_t>(i)],
-                            inside ? planes[word * pixels + pixel] : uint64_t{0});
-              }
-            }
+  const PixelWindow windows[] = {{5, 7, 0, 5, 1, 0, 7, 1},  {5, 7, -1, 7, 1, -1, 9, 1},  {9, 8, -1, 5, 2, -2, 6, 2},
+                                 {4, 20, 3, 1, 1, 5, 8, 1}, {1, 24, 0, 1, 1, -4, 32, 1}, {2, 3, -2, 6, 1, -3, 9, 1},
+                                 {6, 6, 1, 2, 3, 1, 2, 4},  {3, 5, -1, 2, 4, 7, 3, 1},   {3, 5, 0, 2, 1, -6, 5, 1}};
+  for (const PixelWindow& window : windows) {
+    for (size_t words : {1, 2, 3, 4, 8, 9}) {
+      const size_t pixels = static_cast<size_t>(window.height * window.width);
+      const size_t rows = static_cast<size_t>(window.rows), columns = static_cast<size_t>(window.columns);
+      const size_t plane_stride = rows * columns + 3;
+      // Nothing outside of either is the kernel's to touch.
+      Array<uint64_t> map(pixels * words, 1), planes((words - 1) * plane_stride + rows * columns, 3);
+      map.generate([&] { return random.next(); });
+      planes.fill(0x33);
+      Array<uint64_t> wanted = planes;
+      for (size_t word = 0; word < words; ++word) {
+        for (int i = 0; i < window.rows; ++i) {
+          for (int j = 0; j < window.columns; ++j) {
+            const int row = window.row + i * window.row_step, column = window.column + j * window.column_step;
+            const bool inside = row >= 0 && row < window.height && column >= 0 && column < window.width;
+            const size_t pixel = static_cast<size_t>(row * window.width + column);
+            wanted[word * plane_stride + static_cast<size_t>(i) * columns + static_cast<size_t>(j)] =
+                inside ? map[pixel * words + word] : 0;
           }
         }
       }
+      kernels.gather_planes(map.data(), words, window, planes.data(), plane_stride);
+      CHECK_SAME(planes, wanted, text(window.rows, " x ", window.columns, " of ", words, " words"));
     }
   }
 }

@@ -23,7 +23,7 @@ struct Kernels {
   PackFloat pack_float;
   TransposeBytes transpose_bytes;
   TransposeWords transpose_words;
-  GatherPanel gather_panel;
+  GatherPlanes gather_planes;
   XnorGemm xnor_gemm;
   InputExpand input_expand;
   InputGemm<int16_t> input_gemm_narrow;

@@ -51,7 +51,12 @@ struct BlockGeometry {
   int segments;
   int segment_width;
   size_t segment_words;
-  int patch_count;        // positions whose patches are gathered at once
+  // What fills a vector: samples, where the kernel covers the map or the map has few positions, else positions of one.
+  bool abreast;
+  // What a panel holds: so many samples (columns), or lines and columns of a map's positions. `shifted`: as in maps.h.
+  int panel_lines;
+  int panel_columns;
+  bool shifted;
   int weight_grad_shift;  // the first block's weight gradient is halved so often, to fit 32 bits
   int weight_rows;        // output channels whose weight gradients are summed at once
   int weight_depth;       // positions of the batch whose gradients are expanded at once for that
@@ -63,7 +68,6 @@ struct BlockGeometry {
   // Segments follow each other without a gap.
   bool joined() const { return segments == 1 || segment_width % kWordBits == 0; }
   size_t row_words() const { return static_cast<size_t>(segments) * segment_words; }
-  size_t panel_stride() const { return round_up(static_cast<size_t>(patch_count), kPanelLanes) + kPanelLanes; }
   size_t y_bytes() const { return wide ? sizeof(int32_t) : sizeof(int16_t); }
 };
 
@@ -79,9 +83,9 @@ struct BlockLayout {
 // A thread's own; "rows" are those of a tile.
 struct ScratchLayout {
   size_t y = kAbsent;                 // int16 or int32 [rows][y_stride]
-  size_t conv_y = kAbsent;            // int16 or int32 [rows][conv positions], before a pool
-  size_t planes = kAbsent;            // uint64 [words][in positions]: a sample's signs
-  size_t patches = kAbsent;           // a panel of patches; in the first block a map with its padding
+  size_t conv_y = kAbsent;            // int16 or int32 [rows][conv positions], before a pool; or [rows][panel columns]
+  size_t offsets = kAbsent;           // int32 [row words]: where a panel has each word of its positions
+  size_t patches = kAbsent;           // a panel; in the first block a map with its padding
   size_t padding = kAbsent;           // int16 or int32 [rows][conv positions]: what padding added by mistake
   size_t weights = kAbsent;           // uint64 [rows][row words]
   size_t expanded_weights = kAbsent;  // int8, first layer
@@ -244,16 +248,20 @@ class Engine {
   template <typename Y>
   void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y, uint8_t* choice) const;
   template <typename Y>
+  void multiply_abreast(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y) const;
+  template <typename Y>
   void multiply_maps(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y,
                      uint8_t* choice) const;
   template <typename Y>
   void multiply_input(int sample, int rows, int member, Y* y, size_t y_stride) const;
   template <typename Y>
-  void multiply_panel(size_t block, const uint64_t* panel, int count, const uint64_t* weights, int rows, Y* y,
-                      size_t y_stride) const;
-  const uint64_t* planes_of(size_t block, int sample, int member) const;
+  void multiply_map(size_t block, int sample, const uint64_t* weights, int rows, int member, Y* y,
+                    size_t y_stride) const;
   template <typename Y>
-  void find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const;
+  void multiply_panel(size_t block, const XnorPanel& panel, int count, const uint64_t* weights, int rows,
+                      const Y* excess, Y* y, size_t y_stride) const;
+  template <typename Y>
+  void find_padding(size_t block, const uint64_t* weights, int rows, int member, Y* padding) const;
   // `kept` is the share of the running statistics that a batch's own leave, below 0 where those are not taken.
   void forward(int count, float kept, Trace* trace);
   template <typename Y>

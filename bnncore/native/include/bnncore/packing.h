@@ -8,8 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "bnncore/network.h"
-
 namespace bitfleet {
 
 static_assert(std::endian::native == std::endian::little, "packed rows are read as 32-bit halves of 64-bit words");
@@ -32,14 +30,19 @@ using TransposeBytes = void (*)(const int8_t* source, size_t source_stride, int 
 using TransposeWords = void (*)(const uint64_t* source, size_t source_stride, int rows, int columns, uint64_t* target,
                                 size_t target_stride);
 
-// What positions first .. first + count of one sample read, as a panel [taps][words][stride]: word `w` under `tap` of
-// position first + i is at panel[(tap * words + w) * stride + i], 0 in the padding. planes: [words][in_height]
-// [in_width], readable for kPanelLanes words past their end; the panel is written for so many past `count`, so that its
-// stride is at least count + kPanelLanes.
-using GatherPanel = void (*)(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,
-                             uint64_t* panel, size_t stride);
+// Pixels of a map [height][width]: rows `row`, row + row_step, ... of it, and columns likewise.
+struct PixelWindow {
+  int height, width;
+  int row, rows, row_step;
+  int column, columns, column_step;
+};
 
-inline constexpr int kPanelLanes = 8;  // positions that a kernel reads at once: a panel's stride is a multiple of it
+// Word by word what the pixels of a window hold, 0 outside of the map: planes [words][plane_stride], of which
+// [rows][columns] are written. map: [height][width][words].
+using GatherPlanes = void (*)(const uint64_t* map, size_t words, const PixelWindow& window, uint64_t* planes,
+                              size_t plane_stride);
+
+inline constexpr int kPanelLanes = 8;  // positions that a kernel reads at once
 
 #define BITFLEET_DECLARE_PACKING(isa)                                                                         \
   namespace isa {                                                                                             \
@@ -49,8 +52,8 @@ inline constexpr int kPanelLanes = 8;  // positions that a kernel reads at once:
                        size_t target_stride);                                                                 \
   void transpose_words(const uint64_t* source, size_t source_stride, int rows, int columns, uint64_t* target, \
                        size_t target_stride);                                                                 \
-  void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,        \
-                    uint64_t* panel, size_t stride);                                                          \
+  void gather_planes(const uint64_t* map, size_t words, const PixelWindow& window, uint64_t* planes,          \
+                     size_t plane_stride);                                                                    \
   }
 BITFLEET_DECLARE_PACKING(portable)
 BITFLEET_DECLARE_PACKING(avx2)

@@ -78,9 +78,15 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
   return layout;
 }
 
+// Lines of a panel that holds samples side by side: a sample's words, and zeros for its padding.
+size_t abreast_lines(const BlockSpec& block, const BlockGeometry& g) {
+  const bool pads = block.pad_height + block.pad_width > 0;
+  return static_cast<size_t>(block.in_positions()) * g.segment_words + (pads ? 1 : 0);
+}
+
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t input_patches, weight_bits, input_bits, columns, weight_columns, y, conv_y, planes, patches, padding, weights,
+  size_t input_patches, weight_bits, input_bits, columns, weight_columns, y, conv_y, offsets, patches, padding, weights,
       expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, input_rows,
       grad_x, input_sums, staged;
 
@@ -97,13 +103,14 @@ struct ScratchSizes {
     if (first) most(expanded_weights, expanded_input_bytes(block, g));
     if (pads) most(padding, rows * conv * g.y_bytes());
     most(tap_sums, rows * static_cast<size_t>(block.taps()));
+    if (g.abreast && !g.whole_map) most(conv_y, rows * static_cast<size_t>(g.panel_columns) * g.y_bytes());
     if (block.pool == Pool::kBeforeNorm) {
       most(conv_y, rows * conv * g.y_bytes());
       most(choice, rows * static_cast<size_t>(g.y_stride) * choice_bytes(block));
     }
     if (!first) {
-      most(patches, g.row_words() * g.panel_stride() * sizeof(uint64_t));
-      if (!g.whole_map && g.segment_words > 1) most(planes, in * g.segment_words + kPanelLanes);
+      most(offsets, g.row_words());
+      most(patches, (panel_words(block, g) + kPanelLanes) * sizeof(uint64_t));
     } else if (pads) {
       const size_t padded = static_cast<size_t>(block.padded_height()) * static_cast<size_t>(block.padded_width());
       most(patches, padded * static_cast<size_t>(block.in_channels) + kReadPastInput);
@@ -136,6 +143,11 @@ struct ScratchSizes {
     most(grad_x, (g.whole_map ? samples : in) * g.input_words * kColumnBlock);
     most(input_sums, g.whole_map ? samples : conv + in);
     if (!g.whole_map || below->pool != Pool::kNone) most(staged, samples * static_cast<size_t>(block.in_features()));
+  }
+
+  static size_t panel_words(const BlockSpec& block, const BlockGeometry& g) {
+    if (g.abreast) return abreast_lines(block, g) * static_cast<size_t>(g.panel_columns);
+    return PanelShape(block, g.shifted, g.panel_lines, g.panel_columns).size(g.segment_words);
   }
 
   static size_t expanded_input_bytes(const BlockSpec& block, const BlockGeometry& g) {
@@ -195,7 +207,7 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   ScratchLayout layout{};
   layout.y = add("products_y", "uint8", sizes.y, kForward | kNormalise);
   layout.conv_y = add("products_conv", "uint8", sizes.conv_y, kForward | kNormalise);
-  layout.planes = add("planes", "uint64", sizes.planes, kForward | kNormalise);
+  layout.offsets = add("offsets", "int32", sizes.offsets, kForward | kNormalise);
   layout.patches = add("patches", "uint8", sizes.patches, kForward | kNormalise);
   layout.padding = add("padding", "uint8", sizes.padding, kForward | kNormalise);
   layout.weights = add("weights", "uint64", trains ? sizes.weights : 0, kForward | kNormalise);
@@ -239,6 +251,37 @@ void resolve_all(const MemoryPlan& plan, Layout& layout) {
 
 namespace {
 
+// As many positions as fit: whole maps, else lines of them in equal parts, else parts of a line.
+void shape_panel(BlockGeometry& g, const BlockSpec& block, int batch_size) {
+  constexpr int kLeast = 4 * kPanelLanes;
+  const int batch = static_cast<int>(round_up(static_cast<size_t>(batch_size), kPanelLanes));
+  const int fit = static_cast<int>(kPatchBytes / (abreast_lines(block, g) * sizeof(uint64_t)));
+  // Where maps have few positions, vectors of samples have fewer lanes to spare, which must make up for taking the
+  // products apart again.
+  const auto lanes = [](int count) { return (count + kPanelLanes - 1) / kPanelLanes; };
+  g.abreast =
+      g.whole_map || (block.pool != Pool::kBeforeNorm && fit >= kLeast &&
+                      5 * lanes(batch_size) * block.conv_positions() < 4 * lanes(block.conv_positions()) * batch_size);
+  if (g.abreast) {
+    g.panel_columns = std::min(std::clamp(fit / kPanelLanes * kPanelLanes, kLeast, kPatchPositions), batch);
+    return;
+  }
+  g.shifted = block.stride > 1 || (block.kernel_width > 1 && block.conv_width % kPanelLanes != 0);
+  const auto fits = [&](int lines, int columns) {
+    const PanelShape shape(block, g.shifted, lines, columns);
+    return shape.size(g.segment_words) * sizeof(uint64_t) <= kPatchBytes && lines * columns <= kPatchPositions;
+  };
+  g.panel_lines = block.conv_height;
+  g.panel_columns = block.conv_width;
+  while (g.panel_lines > 1 && !fits(g.panel_lines, g.panel_columns)) {
+    const int parts = (block.conv_height + g.panel_lines - 1) / g.panel_lines + 1;
+    g.panel_lines = std::min(g.panel_lines - 1, (block.conv_height + parts - 1) / parts);
+  }
+  while (g.panel_columns > kLeast && !fits(1, g.panel_columns)) {
+    g.panel_columns = static_cast<int>(round_up(static_cast<size_t>(g.panel_columns) / 2, kPanelLanes));
+  }
+}
+
 BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_size) {
   BlockGeometry g{};
   const int conv = block.conv_positions();
@@ -251,12 +294,7 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
   g.segments = is_first ? 1 : block.taps();
   g.segment_width = is_first ? block.fan_in() : block.in_channels;
   g.segment_words = static_cast<size_t>(words_for(g.segment_width));
-  const int positions = g.whole_map ? batch_size : conv;
-  g.patch_count =
-      std::max(static_cast<int>(std::min<size_t>(kPatchBytes / (g.row_words() * sizeof(uint64_t)), kPatchPositions)),
-               4 * kPanelLanes);
-  g.patch_count = std::min(g.patch_count / kPanelLanes * kPanelLanes,
-                           static_cast<int>(round_up(static_cast<size_t>(positions), kPanelLanes)));
+  if (!is_first) shape_panel(g, block, batch_size);
   if (is_first) {
     const int64_t largest = int64_t{127} * 255 * batch_size * conv;
     while (largest >> g.weight_grad_shift > INT32_MAX) ++g.weight_grad_shift;

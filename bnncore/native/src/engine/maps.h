@@ -94,6 +94,28 @@ inline void gather_column(const BlockSpec& s, const uint64_t* maps, size_t pixel
   }
 }
 
+// How a panel of positions lies in memory (xnor_gemm.h): planes of pixels with their padding, one a word of channels.
+// Lines of positions are as far apart as those of the pixels below them, unless the planes are `shifted`: then there is
+// a set of planes for each column of the kernel (and each line, as far as the stride skips any), of the pixels that
+// positions read there.
+struct PanelShape {
+  int rows, pitch;  // of a plane
+  int sets_across, sets_down;
+  size_t plane_words;
+
+  PanelShape(const BlockSpec& s, bool shifted, int lines, int columns)
+      : rows(lines + (s.kernel_height - 1) / s.stride),
+        pitch(shifted ? columns : columns + s.kernel_width - 1),
+        sets_across(shifted ? s.kernel_width : 1),
+        sets_down(shifted ? std::min(s.stride, s.kernel_height) : 1),
+        plane_words(static_cast<size_t>(rows) * static_cast<size_t>(pitch)) {}
+
+  // All of it, for pixels of `words` words.
+  size_t size(size_t words) const {
+    return static_cast<size_t>(sets_across) * static_cast<size_t>(sets_down) * words * plane_words;
+  }
+};
+
 // sums[tap] = sum of values[position] over the positions where that tap reads a pixel.
 inline void tap_sums(const BlockSpec& s, const int32_t* values, int32_t* sums) {
   for (int tap = 0; tap < s.taps(); ++tap) {

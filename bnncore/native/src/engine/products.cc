@@ -10,6 +10,38 @@
 
 namespace bitfleet {
 
+namespace {
+
+// Where a panel has each word of its positions: tap by tap, as the rows of weights have theirs.
+void find_offsets(const BlockSpec& spec, const BlockGeometry& g, int32_t* offsets) {
+  const PanelShape shape(spec, g.shifted, g.panel_lines, g.panel_columns);
+  for (int tap = 0; tap < spec.taps(); ++tap) {
+    const int row = tap / spec.kernel_width, column = tap % spec.kernel_width;
+    const int set = g.shifted ? column * shape.sets_down + row % spec.stride : 0;
+    const int place = row / spec.stride * shape.pitch + (g.shifted ? 0 : column);
+    for (size_t w = 0; w < g.segment_words; ++w) {
+      *offsets++ = static_cast<int32_t>((static_cast<size_t>(set) * g.segment_words + w) * shape.plane_words) + place;
+    }
+  }
+}
+
+// The same where samples lie side by side, for one position of their maps; zeros follow the last pixel.
+void find_offsets_abreast(const BlockSpec& spec, const BlockGeometry& g, int position, int32_t* offsets) {
+  const int row = position / spec.conv_width * spec.stride - spec.pad_height;
+  const int column = position % spec.conv_width * spec.stride - spec.pad_width;
+  const int words = static_cast<int>(g.segment_words);
+  for (int tap = 0; tap < spec.taps(); ++tap) {
+    const int in_row = row + tap / spec.kernel_width, in_column = column + tap % spec.kernel_width;
+    const bool inside = in_row >= 0 && in_row < spec.in_height && in_column >= 0 && in_column < spec.in_width;
+    for (int w = 0; w < words; ++w) {
+      const int line = inside ? (in_row * spec.in_width + in_column) * words + w : spec.in_positions() * words;
+      *offsets++ = line * g.panel_columns;
+    }
+  }
+}
+
+}  // namespace
+
 const uint64_t* Engine::pack_rows(size_t block, int first_row, int rows, uint64_t* target) const {
   const BlockGeometry& g = geometry(block);
   const BlockLayout& layout = layout_.blocks[block];
@@ -53,20 +85,53 @@ void Engine::multiply(size_t block, const uint64_t* weights, int rows, int count
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const size_t y_stride = static_cast<size_t>(g.y_stride);
-  if (!g.whole_map) {
-    multiply_maps(block, weights, rows, count, member, y, choice);
-  } else if (block == 0) {
+  if (block == 0 && g.whole_map) {
     int8_t* expanded = at<int8_t>(layout_.scratch[member].expanded_weights);
     kernels_.input_expand(weights, g.row_words(), rows, 1, spec.fan_in(), expanded);
     kernels_.input_gemm_of<Y>()(at<uint8_t>(layout_.input), static_cast<size_t>(spec.in_features()), 0, count, expanded,
                                 rows, 1, spec.fan_in(), y, y_stride);
+  } else if (g.abreast) {
+    multiply_abreast(block, weights, rows, count, member, y);
   } else {
-    uint64_t* panel = at<uint64_t>(layout_.scratch[member].patches);
-    for (int first = 0; first < count; first += g.patch_count) {
-      const int some = std::min(g.patch_count, count - first);
-      kernels_.transpose_words(at<uint64_t>(layout_.blocks[block - 1].signs) + first * g.row_words(), g.row_words(),
-                               some, static_cast<int>(g.row_words()), panel, g.panel_stride());
-      multiply_panel(block, panel, some, weights, rows, y + first, y_stride);
+    multiply_maps(block, weights, rows, count, member, y, choice);
+  }
+}
+
+// Products of samples side by side, one position of their maps after another.
+template <typename Y>
+void Engine::multiply_abreast(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y) const {
+  const BlockSpec& spec = blocks_[block];
+  const BlockGeometry& g = geometry(block);
+  const ScratchLayout& scratch = layout_.scratch[member];
+  const int conv = spec.conv_positions(), abreast = g.panel_columns;
+  const size_t map_words = static_cast<size_t>(spec.in_positions()) * g.segment_words;
+  const size_t y_stride = static_cast<size_t>(g.y_stride), stride = static_cast<size_t>(abreast);
+  const bool pads = spec.pad_height + spec.pad_width > 0;
+  const uint64_t* signs = at<uint64_t>(layout_.blocks[block - 1].signs);
+  int32_t* offsets = at<int32_t>(scratch.offsets);
+  uint64_t* words = at<uint64_t>(scratch.patches);
+  const XnorPanel panel{words, offsets, abreast, abreast};
+  Y* padding = at<Y>(scratch.padding);
+  if (pads) {
+    std::fill_n(words + map_words * stride, stride, uint64_t{0});  // what is read in the padding
+    find_padding(block, weights, rows, member, padding);
+  }
+  for (int first = 0; first < count; first += abreast) {
+    const int some = std::min(abreast, count - first);
+    kernels_.transpose_words(signs + first * map_words, map_words, some, static_cast<int>(map_words), words, stride);
+    for (int p = 0; p < conv; ++p) {
+      find_offsets_abreast(spec, g, p, offsets);
+      if (conv == 1 && !pads) {
+        multiply_panel<Y>(block, panel, some, weights, rows, nullptr, y + first, y_stride);
+        continue;
+      }
+      Y* staged = at<Y>(scratch.conv_y);
+      multiply_panel<Y>(block, panel, some, weights, rows, nullptr, staged, stride);
+      for (int r = 0; r < rows; ++r) {
+        const Y excess = pads ? padding[r * conv + p] : Y{0};
+        Y* target = y + r * y_stride + size_t(first) * conv + p;
+        for (int b = 0; b < some; ++b) target[size_t(b) * conv] = static_cast<Y>(staged[r * stride + b] - excess);
+      }
     }
   }
 }
@@ -84,29 +149,23 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
   const size_t target_stride = pools ? static_cast<size_t>(conv) : y_stride;
   const PoolShape pool{spec.conv_width, spec.pooled_height(), spec.pooled_width(), spec.pool_height, spec.pool_width};
   Y* padding = at<Y>(scratch.padding);
-  if (pads) {
-    for (int r = 0; r < rows; ++r) find_padding(block, weights + r * g.row_words(), member, padding + r * conv);
-  }
+  if (pads) find_padding(block, weights, rows, member, padding);
   if (block == 0) {
     kernels_.input_expand(weights, g.row_words(), rows, spec.kernel_height, spec.kernel_width * spec.in_channels,
                           at<int8_t>(scratch.expanded_weights));
+  } else {
+    find_offsets(spec, g, at<int32_t>(scratch.offsets));
   }
   for (int b = 0; b < count; ++b) {
     Y* target = pools ? at<Y>(scratch.conv_y) : y + size_t(b) * conv;
     if (block == 0) {
       multiply_input(b, rows, member, target, target_stride);
     } else {
-      uint64_t* panel = at<uint64_t>(scratch.patches);
-      const uint64_t* planes = planes_of(block, b, member);
-      for (int first = 0; first < conv; first += g.patch_count) {
-        const int some = std::min(g.patch_count, conv - first);
-        kernels_.gather_panel(spec, planes, g.segment_words, first, some, panel, g.panel_stride());
-        multiply_panel(block, panel, some, weights, rows, target + first, target_stride);
-      }
+      multiply_map(block, b, weights, rows, member, target, target_stride);
     }
     for (int r = 0; r < rows; ++r) {
       Y* __restrict row = target + r * target_stride;
-      if (pads) {
+      if (pads && block == 0) {
         const Y* __restrict excess = padding + r * conv;
         for (int p = 0; p < conv; ++p) row[p] = static_cast<Y>(row[p] - excess[p]);
       }
@@ -148,62 +207,88 @@ void Engine::multiply_input(int sample, int rows, int member, Y* y, size_t y_str
   }
 }
 
+// Products of one sample with an inner block's weights, as many positions at once as the panel takes.
+template <typename Y>
+void Engine::multiply_map(size_t block, int sample, const uint64_t* weights, int rows, int member, Y* y,
+                          size_t y_stride) const {
+  const BlockSpec& spec = blocks_[block];
+  const BlockGeometry& g = geometry(block);
+  const ScratchLayout& scratch = layout_.scratch[member];
+  const PanelShape shape(spec, g.shifted, g.panel_lines, g.panel_columns);
+  const uint64_t* map = at<uint64_t>(layout_.blocks[block - 1].signs) +
+                        static_cast<size_t>(sample) * spec.in_positions() * g.segment_words;
+  const Y* excess = spec.pad_height + spec.pad_width > 0 ? at<Y>(scratch.padding) : nullptr;
+  uint64_t* words = at<uint64_t>(scratch.patches);
+  const XnorPanel panel{words, at<int32_t>(scratch.offsets), g.panel_columns, shape.pitch};
+  for (int line = 0; line < spec.conv_height; line += g.panel_lines) {
+    const int lines = std::min(g.panel_lines, spec.conv_height - line);
+    for (int column = 0; column < spec.conv_width; column += g.panel_columns) {
+      const int columns = std::min(g.panel_columns, spec.conv_width - column);
+      for (int across = 0; across < shape.sets_across; ++across) {
+        for (int down = 0; down < shape.sets_down; ++down) {
+          const size_t set = static_cast<size_t>(across * shape.sets_down + down);
+          kernels_.gather_planes(map, g.segment_words,
+                                 {spec.in_height, spec.in_width, line * spec.stride - spec.pad_height + down,
+                                  shape.rows - g.panel_lines + lines, spec.stride,
+                                  column * spec.stride - spec.pad_width + across, shape.pitch, spec.stride},
+                                 words + set * g.segment_words * shape.plane_words, shape.plane_words);
+        }
+      }
+      const int first = line * spec.conv_width + column;
+      multiply_panel(block, panel, lines * columns, weights, rows, excess == nullptr ? nullptr : excess + first,
+                     y + first, y_stride);
+    }
+  }
+}
+
 // Products of a panel of positions. What 16 bits cannot hold is added up from parts that they can.
 template <typename Y>
-void Engine::multiply_panel(size_t block, const uint64_t* panel, int count, const uint64_t* weights, int rows, Y* y,
-                            size_t y_stride) const {
+void Engine::multiply_panel(size_t block, const XnorPanel& panel, int count, const uint64_t* weights, int rows,
+                            const Y* excess, Y* y, size_t y_stride) const {
   const BlockGeometry& g = geometry(block);
   const int words = static_cast<int>(g.row_words()), depth = blocks_[block].fan_in();
+  const size_t conv = static_cast<size_t>(blocks_[block].conv_positions());
   if constexpr (sizeof(Y) == sizeof(int16_t)) {
-    kernels_.xnor_gemm(panel, g.panel_stride(), count, weights, g.row_words(), rows, words, depth, y, y_stride);
+    kernels_.xnor_gemm(panel, count, weights, g.row_words(), rows, words, depth, excess, conv, y, y_stride);
   } else {
     constexpr int kPartWords = 255;  // twice as many bits stay below 2^15
     int16_t part[kPatchPositions];
     for (int r = 0; r < rows; ++r) {
       Y* row = y + r * y_stride;
-      std::fill_n(row, count, depth);
+      for (int p = 0; p < count; ++p) row[p] = excess == nullptr ? depth : depth - excess[r * conv + p];
       for (int first = 0; first < words; first += kPartWords) {
         const int some = std::min(kPartWords, words - first);
-        kernels_.xnor_gemm(panel + first * g.panel_stride(), g.panel_stride(), count,
-                           weights + r * g.row_words() + first, g.row_words(), 1, some, 0, part, kPatchPositions);
+        kernels_.xnor_gemm({panel.words, panel.offsets + first, panel.width, panel.pitch}, count,
+                           weights + r * g.row_words() + first, g.row_words(), 1, some, 0, nullptr, 0, part,
+                           kPatchPositions);
         for (int p = 0; p < count; ++p) row[p] += part[p];
       }
     }
   }
 }
 
-// A sample's input, a plane of pixels for each word of channels.
-const uint64_t* Engine::planes_of(size_t block, int sample, int member) const {
-  const BlockGeometry& g = geometry(block);
-  const int pixels = blocks_[block].in_positions();
-  const uint64_t* map = at<uint64_t>(layout_.blocks[block - 1].signs) + size_t(sample) * pixels * g.segment_words;
-  if (g.segment_words == 1) return map;
-  uint64_t* planes = at<uint64_t>(layout_.scratch[member].planes);
-  kernels_.transpose_words(map, g.segment_words, pixels, static_cast<int>(g.segment_words), planes,
-                           static_cast<size_t>(pixels));
-  return planes;
-}
-
 // Padding was read as the bit of +1, or as the byte 0, which stands for -255; its x is 0. What that added to each
-// position, for one row of weights.
+// position: padding [rows][conv positions].
 template <typename Y>
-void Engine::find_padding(size_t block, const uint64_t* weights, int member, Y* padding) const {
+void Engine::find_padding(size_t block, const uint64_t* weights, int rows, int member, Y* padding) const {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   int32_t* sums = at<int32_t>(layout_.scratch[member].tap_sums);
-  for (int tap = 0; tap < spec.taps(); ++tap) {
-    int negative = 0;
-    if (block == 0) {
-      for (int c = 0; c < spec.in_channels; ++c) {
-        const size_t k = size_t(tap) * spec.in_channels + c;
-        negative += static_cast<int>(weights[k / kWordBits] >> (k % kWordBits) & 1u);
+  for (int r = 0; r < rows; ++r, weights += g.row_words(), padding += spec.conv_positions()) {
+    for (int tap = 0; tap < spec.taps(); ++tap) {
+      int negative = 0;
+      if (block == 0) {
+        for (int c = 0; c < spec.in_channels; ++c) {
+          const size_t k = size_t(tap) * spec.in_channels + c;
+          negative += static_cast<int>(weights[k / kWordBits] >> (k % kWordBits) & 1u);
+        }
+      } else {
+        for (size_t w = 0; w < g.segment_words; ++w) negative += std::popcount(weights[tap * g.segment_words + w]);
       }
-    } else {
-      for (size_t w = 0; w < g.segment_words; ++w) negative += std::popcount(weights[tap * g.segment_words + w]);
+      sums[tap] = (spec.in_channels - 2 * negative) * (block == 0 ? -255 : 1);
     }
-    sums[tap] = (spec.in_channels - 2 * negative) * (block == 0 ? -255 : 1);
+    padding_sums(spec, sums, padding);
   }
-  padding_sums(spec, sums, padding);
 }
 
 }  // namespace bitfleet

@@ -126,9 +126,56 @@ BITFLEET_AVX2 void transpose_words(const uint64_t* source, size_t source_stride,
                                                                       target_stride);
 }
 
-BITFLEET_AVX2 void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,
-                                uint64_t* panel, size_t stride) {
-  loops::gather_panel(spec, planes, words, first, count, panel, stride);
+namespace {
+
+// Two words of four pixels: those of the first and third in one vector, of the second and fourth in another.
+BITFLEET_AVX2 inline void split_2x4(const uint64_t* source, size_t step, uint64_t* target, size_t plane_stride) {
+  const auto pair = [&](int first) __attribute__((target("avx2"))) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + first * step));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + (first + 2) * step));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  };
+  const __m256i even = pair(0), odd = pair(1);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm256_unpacklo_epi64(even, odd));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + plane_stride), _mm256_unpackhi_epi64(even, odd));
+}
+
+BITFLEET_AVX2 inline void copy_4(const uint64_t* source, size_t, uint64_t* target, size_t) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+}
+
+// kTile for four pixels at once; the last four overlap those before them.
+template <int kWords, auto kTile>
+BITFLEET_AVX2 inline void split_words(const uint64_t* source, size_t step, int count, uint64_t* target,
+                                      size_t plane_stride) {
+  if (count < 4) {
+    for (int i = 0; i < count; ++i) {
+      for (int w = 0; w < kWords; ++w) target[w * plane_stride + i] = source[i * step + w];
+    }
+    return;
+  }
+  int i = 0;
+  for (; i + 4 <= count; i += 4) kTile(source + i * step, step, target + i, plane_stride);
+  if (i < count) kTile(source + (count - 4) * step, step, target + (count - 4), plane_stride);
+}
+
+BITFLEET_AVX2 inline void split_pixels(const uint64_t* source, size_t step, size_t words, int count, uint64_t* target,
+                                       size_t plane_stride) {
+  if (step == 1) return split_words<1, copy_4>(source, step, count, target, plane_stride);
+  size_t w = 0;
+  for (; w + 2 <= words; w += 2) {
+    split_words<2, split_2x4>(source + w, step, count, target + w * plane_stride, plane_stride);
+  }
+  if (w < words) {
+    for (int i = 0; i < count; ++i) target[w * plane_stride + i] = source[i * step + w];
+  }
+}
+
+}  // namespace
+
+BITFLEET_AVX2 void gather_planes(const uint64_t* map, size_t words, const PixelWindow& window, uint64_t* planes,
+                                 size_t plane_stride) {
+  loops::gather_planes<split_pixels>(map, words, window, planes, plane_stride);
 }
 
 }  // namespace bitfleet::avx2

@@ -1,11 +1,10 @@
-// VPMOVB2M makes a word of 64 signs in one instruction; a panel's runs of eight words are one vector each.
+// VPMOVB2M makes a word of 64 signs in one instruction.
 #if defined(__x86_64__)
 #include "../avx512.h"
 
 #include <immintrin.h>
 
 #include "bnncore/packing.h"
-#include "gather_inl.h"
 
 namespace bitfleet::avx512 {
 
@@ -14,11 +13,6 @@ BITFLEET_AVX512 void pack_int8(const int8_t* values, int count, uint64_t* words)
     *words++ = _mm512_movepi8_mask(_mm512_loadu_si512(values));
   }
   if (count > 0) *words = _mm512_movepi8_mask(_mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, values));
-}
-
-BITFLEET_AVX512 void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count,
-                                  uint64_t* panel, size_t stride) {
-  loops::gather_panel(spec, planes, words, first, count, panel, stride);
 }
 
 }  // namespace bitfleet::avx512

@@ -1,42 +1,35 @@
-// The loop behind GatherPanel, compiled once per instruction set: runs of words, copied eight at a time.
+// The loop behind GatherPlanes, compiled once per instruction set around a way to take a run of pixels apart.
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
-#include "../engine/maps.h"
 #include "bnncore/packing.h"
 
 namespace bitfleet::loops {
 
-static inline __attribute__((always_inline)) void gather_panel(const BlockSpec& s, const uint64_t* planes, size_t words,
-                                                               int first, int count, uint64_t* panel, size_t stride) {
-  const size_t pixels = static_cast<size_t>(s.in_positions());
-  int row = first / s.conv_width, column = first % s.conv_width;
-  for (int done = 0; done < count;) {
-    const int run = std::min(s.conv_width - column, count - done);
-    for (int tap = 0; tap < s.taps(); ++tap) {
-      const TapSpan span = tap_span(s, tap, row);
-      const int begin = std::clamp(span.begin - column, 0, run), end = std::clamp(span.end - column, begin, run);
-      const size_t pixel = static_cast<size_t>(span.in_row) * s.in_width + static_cast<size_t>(span.in_column) +
-                           static_cast<size_t>(std::max(column - span.begin, 0)) * static_cast<size_t>(s.stride);
+// kSplit(source, step, words, count, target, plane_stride): word w of pixel i, at source[i * step + w], goes to
+// target[w * plane_stride + i].
+template <auto kSplit>
+static inline __attribute__((always_inline)) void gather_planes(const uint64_t* map, size_t words,
+                                                                const PixelWindow& window, uint64_t* planes,
+                                                                size_t plane_stride) {
+  const int step = window.column_step, left = window.column;
+  const int begin = left < 0 ? std::min((-left + step - 1) / step, window.columns) : 0;
+  const int end = left < window.width ? std::clamp((window.width - 1 - left) / step + 1, begin, window.columns) : begin;
+  for (int i = 0; i < window.rows; ++i, planes += window.columns) {
+    const int row = window.row + i * window.row_step;
+    const bool inside = row >= 0 && row < window.height;
+    const int from = inside ? begin : window.columns, to = inside ? end : window.columns;
+    if (from > 0 || to < window.columns) {
       for (size_t w = 0; w < words; ++w) {
-        uint64_t* target = panel + (tap * words + w) * stride + done;
-        const uint64_t* source = planes + w * pixels + pixel;
-        for (int i = 0; i < begin; ++i) target[i] = 0;
-        if (s.stride == 1) {
-          for (int i = begin; i < end; i += kPanelLanes) {
-            std::memcpy(target + i, source + (i - begin), kPanelLanes * sizeof(uint64_t));
-          }
-        } else {
-          for (int i = begin; i < end; ++i) target[i] = source[static_cast<size_t>(i - begin) * s.stride];
-        }
-        for (int i = end; i < run; ++i) target[i] = 0;
+        uint64_t* target = planes + w * plane_stride;
+        std::fill(target, target + from, uint64_t{0});
+        std::fill(target + to, target + window.columns, uint64_t{0});
       }
     }
-    done += run;
-    column = 0;
-    ++row;
+    if (from == to) continue;
+    const size_t pixel = static_cast<size_t>(row) * window.width + static_cast<size_t>(left + from * step);
+    kSplit(map + pixel * words, static_cast<size_t>(step) * words, words, to - from, planes + from, plane_stride);
   }
 }
 

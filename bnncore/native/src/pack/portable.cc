@@ -13,6 +13,12 @@ void pack(const T* values, int count, uint64_t* words) {
   }
 }
 
+void split_pixels(const uint64_t* source, size_t step, size_t words, int count, uint64_t* target, size_t plane_stride) {
+  for (size_t w = 0; w < words; ++w) {
+    for (int i = 0; i < count; ++i) target[w * plane_stride + i] = source[i * step + w];
+  }
+}
+
 }  // namespace
 
 void pack_int8(const int8_t* values, int count, uint64_t* words) { pack(values, count, words); }
@@ -33,9 +39,9 @@ void transpose_words(const uint64_t* source, size_t source_stride, int rows, int
   }
 }
 
-void gather_panel(const BlockSpec& spec, const uint64_t* planes, size_t words, int first, int count, uint64_t* panel,
-                  size_t stride) {
-  loops::gather_panel(spec, planes, words, first, count, panel, stride);
+void gather_planes(const uint64_t* map, size_t words, const PixelWindow& window, uint64_t* planes,
+                   size_t plane_stride) {
+  loops::gather_planes<split_pixels>(map, words, window, planes, plane_stride);
 }
 
 }  // namespace bitfleet::portable

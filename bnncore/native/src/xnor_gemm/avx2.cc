@@ -16,9 +16,11 @@ namespace {
 
 constexpr int kBytesHold = 31;  // 31 * 8 = 248
 
+// kRows rows by 8 positions, of which `some` are written.
 template <int kRows>
-BITFLEET_AVX2 inline void rows_by_8(const uint64_t* x, size_t x_stride, int some, const uint64_t* w, size_t w_stride,
-                                    int words, int depth, int16_t* y, size_t y_stride) {
+BITFLEET_AVX2 inline void rows_by_8(const uint64_t* x, const int32_t* offsets, int some, const uint64_t* w,
+                                    size_t w_stride, int words, int depth, const int16_t* excess, size_t excess_stride,
+                                    int16_t* y, size_t y_stride) {
   const __m256i counts =
       _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
   const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
@@ -31,7 +33,7 @@ BITFLEET_AVX2 inline void rows_by_8(const uint64_t* x, size_t x_stride, int some
     BITFLEET_UNROLL
     for (int r = 0; r < kRows; ++r) bytes[r][0] = bytes[r][1] = zero;
     for (int i = start; i < end; ++i) {
-      const __m256i* columns = reinterpret_cast<const __m256i*>(x + i * x_stride);
+      const __m256i* columns = reinterpret_cast<const __m256i*>(x + offsets[i]);
       const __m256i x0 = _mm256_loadu_si256(columns), x1 = _mm256_loadu_si256(columns + 1);
       BITFLEET_UNROLL
       for (int r = 0; r < kRows; ++r) {
@@ -51,27 +53,45 @@ BITFLEET_AVX2 inline void rows_by_8(const uint64_t* x, size_t x_stride, int some
       total[r][1] = _mm256_add_epi64(total[r][1], _mm256_sad_epu8(bytes[r][1], zero));
     }
   }
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
   BITFLEET_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    alignas(32) int64_t unequal[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(unequal), total[r][0]);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(unequal) + 1, total[r][1]);
-    for (int p = 0; p < some; ++p) y[r * y_stride + p] = static_cast<int16_t>(depth - 2 * static_cast<int>(unequal[p]));
+    const __m256i pairs = _mm256_packus_epi32(total[r][0], total[r][1]);
+    const __m128i unequal =
+        _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(_mm256_packus_epi32(pairs, pairs), in_order));
+    __m128i products = _mm_sub_epi16(_mm_set1_epi16(static_cast<int16_t>(depth)), _mm_add_epi16(unequal, unequal));
+    alignas(16) int16_t all[8] = {};
+    if (excess != nullptr) {
+      const int16_t* subtracted = excess + r * excess_stride;
+      if (some < 8) {
+        std::copy_n(subtracted, some, all);
+        subtracted = all;
+      }
+      products = _mm_sub_epi16(products, _mm_loadu_si128(reinterpret_cast<const __m128i*>(subtracted)));
+    }
+    if (some == 8) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y + r * y_stride), products);
+    } else {
+      _mm_store_si128(reinterpret_cast<__m128i*>(all), products);
+      std::copy_n(all, some, y + r * y_stride);
+    }
   }
 }
 
 }  // namespace
 
-BITFLEET_AVX2 void xnor_gemm(const uint64_t* x, size_t x_stride, int count, const uint64_t* w, size_t w_stride,
-                             int rows, int words, int depth, int16_t* y, size_t y_stride) {
-  for (int p = 0; p < count; p += 8) {
+BITFLEET_AVX2 void xnor_gemm(const XnorPanel& x, int count, const uint64_t* w, size_t w_stride, int rows, int words,
+                             int depth, const int16_t* excess, size_t excess_stride, int16_t* y, size_t y_stride) {
+  PanelPlace place;
+  for (int p = 0; p < count; p += 8, place.advance(x)) {
     const int some = std::min(8, count - p);
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      rows_by_8<4>(x + p, x_stride, some, w + r * w_stride, w_stride, words, depth, y + r * y_stride + p, y_stride);
-    }
-    for (; r < rows; ++r) {
-      rows_by_8<1>(x + p, x_stride, some, w + r * w_stride, w_stride, words, depth, y + r * y_stride + p, y_stride);
+    const uint64_t* columns = x.words + place.word;
+    for (int r = 0; r < rows;) {
+      const int16_t* subtracted = excess == nullptr ? nullptr : excess + r * excess_stride + p;
+      const bool four = r + 4 <= rows;
+      (four ? rows_by_8<4> : rows_by_8<1>)(columns, x.offsets, some, w + r * w_stride, w_stride, words, depth,
+                                           subtracted, excess_stride, y + r * y_stride + p, y_stride);
+      r += four ? 4 : 1;
     }
   }
 }

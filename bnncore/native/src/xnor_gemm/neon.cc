@@ -16,8 +16,8 @@ constexpr int kVectors = 4;     // of two positions
 
 // kRows rows by 8 positions, of which `some` are written.
 template <int kRows>
-void rows_by_8(const uint64_t* x, size_t x_stride, int some, const uint64_t* w, size_t w_stride, int words, int depth,
-               int16_t* y, size_t y_stride) {
+void rows_by_8(const uint64_t* x, const int32_t* offsets, int some, const uint64_t* w, size_t w_stride, int words,
+               int depth, const int16_t* excess, size_t excess_stride, int16_t* y, size_t y_stride) {
   uint16x8_t total[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) total[r][v] = vdupq_n_u16(0);
@@ -30,7 +30,7 @@ void rows_by_8(const uint64_t* x, size_t x_stride, int some, const uint64_t* w, 
     }
     for (int i = start; i < end; ++i) {
       uint64x2_t column[kVectors];
-      for (int v = 0; v < kVectors; ++v) column[v] = vld1q_u64(x + i * x_stride + 2 * v);
+      for (int v = 0; v < kVectors; ++v) column[v] = vld1q_u64(x + offsets[i] + 2 * v);
       for (int r = 0; r < kRows; ++r) {
         const uint64x2_t word = vld1q_dup_u64(w + r * w_stride + i);
         for (int v = 0; v < kVectors; ++v) {
@@ -44,12 +44,20 @@ void rows_by_8(const uint64_t* x, size_t x_stride, int some, const uint64_t* w, 
   }
   for (int r = 0; r < kRows; ++r, y += y_stride) {
     const uint16x8_t unequal = vpaddq_u16(vpaddq_u16(total[r][0], total[r][1]), vpaddq_u16(total[r][2], total[r][3]));
-    const int16x8_t products =
+    int16x8_t products =
         vsubq_s16(vdupq_n_s16(static_cast<int16_t>(depth)), vreinterpretq_s16_u16(vshlq_n_u16(unequal, 1)));
+    int16_t all[8] = {};
+    if (excess != nullptr) {
+      const int16_t* subtracted = excess + r * excess_stride;
+      if (some < 8) {
+        std::copy_n(subtracted, some, all);
+        subtracted = all;
+      }
+      products = vsubq_s16(products, vld1q_s16(subtracted));
+    }
     if (some == 8) {
       vst1q_s16(y, products);
     } else {
-      int16_t all[8];
       vst1q_s16(all, products);
       std::copy_n(all, some, y);
     }
@@ -58,16 +66,18 @@ void rows_by_8(const uint64_t* x, size_t x_stride, int some, const uint64_t* w, 
 
 }  // namespace
 
-void xnor_gemm(const uint64_t* x, size_t x_stride, int count, const uint64_t* w, size_t w_stride, int rows, int words,
-               int depth, int16_t* y, size_t y_stride) {
-  for (int p = 0; p < count; p += 8) {
+void xnor_gemm(const XnorPanel& x, int count, const uint64_t* w, size_t w_stride, int rows, int words, int depth,
+               const int16_t* excess, size_t excess_stride, int16_t* y, size_t y_stride) {
+  PanelPlace place;
+  for (int p = 0; p < count; p += 8, place.advance(x)) {
     const int some = std::min(8, count - p);
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      rows_by_8<4>(x + p, x_stride, some, w + r * w_stride, w_stride, words, depth, y + r * y_stride + p, y_stride);
-    }
-    for (; r < rows; ++r) {
-      rows_by_8<1>(x + p, x_stride, some, w + r * w_stride, w_stride, words, depth, y + r * y_stride + p, y_stride);
+    const uint64_t* columns = x.words + place.word;
+    for (int r = 0; r < rows;) {
+      const int16_t* subtracted = excess == nullptr ? nullptr : excess + r * excess_stride + p;
+      const bool four = r + 4 <= rows;
+      (four ? rows_by_8<4> : rows_by_8<1>)(columns, x.offsets, some, w + r * w_stride, w_stride, words, depth,
+                                           subtracted, excess_stride, y + r * y_stride + p, y_stride);
+      r += four ? 4 : 1;
     }
   }
 }

@@ -16,18 +16,23 @@ inline uint64_t popcount(uint64_t x) {
 
 }  // namespace
 
-void xnor_gemm(const uint64_t* x, size_t x_stride, int count, const uint64_t* w, size_t w_stride, int rows, int words,
-               int depth, int16_t* y, size_t y_stride) {
+void xnor_gemm(const XnorPanel& x, int count, const uint64_t* w, size_t w_stride, int rows, int words, int depth,
+               const int16_t* excess, size_t excess_stride, int16_t* y, size_t y_stride) {
   constexpr int kAtOnce = 8;
-  for (int first = 0; first < count; first += kAtOnce) {
+  PanelPlace place;
+  for (int first = 0; first < count; first += kAtOnce, place.advance(x)) {
     const int some = std::min(kAtOnce, count - first);
+    const uint64_t* columns = x.words + place.word;
     for (int r = 0; r < rows; ++r) {
       uint64_t unequal[kAtOnce] = {};
       for (int i = 0; i < words; ++i) {
         const uint64_t word = w[r * w_stride + i];
-        for (int p = 0; p < kAtOnce; ++p) unequal[p] += popcount(x[i * x_stride + first + p] ^ word);
+        for (int p = 0; p < kAtOnce; ++p) unequal[p] += popcount(columns[x.offsets[i] + p] ^ word);
       }
-      for (int p = 0; p < some; ++p) y[r * y_stride + first + p] = static_cast<int16_t>(depth - 2 * int(unequal[p]));
+      for (int p = 0; p < some; ++p) {
+        const int whole = excess == nullptr ? depth : depth - excess[r * excess_stride + first + p];
+        y[r * y_stride + first + p] = static_cast<int16_t>(whole - 2 * static_cast<int>(unequal[p]));
+      }
     }
   }
 }
