@@ -117,9 +117,9 @@ void bind_kernels(nb::module_& m) {
       [](const std::string& isa, Matrix<const int16_t> y, int window_height, int window_width, Vector<int16_t> pooled,
          std::optional<Vector<uint8_t>> choices) {
         const int height = extent(y.shape(0)), width = extent(y.shape(1));
-        kernels_for(isa).channel->max_pool(
-            y.data(), {width, height / window_height, width / window_width, window_height, window_width}, pooled.data(),
-            choices ? choices->data() : nullptr);
+        kernels_for(isa).pool->max_pool(
+            y.data(), {height, width, height / window_height, width / window_width, window_height, window_width},
+            pooled.data(), choices ? choices->data() : nullptr);
       },
       "isa"_a, "y"_a, "window_height"_a, "window_width"_a, "pooled"_a, "choices"_a.none());
   bind_products<int16_t>(m, "16");

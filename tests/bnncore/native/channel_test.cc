@@ -225,39 +225,4 @@ KERNEL_TEST(channel_byte_sums) {
   }
 }
 
-KERNEL_TEST(channel_max_pool) {
-  Random random(6);
-  const int shapes[][4] = {{2, 2, 2, 2}, {9, 9, 2, 2},  {8, 33, 2, 2},    {7, 5, 3, 2},
-                           {6, 6, 1, 6}, {1, 12, 1, 2}, {16, 17, 16, 16}, {3, 4, 1, 1}};
-  for (const auto& [height, width, window_height, window_width] : shapes) {
-    const PoolShape shape{width, height / window_height, width / window_width, window_height, window_width};
-    const size_t size = static_cast<size_t>(shape.pooled_height * shape.pooled_width);
-    // Nothing below the last window's row is read.
-    Array<int16_t> y(static_cast<size_t>(shape.pooled_height * window_height * width), 1);
-    for (int range : {1, 3, 32766}) {  // many equal ones, of which the first counts
-      y.generate([&] { return random.between(-range, range); });
-      Array<int16_t> pooled(size, 1), wanted = pooled, alone = pooled;
-      Array<uint8_t> choices(size, 1), wanted_choices = choices;
-      for (int row = 0; row < shape.pooled_height; ++row) {
-        for (int column = 0; column < shape.pooled_width; ++column) {
-          const size_t at = static_cast<size_t>(row * shape.pooled_width + column);
-          for (int i = 0; i < window_height * window_width; ++i) {
-            const int pixel =
-                (row * window_height + i / window_width) * width + column * window_width + i % window_width;
-            const int16_t value = y[static_cast<size_t>(pixel)];
-            if (i > 0 && value <= wanted[at]) continue;
-            wanted[at] = value;
-            wanted_choices[at] = static_cast<uint8_t>(i);
-          }
-        }
-      }
-      kernels.channel->max_pool(y.data(), shape, pooled.data(), choices.data());
-      kernels.channel->max_pool(y.data(), shape, alone.data(), nullptr);
-      CHECK_SAME(pooled, wanted, text(height, " x ", width));
-      CHECK_SAME(choices, wanted_choices, text(height, " x ", width));
-      CHECK_SAME(alone, wanted, text(height, " x ", width, " without choices"));
-    }
-  }
-}
-
 }  // namespace bitfleet::test

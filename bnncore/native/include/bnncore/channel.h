@@ -77,13 +77,6 @@ struct ProductKernels {
                                       float gain, RandomStream stream, uint32_t first_index, uint32_t index_stride);
 };
 
-// A max pool of one map: windows side by side from the top left; what is left over at the right and below is dropped.
-struct PoolShape {
-  int width;  // of the map
-  int pooled_height, pooled_width;
-  int window_height, window_width;
-};
-
 struct ChannelKernels {
   ProductKernels<int16_t> narrow;
   ProductKernels<int32_t> wide;
@@ -91,9 +84,6 @@ struct ChannelKernels {
   void (*moments)(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms);
   // Thresholds for x = (y - mean) / mean_abs_dev + beta, whether those are of the batch or running.
   void (*thresholds)(const float* beta, int rows, ChannelNorms& norms);
-  // pooled [pooled_height][pooled_width]: the largest y of each window, of at most 256 elements. `choices`, unless it
-  // is null, receives the number of the first element that is.
-  void (*max_pool)(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices);
   // q[k] = round_stochastic((whole - 2 sums[k]) * gain) for k in [0, count); element k draws word first_index + k. The
   // sums over bits of sign_gemm.h become sums over signs on the way.
   QuantiseResult (*integer_quantise)(const int32_t* sums, int32_t whole, int8_t* q, int count, float gain,

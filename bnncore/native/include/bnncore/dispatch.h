@@ -11,6 +11,7 @@
 #include "bnncore/float_kernels.h"
 #include "bnncore/input_gemm.h"
 #include "bnncore/packing.h"
+#include "bnncore/pool.h"
 #include "bnncore/sign_gemm.h"
 #include "bnncore/update.h"
 #include "bnncore/xnor_gemm.h"
@@ -33,6 +34,7 @@ struct Kernels {
   SignAccumulate sign_accumulate;
   InputGrad input_grad;
   const ChannelKernels* channel;
+  const PoolKernels* pool;
   const UpdateKernels* update;
   const FloatKernels* floats;
 

@@ -85,7 +85,7 @@ struct ScratchLayout {
   size_t y = kAbsent;                 // int16 or int32 [rows][y_stride]
   size_t conv_y = kAbsent;            // int16 or int32 [rows][conv positions], before a pool; or [rows][panel columns]
   size_t offsets = kAbsent;           // int32 [row words]: where a panel has each word of its positions
-  size_t patches = kAbsent;           // a panel; in the first block a map with its padding
+  size_t patches = kAbsent;           // a panel; in the first block a map with its padding; a pooled gradient
   size_t padding = kAbsent;           // int16 or int32 [rows][conv positions]: what padding added by mistake
   size_t weights = kAbsent;           // uint64 [rows][row words]
   size_t expanded_weights = kAbsent;  // int8, first layer
@@ -275,10 +275,10 @@ class Engine {
   TileResult run_tiles(size_t block, bool measure, float step_scale, Trace* trace);
   template <typename Y>
   TileResult backward_tile(size_t block, int tile, bool measure, float step_scale, int member, Trace* trace);
-  void load_gradient(size_t block, int first, int rows, int8_t* grad_t) const;
   template <typename Y>
-  void route_to_first_positive(size_t block, int channel, const Y* y, int32_t sign_from, int8_t* grad) const;
-  void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice);
+  void load_gradient(size_t block, int first, int rows, const Y* y, const int32_t* sign_from, int member,
+                     int8_t* grad_t) const;
+  void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice, int member);
   void trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const;
   int64_t run_weights(size_t block, bool measure, float step_scale, Trace* trace);
   void gather_weight_column(size_t block, size_t column, Range positions, uint64_t* columns) const;

@@ -201,55 +201,6 @@ BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* __restrict sums, 
   return {saturated, std::bit_cast<float>(largest)};
 }
 
-// Windows of 2 x 2, two neighbours of a row at once.
-BITFLEET_INLINE void max_pool_row(const int16_t* __restrict top, const int16_t* __restrict bottom, int count,
-                                  int16_t* __restrict pooled, uint8_t* __restrict choices) {
-  for (int q = 0; q < count; ++q) {
-    uint32_t above, below;
-    __builtin_memcpy(&above, top + 2 * q, sizeof(above));
-    __builtin_memcpy(&below, bottom + 2 * q, sizeof(below));
-    const int32_t a = static_cast<int32_t>(above << 16) >> 16, b = static_cast<int32_t>(above) >> 16;
-    const int32_t c = static_cast<int32_t>(below << 16) >> 16, d = static_cast<int32_t>(below) >> 16;
-    const int32_t upper = std::max(a, b), lower = std::max(c, d);
-    pooled[q] = static_cast<int16_t>(std::max(upper, lower));
-    const int32_t in_upper = b > a ? 1 : 0, in_lower = d > c ? 3 : 2;
-    if (choices != nullptr) choices[q] = static_cast<uint8_t>(lower > upper ? in_lower : in_upper);
-  }
-}
-
-// The largest of each window of a map, and the first element of the window that is it.
-BITFLEET_INLINE void max_pool(const int16_t* __restrict y, const PoolShape s, int16_t* __restrict pooled,
-                              uint8_t* __restrict choices) {
-  if (s.window_height == 2 && s.window_width == 2) {
-    for (int row = 0; row < s.pooled_height; ++row, pooled += s.pooled_width, y += 2 * s.width) {
-      if (choices == nullptr) {
-        max_pool_row(y, y + s.width, s.pooled_width, pooled, nullptr);
-      } else {
-        max_pool_row(y, y + s.width, s.pooled_width, pooled, choices + row * s.pooled_width);
-      }
-    }
-    return;
-  }
-  for (int row = 0; row < s.pooled_height; ++row, pooled += s.pooled_width) {
-    const int16_t* __restrict corner = y + size_t(row) * s.window_height * s.width;
-    for (int q = 0; q < s.pooled_width; ++q) pooled[q] = corner[q * s.window_width];
-    if (choices != nullptr) {
-      for (int q = 0; q < s.pooled_width; ++q) choices[q] = 0;
-    }
-    for (int i = 1; i < s.window_height * s.window_width; ++i) {
-      const int16_t* __restrict element = corner + i / s.window_width * s.width + i % s.window_width;
-      if (choices != nullptr) {
-        const uint8_t number = static_cast<uint8_t>(i);
-        for (int q = 0; q < s.pooled_width; ++q) {
-          choices[q] = element[q * s.window_width] > pooled[q] ? number : choices[q];
-        }
-      }
-      for (int q = 0; q < s.pooled_width; ++q) pooled[q] = std::max(pooled[q], element[q * s.window_width]);
-    }
-    if (choices != nullptr) choices += s.pooled_width;
-  }
-}
-
 BITFLEET_INLINE int32_t integer_max(const int32_t* sums, int32_t whole, int count) {
   int32_t largest = 0;
   for (int k = 0; k < count; ++k) {
@@ -313,9 +264,6 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* sums, int32_t factor, int
     loops::moments(statistics, count, rows, norms);                                                                    \
   }                                                                                                                    \
   target void thresholds(const float* beta, int rows, ChannelNorms& norms) { loops::thresholds(beta, rows, norms); }   \
-  target void max_pool(const int16_t* y, const PoolShape& shape, int16_t* pooled, uint8_t* choices) {                  \
-    loops::max_pool(y, shape, pooled, choices);                                                                        \
-  }                                                                                                                    \
   target int32_t integer_max(const int32_t* v, int32_t whole, int count) {                                             \
     return loops::integer_max(v, whole, count);                                                                        \
   }                                                                                                                    \
@@ -333,7 +281,6 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* sums, int32_t factor, int
                                           kProductKernels<int32_t>,                                                    \
                                           moments,                                                                     \
                                           thresholds,                                                                  \
-                                          max_pool,                                                                    \
                                           integer_quantise,                                                            \
                                           integer_max,                                                                 \
                                           byte_sums,                                                                   \

@@ -9,21 +9,6 @@
 
 namespace bitfleet {
 
-namespace {
-
-// Zeroes `columns` bytes of each row; a call of memset for each would take longer than the rest.
-void clear_columns(int8_t* map, size_t stride, int rows, int columns) {
-  if (columns % 4 != 0) {
-    for (int r = 0; r < rows; ++r) std::memset(map + r * stride, 0, static_cast<size_t>(columns));
-    return;
-  }
-  for (int c = 0; c < columns; c += 4) {
-    for (int r = 0; r < rows; ++r) std::memset(map + r * stride + c, 0, 4);
-  }
-}
-
-}  // namespace
-
 void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   BlockScales& scales = at<BlockScales>(layout_.scales)[block];
   const bool normalises = !is_float(optimizer_.kind);
@@ -109,7 +94,6 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   uint8_t* choice = spec.pool == Pool::kBeforeNorm ? at<uint8_t>(scratch.choice) : nullptr;
   timed(&PhaseSeconds::recompute, member, [&] { multiply(block, weights, rows, batch_size_, member, y, choice); });
   int8_t* grad_t = at<int8_t>(scratch.grad_t);
-  load_gradient(block, first, rows, grad_t);
 
   const float scale_in = grad_x_scale(block);
   const float scale_y = grad_y_scale(block);
@@ -120,6 +104,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   ChannelNorms norms;
   kernels_.channel->moments(statistics_of, values, rows, norms);
   kernels_.channel->thresholds(beta, rows, norms);
+  load_gradient(block, first, rows, y, norms.sign_from, member, grad_t);
   float grad_beta[kTileRows];
   TileResult result{};
   for (int r = 0; r < rows; ++r) {
@@ -132,7 +117,6 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
       thresholds.mask_from = std::numeric_limits<int32_t>::min();
       thresholds.mask_to = std::numeric_limits<int32_t>::max();
     }
-    if (spec.pool == Pool::kAfterSign) route_to_first_positive(block, channel, row, thresholds.sign_from, grad);
     const int64_t floor_mean = floor_divide(statistics.sum, values);
     const GradientSums sums =
         kernels.gradient_sums(row, grad, values, y_bound, thresholds, static_cast<int32_t>(floor_mean),
@@ -168,7 +152,7 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   if (measure) return result;
   update_beta(block, first, grad_beta, rows, step_scale);
   if (trace != nullptr) trace_gradient(block, first, rows, trace->blocks[block].grad_in, /*whole_map=*/false);
-  store_gradient(block, first, rows, grad_t, choice);
+  store_gradient(block, first, rows, grad_t, choice, member);
   if (trace != nullptr) {
     trace_gradient(block, first, rows, trace->blocks[block].grad_y, /*whole_map=*/true);
     trace->blocks[block].grad_in_scale = scale_in;
@@ -191,88 +175,67 @@ void Engine::trace_gradient(size_t block, int first, int rows, std::vector<int8_
   }
 }
 
-// Some channels of the gradient from above, channel by channel: grad_t [rows][y_stride]. Where the pool follows the
-// sign this is left to route_to_first_positive.
-void Engine::load_gradient(size_t block, int first, int rows, int8_t* grad_t) const {
+// Some channels of the gradient from above, channel by channel: grad_t [rows][y_stride]. That of a pooled sign belongs
+// to the first +1 of its window, or to the window's first element if there is none.
+template <typename Y>
+void Engine::load_gradient(size_t block, int first, int rows, const Y* y, const int32_t* sign_from, int member,
+                           int8_t* grad_t) const {
   const BlockSpec& spec = blocks_[block];
   const size_t y_stride = static_cast<size_t>(geometry(block).y_stride);
   const size_t channels = static_cast<size_t>(spec.out_channels);
   const int8_t* slot = at<int8_t>(layout_.gradient) + first;
-  if (spec.pool == Pool::kAfterSign) return;
-  if (spec.conv_positions() == 1) {
+  const bool signs = spec.pool == Pool::kAfterSign;
+  if (spec.conv_positions() == 1 && !signs) {
     kernels_.transpose_bytes(slot, layout_.gradient_stride, batch_size_, rows, grad_t, y_stride);
     return;
   }
-  const bool pools = spec.pool == Pool::kBeforeNorm;
+  const bool pools = spec.pool != Pool::kNone;
   const int lines = pools ? spec.pooled_height() : 1;
   const int length = pools ? spec.pooled_width() : spec.conv_positions();
   const size_t step = (pools ? static_cast<size_t>(spec.pool_width) : 1) * channels;
+  const size_t size = static_cast<size_t>(lines) * length, conv = static_cast<size_t>(spec.conv_positions());
+  int8_t* pooled = at<int8_t>(layout_.scratch[member].patches);
   for (int b = 0; b < batch_size_; ++b) {
     const int8_t* map = slot + b * layout_.gradient_stride;
+    int8_t* target = signs ? pooled : grad_t + b * size;
+    const size_t stride = signs ? size : y_stride;
     for (int line = 0; line < lines; ++line) {
       kernels_.transpose_bytes(map + size_t(line) * spec.pool_height * spec.conv_width * channels, step, length, rows,
-                               grad_t + (size_t(b) * lines + line) * length, y_stride);
+                               target + size_t(line) * length, stride);
     }
-  }
-}
-
-// The gradient of a pooled sign belongs to the first +1 of its window, or to the window's first element if there is
-// none: grad [batch][conv positions] of one channel.
-template <typename Y>
-void Engine::route_to_first_positive(size_t block, int channel, const Y* y, int32_t sign_from, int8_t* grad) const {
-  const BlockSpec& spec = blocks_[block];
-  const int conv = spec.conv_positions();
-  std::memset(grad, 0, static_cast<size_t>(batch_size_) * conv);
-  for (int b = 0; b < batch_size_; ++b, y += conv, grad += conv) {
-    const int8_t* slot = at<int8_t>(layout_.gradient) + b * layout_.gradient_stride + channel;
-    for (int line = 0; line < spec.pooled_height(); ++line) {
-      int corner = line * spec.pool_height * spec.conv_width;
-      for (int q = 0; q < spec.pooled_width(); ++q, corner += spec.pool_width) {
-        int winner = corner;
-        for (int i = spec.pool_height; i-- > 0;) {
-          for (int j = spec.pool_width; j-- > 0;) {
-            const int position = corner + i * spec.conv_width + j;
-            winner = y[position] >= sign_from ? position : winner;
-          }
-        }
-        grad[winner] = slot[size_t(corner) * spec.out_channels];
-      }
+    if (!signs) continue;
+    for (int r = 0; r < rows; ++r) {
+      const size_t place = r * y_stride + b * conv;
+      kernels_.pool->spread_signs_of<Y>()(y + place, sign_from[r], pooled + r * size, pool_shape(spec), grad_t + place);
     }
   }
 }
 
 // The gradient of the products of some channels into the slot.
-void Engine::store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice) {
+void Engine::store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice,
+                            int member) {
   const BlockSpec& spec = blocks_[block];
   const size_t y_stride = static_cast<size_t>(geometry(block).y_stride);
-  const size_t channels = static_cast<size_t>(spec.out_channels);
   int8_t* slot = at<int8_t>(layout_.gradient) + first;
   if (spec.conv_positions() == 1) {
     kernels_.transpose_bytes(grad_t, y_stride, rows, batch_size_, slot, layout_.gradient_stride);
     return;
   }
-  const int conv = spec.conv_positions(), pooled = spec.pooled_positions();
-  constexpr int kOffsets = 16;  // of the first elements of a window: a division for each gradient would take long
-  int offsets[kOffsets];
-  for (int i = 0; i < kOffsets; ++i) offsets[i] = window_offset(spec, i);
+  const size_t conv = static_cast<size_t>(spec.conv_positions()), norm = static_cast<size_t>(spec.norm_positions());
+  const bool pools = spec.pool == Pool::kBeforeNorm;
+  int8_t* map = at<int8_t>(layout_.scratch[member].conv_y);
   for (int b = 0; b < batch_size_; ++b) {
-    int8_t* map = slot + b * layout_.gradient_stride;
-    if (spec.pool != Pool::kBeforeNorm) {
-      kernels_.transpose_bytes(grad_t + size_t(b) * conv, y_stride, rows, conv, map, channels);
-      continue;
-    }
-    clear_columns(map, channels, conv, rows);
-    for (int r = 0; r < rows; ++r) {
-      size_t j = r * y_stride + size_t(b) * pooled;
-      for (int line = 0; line < spec.pooled_height(); ++line) {
-        int corner = line * spec.pool_height * spec.conv_width;
-        for (int q = 0; q < spec.pooled_width(); ++q, ++j, corner += spec.pool_width) {
-          const int element = get_choice(spec, choice, j);
-          const int position = corner + (element < kOffsets ? offsets[element] : window_offset(spec, element));
-          map[size_t(position) * channels + r] = grad_t[j];
-        }
+    for (int r = 0; pools && r < rows; ++r) {
+      const size_t place = r * y_stride + b * norm;
+      const uint8_t* choices = choice + place * choice_bytes(spec);
+      if (spec.window() <= 256) {
+        kernels_.pool->spread(grad_t + place, choices, pool_shape(spec), map + r * conv);
+      } else {
+        spread(spec, grad_t + place, choices, map + r * conv);
       }
     }
+    kernels_.transpose_bytes(pools ? map : grad_t + b * conv, pools ? conv : y_stride, rows, spec.conv_positions(),
+                             slot + b * layout_.gradient_stride, static_cast<size_t>(spec.out_channels));
   }
 }
 

@@ -102,6 +102,7 @@ struct ScratchSizes {
     most(weights, rows * g.row_words());
     if (first) most(expanded_weights, expanded_input_bytes(block, g));
     if (pads) most(padding, rows * conv * g.y_bytes());
+    if (block.pool == Pool::kAfterSign) most(patches, rows * static_cast<size_t>(block.pooled_positions()));
     most(tap_sums, rows * static_cast<size_t>(block.taps()));
     if (g.abreast && !g.whole_map) most(conv_y, rows * static_cast<size_t>(g.panel_columns) * g.y_bytes());
     if (block.pool == Pool::kBeforeNorm) {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "bnncore/network.h"
+#include "bnncore/pool.h"
 
 namespace bitfleet {
 
@@ -153,6 +154,10 @@ inline int window_offset(const BlockSpec& s, int i) { return i / s.pool_width * 
 // Where the product map has the gradient of position `q` of the block's output, before that is routed.
 inline int gradient_position(const BlockSpec& s, int q) { return s.pool == Pool::kNone ? q : window_corner(s, q); }
 
+inline PoolShape pool_shape(const BlockSpec& s) {
+  return {s.conv_height, s.conv_width, s.pooled_height(), s.pooled_width(), s.pool_height, s.pool_width};
+}
+
 // The element of each window that was its largest: a byte, or four where a window has more than 256 elements.
 inline size_t choice_bytes(const BlockSpec& s) { return s.window() <= 256 ? 1 : sizeof(int32_t); }
 
@@ -169,7 +174,7 @@ inline int get_choice(const BlockSpec& s, const uint8_t* choices, size_t q) {
 }
 
 // pooled[q] = the largest of y in window q; its choice, unless `choices` is null, is the first of equal ones. For maps
-// that ChannelKernels::max_pool does not take.
+// that PoolKernels::max_pool does not take.
 template <typename Y>
 void max_pool(const BlockSpec& s, const Y* y, Y* pooled, uint8_t* choices) {
   for (int q = 0; q < s.pooled_positions(); ++q) {
@@ -183,6 +188,14 @@ void max_pool(const BlockSpec& s, const Y* y, Y* pooled, uint8_t* choices) {
     }
     pooled[q] = best;
     if (choices != nullptr) set_choice(s, choices, static_cast<size_t>(q), best_index);
+  }
+}
+
+// grad [conv positions]: each pooled gradient at its choice. For windows that PoolKernels::spread does not take.
+inline void spread(const BlockSpec& s, const int8_t* pooled, const uint8_t* choices, int8_t* grad) {
+  std::memset(grad, 0, static_cast<size_t>(s.conv_positions()));
+  for (int q = 0; q < s.pooled_positions(); ++q) {
+    grad[window_corner(s, q) + window_offset(s, get_choice(s, choices, static_cast<size_t>(q)))] = pooled[q];
   }
 }
 

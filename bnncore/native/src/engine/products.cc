@@ -147,7 +147,7 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
   const bool pads = spec.pad_height + spec.pad_width > 0;
   const size_t y_stride = static_cast<size_t>(g.y_stride);
   const size_t target_stride = pools ? static_cast<size_t>(conv) : y_stride;
-  const PoolShape pool{spec.conv_width, spec.pooled_height(), spec.pooled_width(), spec.pool_height, spec.pool_width};
+  const PoolShape pool = pool_shape(spec);
   Y* padding = at<Y>(scratch.padding);
   if (pads) find_padding(block, weights, rows, member, padding);
   if (block == 0) {
@@ -174,7 +174,7 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
       uint8_t* choices = choice == nullptr ? nullptr : choice + first * choice_bytes(spec);
       if constexpr (sizeof(Y) == sizeof(int16_t)) {
         if (spec.window() <= 256) {
-          kernels_.channel->max_pool(row, pool, y + first, choices);
+          kernels_.pool->max_pool(row, pool, y + first, choices);
           continue;
         }
       }

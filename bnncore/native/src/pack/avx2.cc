@@ -80,7 +80,10 @@ BITFLEET_AVX2 inline void transpose_rows(const int8_t* source, size_t source_str
     transpose_block<kRows, 8>(source + c, source_stride, target + c * target_stride, target_stride);
     c += 8;
   }
-  if (c < columns) {
+  if (c < columns && columns >= 8) {  // the last ones again, with those before them
+    c = columns - 8;
+    transpose_block<kRows, 8>(source + c, source_stride, target + c * target_stride, target_stride);
+  } else if (c < columns) {
     portable::transpose_bytes(source + c, source_stride, kRows, columns - c, target + c * target_stride, target_stride);
   }
 }
@@ -97,7 +100,10 @@ BITFLEET_AVX2 void transpose_bytes(const int8_t* source, size_t source_stride, i
     transpose_rows<8>(source + r * source_stride, source_stride, columns, target + r, target_stride);
     r += 8;
   }
-  if (r < rows) {
+  if (r < rows && rows >= 8) {
+    r = rows - 8;
+    transpose_rows<8>(source + r * source_stride, source_stride, columns, target + r, target_stride);
+  } else if (r < rows) {
     portable::transpose_bytes(source + r * source_stride, source_stride, rows - r, columns, target + r, target_stride);
   }
 }
