@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bnncore.bench.boards import model_boards
+from bnncore.bench.phases import DEEP_FAN_IN
 from bnncore.cli.output import format_bytes
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import build
@@ -126,14 +127,19 @@ def memory_table(results: dict[Case, dict[str, Any]]) -> str:
 
 
 def phases_table(results: dict[Case, dict[str, Any]]) -> str:
-    lines = [row("network", "ISA", *(f"{title}, ms" for title in PHASES.values()), "GMAC/s (share of the bound)")]
+    titles = [*(f"{title}, ms" for title in PHASES.values()), "GMAC/s (share of the bound)"]
+    lines = [row("network", "ISA", *titles, f"binary layers, K ≥ {DEEP_FAN_IN:,}")]
     for case, result in results.items():
-        phases = result["bitfleet"]["phases"]
+        ours = result["bitfleet"]
+        phases = ours["phases"]
         if case.against == "torch" and case.threads == 1 and phases:
             times = [f"{phases[name]['ms']:.3g}" if name in phases else "" for name in PHASES]
-            rates = [f"{PHASES[name]} {rate(phase)}" for name, phase in phases.items() if "gmacs_per_s" in phase]
-            lines.append(row(case.model, result["isa"], *times, ", ".join(rates)))
+            lines.append(row(case.model, result["isa"], *times, rates(phases), rates(ours["deep_phases"])))
     return table(*lines)
+
+
+def rates(phases: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(f"{PHASES[name]} {rate(phase)}" for name, phase in phases.items() if "gmacs_per_s" in phase)
 
 
 def rate(phase: dict[str, Any]) -> str:

@@ -37,6 +37,9 @@ _ENGINES: dict[str, type[_native.Engine]] = {
 }
 _NUM_PHASES = 5  # what holds something in all of them lasts between steps
 
+_PRODUCT_PHASES = ("forward", "recompute", "grad_w", "grad_x")
+"""As the native engine orders them."""
+
 
 class Engine(Evaluator):
     """Trains and evaluates one network.
@@ -139,9 +142,15 @@ class Engine(Evaluator):
         """
         if self.preset.name != "bitfleet":
             return {}
-        forward, recompute, grad_w, grad_x, step = self._native.phase_seconds()
-        rest = step - forward - recompute - grad_w - grad_x
-        return {"forward": forward, "recompute": recompute, "grad_w": grad_w, "grad_x": grad_x, "rest": rest}
+        layers = self.layer_seconds()
+        phases = {name: sum(layer[name] for layer in layers) for name in _PRODUCT_PHASES}
+        return phases | {"rest": self._native.step_seconds() - sum(phases.values())}
+
+    def layer_seconds(self) -> list[dict[str, float]]:
+        """Split ``phase_seconds`` by layers with weights, in their order; without rest, which is not told apart."""
+        if self.preset.name != "bitfleet":
+            return []
+        return [dict(zip(_PRODUCT_PHASES, seconds, strict=True)) for seconds in self._native.phase_seconds()]
 
     def reset_phases(self) -> None:
         """Count the phases' time from here on."""

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from bnncore.bench.counting import count_step
+from bnncore.bench.counting import count_layers, count_step
 from bnncore.bench.energy import SOURCE, modelled_energy
-from bnncore.bench.phases import describe_phases
+from bnncore.bench.phases import Achieved
 from bnncore.bench.process import Worker
 from bnncore.bench.rapl import Rapl, open_rapl
 from bnncore.bench.trial import Trial, try_variants
@@ -80,6 +80,7 @@ class _Timing:
     step_ms: list[float] = field(default_factory=list)
     blocks: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
+    layers: list[dict[str, float]] = field(default_factory=list)
     processor_ms: float = 0.0
     joules: float = 0.0
 
@@ -100,6 +101,11 @@ class _Timing:
         self.blocks.append(statistics.median(answer["step_ms"]))
         for name, seconds in answer["phases"].items():
             self.phases[name] = self.phases.get(name, 0.0) + seconds
+        before_it = self.layers or [dict.fromkeys(layer, 0.0) for layer in answer["layers"]]
+        self.layers = [
+            {name: total[name] + layer[name] for name in layer}
+            for total, layer in zip(before_it, answer["layers"], strict=True)
+        ]
 
     def report(self) -> dict[str, Any]:
         """The side as JSON values."""
@@ -185,14 +191,10 @@ def _gather(
     ours, preset = reports["bitfleet"], settings.preset
     isa = ours.pop("isa")
     work = count_step(settings.spec, settings.batch_size, preset)
-    ours["phases"] = describe_phases(
-        work,
-        sides["bitfleet"].phases,
-        steps=ours["steps"],
-        isa=isa,
-        clock_hz=machine["clock_hz"],
-        threads=settings.threads,
-    )
+    achieved = Achieved(steps=ours["steps"], isa=isa, clock_hz=machine["clock_hz"], threads=settings.threads)
+    ours["phases"] = achieved.phases(work, sides["bitfleet"].phases)
+    layers = count_layers(settings.spec, settings.batch_size, preset)
+    ours |= achieved.layers(settings.spec, layers, sides["bitfleet"].layers)
     result: dict[str, Any] = {
         "model": settings.spec.name,
         "batch_size": settings.batch_size,

@@ -21,6 +21,7 @@ every phase that reads or writes it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,7 +29,7 @@ from bnncore.blocks import Block
 from bnncore.optimizer import Preset
 from bnncore.spec import ModelSpec
 
-__all__ = ["PHASES", "Kind", "PhaseWork", "count_elements", "count_step"]
+__all__ = ["PHASES", "Kind", "PhaseWork", "add_work", "count_elements", "count_layers", "count_step"]
 
 PHASES = ("forward", "recompute", "grad_w", "grad_x", "rest")
 """In the order of a step; ``rest`` is spread over all of it."""
@@ -81,21 +82,37 @@ def count_step(spec: ModelSpec, batch_size: int, preset: Preset) -> dict[str, Ph
 
     PyTorch's step of the standard algorithm is that of the preset ``standard``.
     """
+    return add_work(count_layers(spec, batch_size, preset))
+
+
+def count_layers(spec: ModelSpec, batch_size: int, preset: Preset) -> list[dict[str, PhaseWork]]:
+    """Count the same layer by layer, in the order of the spec's blocks."""
     widths = _widths(preset)
     names = [name for name in PHASES if name != "recompute" or preset.name == "bitfleet"]
-    macs: dict[str, dict[Kind, int]] = {name: {} for name in names}
-    bits = dict.fromkeys(names, 0)
+    layers = []
     for block in spec.blocks:
-        for name, count in _bits(block, batch_size, widths).items():
-            if name in bits:
-                bits[name] += count
-        products = batch_size * _products(block)
-        for name in names[:-1]:
-            if name == "grad_x" and block.is_first:
-                continue
-            kind = _kind(name, block) if preset.name == "bitfleet" else "float"
-            macs[name][kind] = macs[name].get(kind, 0) + products
-    return {name: PhaseWork(macs[name], bits[name] // 8) for name in names}
+        bits, products = _bits(block, batch_size, widths), batch_size * _products(block)
+        layer = {}
+        for name in names:
+            macs: dict[Kind, int] = {}
+            if name != "rest" and not (name == "grad_x" and block.is_first):
+                macs[_kind(name, block) if preset.name == "bitfleet" else "float"] = products
+            layer[name] = PhaseWork(macs, bits[name] // 8)
+        layers.append(layer)
+    return layers
+
+
+def add_work(layers: Iterable[Mapping[str, PhaseWork]]) -> dict[str, PhaseWork]:
+    """Add the work of some layers up, phase by phase."""
+    total: dict[str, PhaseWork] = {}
+    for layer in layers:
+        for name, work in layer.items():
+            before = total.get(name, PhaseWork())
+            macs = {**before.macs}
+            for kind, count in work.macs.items():
+                macs[kind] = macs.get(kind, 0) + count
+            total[name] = PhaseWork(macs, before.num_bytes + work.num_bytes)
+    return total
 
 
 def count_elements(spec: ModelSpec) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bnncore.bench.phases import DEEP_FAN_IN
 from bnncore.cli.output import format_bytes
 
 __all__ = ["bench_table", "boards_table", "describe_other"]
@@ -43,7 +44,7 @@ def bench_table(result: Mapping[str, Any]) -> str:
         times = "".join(f"{_ms(side[key]):>12}" for key in ("step_ms_median", "step_ms_p10", "step_ms_p90"))
         memory = "".join(f"{format_bytes(side[key]):>12}" for key in ("peak_bytes", "process_peak_bytes"))
         lines.append(f"{name:<{width}}{times}{memory}")
-    lines += _phase_lines(result["bitfleet"]["phases"])
+    lines += _phase_lines(result["bitfleet"])
     if "against" in result:
         lines += ["", *_comparison_lines(result)]
     lines.append(_energy_line(result["energy"]))
@@ -76,15 +77,18 @@ def _ms(value: float) -> str:
     return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
 
 
-def _phase_lines(phases: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    if not phases:
+def _phase_lines(side: Mapping[str, Any]) -> list[str]:
+    if not side["phases"]:
         return []
-    lines = ["", f"{'phase':<18}{'ms':>12}{'GMAC/s':>12}{'of bound':>12}"]
-    for name, phase in phases.items():
+    deep = {f"{_PHASES[name]}, K >= {DEEP_FAN_IN}": phase for name, phase in side["deep_phases"].items()}
+    rows = {_PHASES[name]: phase for name, phase in side["phases"].items()} | deep
+    width = max(18, *(len(name) + 2 for name in rows))
+    lines = ["", f"{'phase':<{width}}{'ms':>12}{'GMAC/s':>12}{'of bound':>12}"]
+    for name, phase in rows.items():
         speed = f"{phase['gmacs_per_s']:.0f}" if "gmacs_per_s" in phase else ""
         share = phase.get("share_of_bound")
         lines.append(
-            f"{_PHASES[name]:<18}{phase['ms']:>12.3f}{speed:>12}{'' if share is None else f'{100 * share:.0f} %':>12}"
+            f"{name:<{width}}{phase['ms']:>12.3f}{speed:>12}{'' if share is None else f'{100 * share:.0f} %':>12}"
         )
     return lines
 

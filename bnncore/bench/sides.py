@@ -52,6 +52,9 @@ class Side(Protocol):
     def phase_seconds(self) -> dict[str, float]:
         """Seconds by phase since then; empty where the side does not tell."""
 
+    def layer_seconds(self) -> list[dict[str, float]]:
+        """The same layer by layer, for the phases that have products."""
+
 
 class EngineSide:
     """The native engine under one preset."""
@@ -89,6 +92,10 @@ class EngineSide:
     def phase_seconds(self) -> dict[str, float]:
         seconds = getattr(self._built, "phase_seconds", None)
         return dict(seconds()) if seconds is not None else {}
+
+    def layer_seconds(self) -> list[dict[str, float]]:
+        seconds = getattr(self._built, "layer_seconds", None)
+        return list(seconds()) if seconds is not None else []
 
     def _make(self, spec: ModelSpec, batch_size: int) -> Engine:
         from bnncore.engine import Engine
@@ -149,6 +156,9 @@ class TorchSide:
 
     def phase_seconds(self) -> dict[str, float]:
         return {}
+
+    def layer_seconds(self) -> list[dict[str, float]]:
+        return []
 
 
 def make_side(description: dict[str, Any]) -> Side:

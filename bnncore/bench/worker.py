@@ -6,7 +6,7 @@ The first line of standard input describes the side (``bnncore.bench.sides.make_
 
 =========================================  =====================================================================
 ``{"do": "run", "steps": N}``              ``{"step_ms": [...], "processor_ms": of all, "loss": of the last, "phases":
-                                           {name: seconds}}``
+                                           {name: seconds}, "layers": [{name: seconds}, ...]}``
 ``{"do": "memory"}``                       peak and earlier resident bytes
 ``{"do": "clock"}``                        ``{"clock_hz": ...}``, at the moment
 ``{"do": "copy"}``                         ``{"copy_bytes_per_s": ...}``: memory to memory, bytes read and written
@@ -87,7 +87,7 @@ def _serve(answers: TextIO) -> None:
                 processor += time.process_time() - busy
                 done += 1
             found = {"step_ms": step_ms, "processor_ms": processor * 1e3, "loss": loss}
-            _answer(answers, {**found, "phases": side.phase_seconds()})
+            _answer(answers, {**found, "phases": side.phase_seconds(), "layers": side.layer_seconds()})
         elif request["do"] == "memory":
             peak = rss_peak_bytes()
             _answer(answers, {"peak_bytes": peak - before, "process_peak_bytes": peak, "before_bytes": before})

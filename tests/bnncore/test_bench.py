@@ -56,6 +56,11 @@ def test_bench_alone_reports_one_side(capsys: pytest.CaptureFixture[str]) -> Non
     assert set(result["bitfleet"]["phases"]) <= {"forward", "recompute", "grad_w", "grad_x", "rest"}
     for phase in result["bitfleet"]["phases"].values():
         assert phase["ms"] >= 0
+    layers = result["bitfleet"]["layers"]
+    assert len({layer["name"] for layer in layers}) == len(layers) > 1
+    for name in ("forward", "grad_x"):
+        total = sum(layer["phases"][name]["ms"] for layer in layers)
+        assert total == pytest.approx(result["bitfleet"]["phases"][name]["ms"])
 
 
 @pytest.mark.parametrize("other", ["standard", "paper"])

@@ -8,9 +8,9 @@ import pytest
 
 from bnncore.bench.boards import BOARDS, PAPER_ON_3B_PLUS, model_boards
 from bnncore.bench.bounds import bound_seconds, bounds_for
-from bnncore.bench.counting import PhaseWork, count_step
+from bnncore.bench.counting import PhaseWork, add_work, count_layers, count_step
 from bnncore.bench.energy import modelled_energy
-from bnncore.bench.phases import describe_phases
+from bnncore.bench.phases import Achieved
 from bnncore.bench.rapl import open_rapl
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import binarynet, build, cnv, mlp
@@ -103,14 +103,50 @@ def test_a_bound_adds_up_what_different_kernels_need() -> None:
 def test_phases_put_times_and_work_together() -> None:
     work = {"forward": PhaseWork({"binary": 1_024_000}, 1_000), "rest": PhaseWork({}, 500)}
 
-    phases = describe_phases(work, {"forward": 0.02, "rest": 0.01}, steps=10, isa="avx512", clock_hz=3e6, threads=1)
+    achieved = Achieved(steps=10, isa="avx512", clock_hz=3e6, threads=1)
+    phases = achieved.phases(work, {"forward": 0.02, "rest": 0.01})
 
     assert phases["forward"]["ms"] == pytest.approx(2)
     assert phases["forward"]["gmacs_per_s"] == pytest.approx(0.512)
     assert phases["forward"]["share_of_bound"] == pytest.approx(3_000 / 3e6 / 2e-3)
     assert phases["forward"]["macs_per_byte"] == 1_024
     assert phases["rest"] == {"ms": pytest.approx(1)}
-    assert describe_phases(work, {}, steps=10, isa="avx512", clock_hz=3e6, threads=1) == {}
+    assert achieved.phases(work, {}) == {}
+
+
+def test_layers_count_what_the_step_does() -> None:
+    layers = count_layers(cnv(), 100, BITFLEET)
+
+    assert [layer["forward"].total_macs for layer in layers][:2] == [100 * 900 * 27 * 64, 100 * 784 * 576 * 64]
+    assert layers[0]["grad_x"].macs == {}
+    assert add_work(layers) == count_step(cnv(), 100, BITFLEET)
+
+
+def test_deep_layers_stand_apart_from_the_first_and_the_narrow() -> None:
+    spec = mlp(input_shape=(2048,), widths=(1023, 1024, 2048), classes=10)  # binary: fan-ins 1023, 1024 and 2048
+    work = count_layers(spec, 10, BITFLEET)
+    achieved = Achieved(steps=2, isa="avx512", clock_hz=3e6, threads=1)
+
+    found = achieved.layers(spec, work, [{"forward": 4.0}, {"forward": 6.0}, {"forward": 1.0}, {"forward": 0.5}])
+
+    assert [layer["fan_in"] for layer in found["layers"]] == [2048, 1023, 1024, 2048]
+    assert [layer["name"] for layer in found["layers"]] == ["dense1", "dense2", "dense3", "dense4"]
+    assert found["layers"][1]["phases"] == achieved.phases(work[1], {"forward": 6.0})
+    deep = found["deep_phases"]["forward"]
+    assert set(found["deep_phases"]) == {"forward"}
+    assert deep["ms"] == pytest.approx(750)
+    assert deep["macs"] == 10 * (1024 * 2048 + 2048 * 10)
+    assert deep["share_of_bound"] == pytest.approx(deep["macs"] / (1024 / 3) / 3e6 / 0.75)
+    assert achieved.layers(spec, work, []) == {"layers": [], "deep_phases": {}}
+
+
+def test_a_network_without_deep_layers_has_no_phases_of_theirs() -> None:
+    spec = mlp(widths=(8,))
+    achieved = Achieved(steps=1, isa="avx512", clock_hz=3e9, threads=1)
+
+    found = achieved.layers(spec, count_layers(spec, 4, BITFLEET), [{"forward": 1.0}, {"forward": 1.0}])
+
+    assert found["deep_phases"] == {}
 
 
 def test_modelled_energy_is_operations_and_bytes_times_their_constants() -> None:

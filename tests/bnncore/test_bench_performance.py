@@ -24,7 +24,8 @@ def result(other: str | None) -> dict[str, Any]:
         found[other] = side | {"step_ms_median": 9.0, "peak_bytes": 12 << 20}
         found[other] |= {"variant": "fused Adam", "variants": {"fused Adam": {"step_ms_min": 8.5, "peak_bytes": 1e7}}}
         found |= {"speedup": 4.5, "speedup_p10": 4.4, "speedup_p90": 4.6, "memory_ratio": 12.0}
-    found["bitfleet"] = side | {"phases": {"forward": {"ms": 0.5, "gmacs_per_s": 800.0, "share_of_bound": 0.64}}}
+    phases, deep = ({"forward": {"ms": 0.5, "gmacs_per_s": 800.0, "share_of_bound": s}} for s in (0.64, 0.72))
+    found["bitfleet"] = side | {"phases": phases, "deep_phases": deep}
     return found
 
 
@@ -42,7 +43,7 @@ def test_filling_writes_results_and_leaves_the_text_alone() -> None:
     text = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.S)
     assert text.sub("", filled) == text.sub("", PAGE.read_text())
     assert "| mlp | 1 | avx512 | 2 (1.5 to 2.5) | 9 (1.5 to 2.5) | fused Adam | **4.50** (4.40 to 4.60) |" in filled
-    assert "forward 800 (64 %)" in filled
+    assert "| forward 800 (64 %) | forward 800 (72 %) |" in filled
     assert "| cnv | paper | 2 (1.5 to 2.5) | 9 (1.5 to 2.5) | **4.50** | 12 |" in filled
     assert "| binarynet | 40 | avx512 | 2 (1.5 to 2.5) | 7700 | 3850.0 |" in filled
     assert fill(filled, results) == filled

@@ -30,6 +30,7 @@ RESULT: dict[str, Any] = {
             "grad_w": {"ms": 20.0, "gmacs_per_s": 297.0, "share_of_bound": None, "macs_per_byte": 400.0},
             "rest": {"ms": 22.0},
         },
+        "deep_phases": {"forward": {"ms": 2.0, "gmacs_per_s": 930.0, "share_of_bound": 0.72, "macs_per_byte": 2000.0}},
     },
     "against": "torch",
     "torch": {
@@ -60,6 +61,7 @@ def test_the_table_says_what_was_found() -> None:
 
     assert "avx512, 1 thread(s) at 3.66 GHz" in text
     assert re.search(r"^forward +8\.000 +740 +60 %$", text, re.M)
+    assert re.search(r"^forward, K >= 1024 +2\.000 +930 +72 %$", text, re.M)
     assert re.search(r"^weight gradient +20\.000 +297 *$", text, re.M)
     assert re.search(r"^all else +22\.000 *$", text, re.M)
     assert "8.00 times faster than torch, channels_last (median of 3 pairs; p10 7.92, p90 8.08)" in text

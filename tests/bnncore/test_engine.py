@@ -183,9 +183,15 @@ def test_the_phases_add_up_to_the_steps() -> None:
     assert set(phases) == {"forward", "recompute", "grad_w", "grad_x", "rest"}
     assert all(seconds > 0 for seconds in phases.values())
     assert sum(phases.values()) <= whole
+    layers = engine.layer_seconds()
+    assert [layer["grad_x"] > 0 for layer in layers] == [False, True]
+    assert all(layer[name] > 0 for layer in layers for name in ("forward", "recompute", "grad_w"))
+    assert sum(layer["recompute"] for layer in layers) == pytest.approx(phases["recompute"])
     engine.reset_phases()
     assert set(engine.phase_seconds().values()) == {0.0}
-    assert Engine(mlp(), batch_size=8, preset=resolve_preset("standard")).phase_seconds() == {}
+    standard = Engine(mlp(), batch_size=8, preset=resolve_preset("standard"))
+    assert standard.phase_seconds() == {}
+    assert standard.layer_seconds() == []
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_NAMES)

@@ -13,6 +13,8 @@
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
+#include <tuple>
+#include <vector>
 
 #include "bindings_engine.h"
 #include "bnncore/clock.h"
@@ -177,9 +179,13 @@ NB_MODULE(_native, m) {
       .def("step_traced", &step_traced, "step_scale"_a)
       .def("phase_seconds",
            [](const Engine& self) {
-             const PhaseSeconds& p = self.phase_seconds();
-             return std::make_tuple(p.forward, p.recompute, p.grad_weights, p.grad_inputs, p.step);
+             std::vector<std::tuple<double, double, double, double>> blocks;
+             for (const PhaseSeconds& p : self.phase_seconds()) {
+               blocks.emplace_back(p.forward, p.recompute, p.grad_weights, p.grad_inputs);
+             }
+             return blocks;
            })
+      .def("step_seconds", &Engine::step_seconds)
       .def("reset_phases", &Engine::reset_phases)
       .def(
           "weights",

@@ -124,10 +124,10 @@ struct EngineLayout {
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads);
 
-// A step's parts: products forward and again, both backward products (with the update, and the rounding, of what they
-// give), and the whole step.
+// A block's parts of the steps: products forward and again, both backward products (with the update, and the rounding,
+// of what they give).
 struct PhaseSeconds {
-  double forward, recompute, grad_weights, grad_inputs, step;
+  double forward, recompute, grad_weights, grad_inputs;
 };
 
 // What an engine needs, beside its persistent memory, to go on exactly where another one stopped.
@@ -166,9 +166,13 @@ class Engine {
   int batch_size() const { return batch_size_; }
   int num_threads() const { return pool_.num_threads(); }
   int64_t steps_done() const { return steps_done_; }
-  // Seconds that the first thread spent on each part of the steps since the last reset_phases().
-  const PhaseSeconds& phase_seconds() const { return phase_seconds_; }
-  void reset_phases() { phase_seconds_ = {}; }
+  // Seconds that the first thread spent on each block's parts of the steps since the last reset_phases(), and on all.
+  const std::vector<PhaseSeconds>& phase_seconds() const { return phase_seconds_; }
+  double step_seconds() const { return step_seconds_; }
+  void reset_phases() {
+    phase_seconds_.assign(block_count(), {});
+    step_seconds_ = 0.0;
+  }
   // Elements of 8-bit gradients that saturated, since reset().
   int64_t saturated() const { return saturated_; }
   const std::vector<BlockSpec>& blocks() const { return blocks_; }
@@ -237,13 +241,13 @@ class Engine {
   int norm_count(size_t block, int count) const { return count * blocks_[block].norm_positions(); }
   const uint64_t* pack_rows(size_t block, int first_row, int rows, uint64_t* target) const;
   const uint64_t* pack_run(size_t block, size_t first, int count, uint64_t* target) const;
-  // Adds the time of a call on the first thread to one of phase_seconds_.
+  // Adds the time of a call on the first thread.
   template <typename Call>
-  void timed(double PhaseSeconds::* phase, int member, Call&& call) const {
+  void timed(double& seconds, int member, Call&& call) const {
     if (member != 0) return call();
     const auto start = std::chrono::steady_clock::now();
     call();
-    phase_seconds_.*phase += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   template <typename Y>
   void multiply(size_t block, const uint64_t* weights, int rows, int count, int member, Y* y, uint8_t* choice) const;
@@ -319,8 +323,9 @@ class Engine {
   size_t arena_bytes_;
   uint8_t* arena_;
   mutable ThreadPool pool_;
-  std::vector<TileResult> results_;  // one a thread
-  mutable PhaseSeconds phase_seconds_{};
+  std::vector<TileResult> results_;                  // one a thread
+  mutable std::vector<PhaseSeconds> phase_seconds_;  // one a block
+  double step_seconds_ = 0.0;
   uint64_t seed_ = 0;
   int64_t steps_done_ = 0;
   int statistics_steps_ = 0;

@@ -29,7 +29,8 @@ void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
   const bool measure_weights = normalises && scales.normaliser_count == 0;
   if (measure_weights) add_to_normaliser(run_weights(block, /*measure=*/true, step_scale, nullptr));
   int64_t abs_sum = 0;
-  timed(&PhaseSeconds::grad_weights, 0, [&] { abs_sum = run_weights(block, /*measure=*/false, step_scale, trace); });
+  timed(phase_seconds_[block].grad_weights, 0,
+        [&] { abs_sum = run_weights(block, /*measure=*/false, step_scale, trace); });
   if (normalises && !measure_weights && scales.normaliser_count < optimizer_.normaliser_steps) {
     add_to_normaliser(abs_sum);
   }
@@ -40,7 +41,7 @@ void Engine::backward_block(size_t block, float step_scale, Trace* trace) {
     }
     scales.scale_x = scale_of(scales.max_grad_x);
     TileResult inputs{};
-    timed(&PhaseSeconds::grad_inputs, 0, [&] { inputs = run_inputs(block, /*measure=*/false, trace); });
+    timed(phase_seconds_[block].grad_inputs, 0, [&] { inputs = run_inputs(block, /*measure=*/false, trace); });
     saturated_ += inputs.saturated;
     scales.max_grad_x = std::max(inputs.max_abs, scales.max_grad_x * optimizer_.scale_decay);
   }
@@ -92,7 +93,8 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
   Y* y = at<Y>(scratch.y);
   uint8_t* choice = spec.pool == Pool::kBeforeNorm ? at<uint8_t>(scratch.choice) : nullptr;
-  timed(&PhaseSeconds::recompute, member, [&] { multiply(block, weights, rows, batch_size_, member, y, choice); });
+  timed(phase_seconds_[block].recompute, member,
+        [&] { multiply(block, weights, rows, batch_size_, member, y, choice); });
   int8_t* grad_t = at<int8_t>(scratch.grad_t);
 
   const float scale_in = grad_x_scale(block);

@@ -27,7 +27,8 @@ Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, 
       arena_bytes_(layout_.plan.peak_bytes()),
       arena_(nullptr),
       pool_(num_threads),
-      results_(static_cast<size_t>(num_threads)) {
+      results_(static_cast<size_t>(num_threads)),
+      phase_seconds_(blocks_.size()) {
   // Anonymous pages cost nothing before they are first written, so an engine that never trains takes no memory.
   void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -42,7 +43,7 @@ StepResult Engine::step(float step_scale, Trace* trace) {
   if (optimizer_.kind == OptimizerKind::kFrozen) throw std::invalid_argument("a frozen network cannot be trained");
   check_labels(labels(), batch_size_, classes());
   StepResult result{};
-  timed(&PhaseSeconds::step, 0, [&] {
+  timed(step_seconds_, 0, [&] {
     beta1_power_ *= static_cast<double>(optimizer_.beta1);
     beta2_power_ *= static_cast<double>(optimizer_.beta2);
     forward(batch_size_, kept_share(std::min(statistics_steps_ + 1, kStatisticsWindow)), trace);

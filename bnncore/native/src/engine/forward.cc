@@ -47,7 +47,7 @@ void Engine::forward_group(size_t block, int group, int count, float kept, int m
   for (int first = group * kTileRows; first < end; first += g.tile_rows) {
     const int rows = std::min(g.tile_rows, end - first);
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
-    timed(&PhaseSeconds::forward, member, [&] { multiply(block, weights, rows, count, member, y, nullptr); });
+    timed(phase_seconds_[block].forward, member, [&] { multiply(block, weights, rows, count, member, y, nullptr); });
     ChannelNorms norms;
     if (kept >= 0.0f) {
       ChannelStatistics statistics[kTileRows];
