@@ -162,9 +162,16 @@ class _Cursor:
                     f"layer {end.name!r} needs one number a class, but {self.source} gives a map of {_by(self.map)}. "
                     "End the network in a dense layer"
                 )
-        elif is_conv and pool is None:
-            pool = self._take_pool(end.name)
-            where = "none" if pool is None else "after_sign"
+        else:
+            assert isinstance(end, Sign)
+            if end.gradient != "clip":
+                raise SpecError(
+                    f"gradient of layer {end.name!r} must be 'clip' in a chain of blocks, got {end.gradient!r}; "
+                    "residual networks take others"
+                )
+            if is_conv and pool is None:
+                pool = self._take_pool(end.name)
+                where = "none" if pool is None else "after_sign"
         return Block(
             linear.name,
             norm.name,
@@ -204,9 +211,13 @@ class _Cursor:
         if not isinstance(pool, MaxPool2d):
             return None
         self.position += 1
-        self._check_map(pool.name, (pool.in_height, pool.in_width, pool.channels))
-        out = (pool.in_height // pool.pool_height, pool.in_width // pool.pool_width, pool.channels)
-        self._give(pool.name, out, is_map=True)
+        self._check_map(pool.name, pool.in_map)
+        if not pool.is_plain:
+            raise SpecError(
+                f"the windows of layer {pool.name!r} must lie side by side inside the map; only the stem of a residual "
+                "network takes another stride, or padding"
+            )
+        self._give(pool.name, pool.out_map, is_map=True)
         return pool
 
     def _give(self, name: str, shape: tuple[int, int, int], *, is_map: bool) -> None:

@@ -2,12 +2,16 @@
 
 A map is height x width x channels, row by row; a dense layer takes and gives plain numbers, and reads a map flattened
 in that order. Every layer says its sizes in full, so that a spec can be checked, and read, without running it.
+
+In JSON a layer is an object with its ``kind`` and its fields; a field with a default is there only where it differs
+from it, and a residual layer holds the layers of its body and of its shortcut as lists.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,11 +21,17 @@ __all__ = [
     "LAYER_KINDS",
     "MAX_FEATURES",
     "PADDINGS",
+    "SIGN_GRADIENTS",
+    "AvgPool2d",
     "BinaryConv2d",
     "BinaryDense",
+    "Conv2d",
+    "Dense",
     "L1BatchNorm",
     "Layer",
     "MaxPool2d",
+    "ReLU",
+    "Residual",
     "Sign",
     "SoftmaxCrossEntropy",
     "check_layer",
@@ -32,6 +42,7 @@ __all__ = [
 MAX_FEATURES = 1 << 20
 """Most numbers in an input or a map. 255 * 2**20 still fits an int32, so no pre-activation can overflow."""
 PADDINGS = ("same", "valid")
+SIGN_GRADIENTS = ("clip", "approx")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -46,14 +57,13 @@ class BinaryDense:
 
 
 @dataclass(frozen=True)
-class BinaryConv2d:
-    """Convolution with weights of +1 and -1, w [out_channels, kernel_height, kernel_width, in_channels]. No bias.
+class _Convolution:
+    """The sizes of a convolution; weights are [out_channels, kernel_height, kernel_width, in_channels], no bias.
 
     ``same`` pads with zeros, which count as 0 and not as a sign: (kernel - 1) / 2 rows and columns on each side, so
     kernels are odd and the map keeps its size at stride 1. ``valid`` does not pad.
     """
 
-    kind: ClassVar[str] = "binary_conv2d"
     name: str
     in_height: int
     in_width: int
@@ -63,6 +73,16 @@ class BinaryConv2d:
     kernel_width: int
     stride: int
     padding: str
+
+    @property
+    def in_map(self) -> tuple[int, int, int]:
+        """The map that it takes."""
+        return self.in_height, self.in_width, self.in_channels
+
+    @property
+    def out_map(self) -> tuple[int, int, int]:
+        """The map that it gives."""
+        return self.out_height, self.out_width, self.out_channels
 
     @property
     def pad_height(self) -> int:
@@ -84,10 +104,52 @@ class BinaryConv2d:
         """Columns of the map that it gives; below 1: the kernel does not fit."""
         return (self.in_width + 2 * self.pad_width - self.kernel_width) // self.stride + 1
 
+    @property
+    def fan_in(self) -> int:
+        """Products that are summed for one output."""
+        return self.kernel_height * self.kernel_width * self.in_channels
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weights in a state."""
+        return self.out_channels, self.kernel_height, self.kernel_width, self.in_channels
+
+
+@dataclass(frozen=True)
+class BinaryConv2d(_Convolution):
+    """Convolution with weights of +1 and -1.
+
+    A scale for each output channel, as Bi-Real networks have, is not part of it: the batch norm that follows divides
+    by its channel's deviation, so a positive factor changes neither what leaves the norm nor any gradient.
+    """
+
+    kind: ClassVar[str] = "binary_conv2d"
+
+
+@dataclass(frozen=True)
+class Conv2d(_Convolution):
+    """Convolution with real weights, for the stem and the shortcuts of a residual network."""
+
+    kind: ClassVar[str] = "conv2d"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Real weights: ``y = x @ w.T + bias`` with w [out_features, in_features]; for the head of a residual network."""
+
+    kind: ClassVar[str] = "dense"
+    name: str
+    in_features: int
+    out_features: int
+
 
 @dataclass(frozen=True)
 class MaxPool2d:
-    """The largest of each window; windows do not overlap, and what is left over at the right and below is dropped."""
+    """The largest of each window.
+
+    Without ``stride`` windows do not overlap. What does not fill a window at the right and below is dropped, unless
+    ``same`` adds (window - 1) / 2 rows and columns on each side, which are never the largest.
+    """
 
     kind: ClassVar[str] = "max_pool2d"
     name: str
@@ -96,6 +158,58 @@ class MaxPool2d:
     channels: int
     pool_height: int
     pool_width: int
+    stride: int | None = None
+    padding: str = "valid"
+
+    @property
+    def in_map(self) -> tuple[int, int, int]:
+        """The map that it takes."""
+        return self.in_height, self.in_width, self.channels
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Rows and columns from one window to the next."""
+        return (self.pool_height, self.pool_width) if self.stride is None else (self.stride, self.stride)
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Rows above the map and columns left of it that windows may reach over."""
+        return ((self.pool_height - 1) // 2, (self.pool_width - 1) // 2) if self.padding == "same" else (0, 0)
+
+    @property
+    def is_plain(self) -> bool:
+        """Windows lie side by side and inside the map."""
+        return self.strides == (self.pool_height, self.pool_width) and self.pads == (0, 0)
+
+    @property
+    def out_map(self) -> tuple[int, int, int]:
+        """The map that it gives."""
+        (down, across), (above, left) = self.strides, self.pads
+        height = (self.in_height + 2 * above - self.pool_height) // down + 1
+        return height, (self.in_width + 2 * left - self.pool_width) // across + 1, self.channels
+
+
+@dataclass(frozen=True)
+class AvgPool2d:
+    """The mean of each window; windows lie side by side, and what is left over at the right and below is dropped."""
+
+    kind: ClassVar[str] = "avg_pool2d"
+    name: str
+    in_height: int
+    in_width: int
+    channels: int
+    pool_height: int
+    pool_width: int
+
+    @property
+    def in_map(self) -> tuple[int, int, int]:
+        """The map that it takes."""
+        return self.in_height, self.in_width, self.channels
+
+    @property
+    def out_map(self) -> tuple[int, int, int]:
+        """The map that it gives."""
+        return self.in_height // self.pool_height, self.in_width // self.pool_width, self.channels
 
 
 @dataclass(frozen=True)
@@ -109,10 +223,33 @@ class L1BatchNorm:
 
 @dataclass(frozen=True)
 class Sign:
-    """Activation: +1 where the input is not negative, -1 elsewhere."""
+    """Activation: +1 where the input is not negative, -1 elsewhere.
+
+    ``gradient`` is the derivative that training takes it to have: ``clip``, 1 where |x| <= 1 and 0 elsewhere, or
+    ``approx``, ApproxSign of Bi-Real networks: 2 - 2 |x| where |x| < 1 and 0 elsewhere.
+    """
 
     kind: ClassVar[str] = "sign"
     name: str
+    gradient: str = "clip"
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """Activation: the input where it is positive, 0 elsewhere."""
+
+    kind: ClassVar[str] = "relu"
+    name: str
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The sum of two ways through the same input: the layers of ``body``, and those of ``shortcut`` or none."""
+
+    kind: ClassVar[str] = "residual"
+    name: str
+    body: tuple[Layer, ...]
+    shortcut: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,36 +261,64 @@ class SoftmaxCrossEntropy:
     classes: int
 
 
-Layer = BinaryDense | BinaryConv2d | MaxPool2d | L1BatchNorm | Sign | SoftmaxCrossEntropy
-LAYER_KINDS: dict[str, type[Layer]] = {
-    layer.kind: layer for layer in (BinaryDense, BinaryConv2d, MaxPool2d, L1BatchNorm, Sign, SoftmaxCrossEntropy)
-}
+Layer = (
+    BinaryDense
+    | BinaryConv2d
+    | Conv2d
+    | Dense
+    | MaxPool2d
+    | AvgPool2d
+    | L1BatchNorm
+    | Sign
+    | ReLU
+    | Residual
+    | SoftmaxCrossEntropy
+)
+LAYER_KINDS: dict[str, type[Layer]] = {layer.kind: layer for layer in typing.get_args(Layer)}
+_CHOICES = {"padding": PADDINGS, "gradient": SIGN_GRADIENTS}
 
 
-def check_layer(layer: Layer, position: int) -> None:
+def check_layer(layer: Layer, where: str) -> None:
     """Check a layer by itself: its name, its sizes, and that its kernel or window fits its map.
+
+    Args:
+      layer: what is checked; the layers inside a residual one are not.
+      where: where it stands, e.g. ``layers[3]``.
 
     Raises:
       SpecError: one of them is not valid.
     """
-    check_name(layer.name, f"layers[{position}] ({layer.kind})")
+    check_name(layer.name, f"{where} ({layer.kind})")
     for field in dataclasses.fields(layer):
-        if field.name == "padding":
-            padding = getattr(layer, field.name)
-            if padding not in PADDINGS:
-                raise SpecError(f"padding of layer {layer.name!r} must be one of {list(PADDINGS)}, got {padding!r}")
-        elif field.name != "name":
-            check_size(getattr(layer, field.name), f"{field.name} of layer {layer.name!r}")
-    if isinstance(layer, BinaryConv2d):
+        value = getattr(layer, field.name)
+        if field.name in _CHOICES:
+            if value not in _CHOICES[field.name]:
+                choices = list(_CHOICES[field.name])
+                raise SpecError(f"{field.name} of layer {layer.name!r} must be one of {choices}, got {value!r}")
+        elif field.name not in ("name", "body", "shortcut") and not (value is None and field.default is None):
+            check_size(value, f"{field.name} of layer {layer.name!r}")
+    if isinstance(layer, _Convolution):
         _check_conv(layer)
-    if isinstance(layer, MaxPool2d) and (layer.pool_height > layer.in_height or layer.pool_width > layer.in_width):
+    if isinstance(layer, (MaxPool2d, AvgPool2d)):
+        _check_pool(layer)
+
+
+def _check_pool(layer: MaxPool2d | AvgPool2d) -> None:
+    window = f"{layer.pool_height} x {layer.pool_width}"
+    if layer.pool_height > layer.in_height or layer.pool_width > layer.in_width:
         raise SpecError(
-            f"the window of layer {layer.name!r} has {layer.pool_height} x {layer.pool_width} positions, its map only "
+            f"the window of layer {layer.name!r} has {window} positions, its map only "
             f"{layer.in_height} x {layer.in_width}. Make the window smaller, or leave the layer out"
         )
+    if (
+        isinstance(layer, MaxPool2d)
+        and layer.padding == "same"
+        and not (layer.pool_height % 2 and layer.pool_width % 2)
+    ):
+        raise SpecError(f"a window with padding 'same' must have odd sides, that of layer {layer.name!r} has {window}")
 
 
-def _check_conv(layer: BinaryConv2d) -> None:
+def _check_conv(layer: _Convolution) -> None:
     kernel = f"{layer.kernel_height} x {layer.kernel_width}"
     if layer.padding == "same" and not (layer.kernel_height % 2 and layer.kernel_width % 2):
         raise SpecError(f"a kernel with padding 'same' must have odd sides, that of layer {layer.name!r} has {kernel}")

@@ -10,7 +10,6 @@ from bnncore.memory import describe_ratio
 
 __all__ = ["plot_memory"]
 
-_COLUMNS = ("standard", "paper", "bitfleet")
 # The formulas' variables and the plan's roles under one name and colour each.
 _GROUPS = {
     "activations": (("X", "activations"), "#4477aa"),
@@ -37,12 +36,15 @@ def plot_memory(result: Mapping[str, Any], path: str) -> None:
     figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     unit = 2.0**20
-    totals = [result[column]["total_bytes"] / unit for column in _COLUMNS]
-    bottoms = [0.0] * len(_COLUMNS)
+    columns = [column for column in ("standard", "paper", "bitfleet") if result[column] is not None]
+    totals = [result[column]["total_bytes"] / unit for column in columns]
+    bottoms = [0.0] * len(columns)
     engine = "bitfleet" if result["preset"] == "bitfleet" else f"bitfleet, preset {result['preset']}"
-    labels = ["standard\n(float32, Adam)", "paper\n(Algorithm 2, Adam)", f"{engine}\n({result['optimizer']})"]
+    labels = ["standard\n(float32, Adam)", "paper\n(Algorithm 2, Adam)", f"{engine}\n({result['optimizer']})"][
+        : len(columns)
+    ]
     for group, (names, colour) in _GROUPS.items():
-        sizes = [sum(result[c]["variables"].get(name, 0) for name in names) / unit for c in _COLUMNS]
+        sizes = [sum(result[c]["variables"].get(name, 0) for name in names) / unit for c in columns]
         if any(sizes):
             axes.bar(labels, sizes, bottom=bottoms, label=group, color=colour, width=0.6)
             bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]

@@ -4,8 +4,9 @@ A spec says which layers follow each other and how wide they are; it holds no we
 bytes everywhere, so its SHA-256 names the network: an update for another network is recognised by that digest.
 A spec can only exist valid: the constructor checks everything that ``from_json`` checks.
 
-Layers are in ``bnncore.layers``, the order in which they may stand in ``bnncore.blocks``. The input is uint8 of any
-shape, read as ``x = 2 u - 255``: flattened by a dense layer, as height x width x channels by a convolution.
+Layers are in ``bnncore.layers``. A network is a chain of binary blocks (``bnncore.blocks``) or a residual network
+(``bnncore.residual``). The input is uint8 of any shape, read as ``x = 2 u - 255``: flattened by a dense layer, as
+height x width x channels by a convolution.
 """
 
 from __future__ import annotations
@@ -14,18 +15,30 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from bnncore.blocks import Block, build_blocks
 from bnncore.errors import SpecError
-from bnncore.layers import LAYER_KINDS, Layer, check_layer, check_name, check_size
+from bnncore.layers import (
+    LAYER_KINDS,
+    Layer,
+    Residual,
+    check_layer,
+    check_name,
+    check_size,
+)
+from bnncore.residual import ResidualNetwork, build_residual, is_residual
 
 __all__ = ["ModelSpec", "TensorSpec"]
 
 FORMAT = "bitfleet.model"
 VERSION = 1
+RESIDUAL_VERSION = 2
+"""Of residual networks, so that a bitfleet that knows none says that it must be upgraded."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    role: Literal["weight", "beta", "mean", "mean_abs_dev"]
+    role: Literal["weight", "real_weight", "bias", "beta", "mean", "mean_abs_dev"]
 
     @property
     def is_statistic(self) -> bool:
@@ -66,13 +79,19 @@ class ModelSpec:
         for size in self.input_shape:
             check_size(size, "input_shape")
         check_size(self.input_features, "the product of input_shape")
-        seen: set[str] = set()
-        for position, layer in enumerate(self.layers):
-            check_layer(layer, position)
+        self._check_layers(self.layers, "layers", set())
+        _ = self.residual if is_residual(self.layers) else self.blocks  # raises where layers do not chain
+
+    def _check_layers(self, layers: tuple[Layer, ...], where: str, seen: set[str]) -> None:
+        for position, layer in enumerate(layers):
+            place = f"{where}[{position}]"
+            check_layer(layer, place)
             if layer.name in seen:
-                raise SpecError(f"every layer needs its own name; {layer.name!r} is used twice (layers[{position}])")
+                raise SpecError(f"every layer needs its own name; {layer.name!r} is used twice ({place})")
             seen.add(layer.name)
-        _ = self.blocks  # raises where layers do not chain
+            if isinstance(layer, Residual):
+                self._check_layers(layer.body, f"{place}.body", seen)
+                self._check_layers(layer.shortcut, f"{place}.shortcut", seen)
 
     @property
     def input_features(self) -> int:
@@ -82,23 +101,37 @@ class ModelSpec:
     @property
     def classes(self) -> int:
         """Classes told apart; labels are 0 to classes - 1."""
-        return self.blocks[-1].out_channels
+        return self.residual.head.dense.out_features if self.residual else self.blocks[-1].out_channels
+
+    @cached_property
+    def residual(self) -> ResidualNetwork | None:
+        """The parts of a residual network; None for a chain of blocks."""
+        return build_residual(self.layers, self.input_features) if is_residual(self.layers) else None
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The layers in the groups that the engines work on, in order."""
+        """The layers of a chain in the groups that the engines work on, in order.
+
+        Raises:
+          SpecError: it is a residual network, which what was asked for cannot handle.
+        """
+        if is_residual(self.layers):
+            raise SpecError(
+                f"model {self.name!r} is a residual network, and this needs a chain of binary blocks. The native "
+                "engine trains chains: it has no residual stream yet, no real-valued convolution (stem, shortcuts) and "
+                "no real-valued dense layer (head). Only `bitfleet memory` describes it; train mlp, cnv or binarynet"
+            )
         return build_blocks(self.layers, self.input_features)
 
     @cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """All tensors of a state, in the one order that digests and payloads use."""
+        if self.residual is not None:
+            return tuple(_residual_tensors(self.residual))
         found: list[TensorSpec] = []
         for block in self.blocks:
-            out = (block.out_channels,)
             found.append(TensorSpec(f"{block.linear}.weight", block.weight_shape, "weight"))
-            found.append(TensorSpec(f"{block.norm}.beta", out, "beta"))
-            found.append(TensorSpec(f"{block.norm}.mean", out, "mean"))
-            found.append(TensorSpec(f"{block.norm}.mean_abs_dev", out, "mean_abs_dev"))
+            found += _norm_tensors(block.norm, block.out_channels)
         return tuple(found)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -108,7 +141,7 @@ class ModelSpec:
     @property
     def num_binary_weights(self) -> int:
         """Weights that are +1 or -1 in use."""
-        return sum(block.num_weights for block in self.blocks)
+        return sum(math.prod(tensor.shape) for tensor in self.tensors if tensor.role == "weight")
 
     @cached_property
     def digest(self) -> str:
@@ -119,10 +152,10 @@ class ModelSpec:
         """The spec as JSON values."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": RESIDUAL_VERSION if is_residual(self.layers) else VERSION,
             "name": self.name,
             "input_shape": list(self.input_shape),
-            "layers": [{"kind": layer.kind, **dataclasses.asdict(layer)} for layer in self.layers],
+            "layers": [_layer_to_dict(layer) for layer in self.layers],
         }
 
     def to_json(self) -> str:
@@ -153,16 +186,21 @@ class ModelSpec:
         fields = _check_keys(value, keys, "the model spec")
         if fields["format"] != FORMAT:
             raise SpecError(f"a model spec has format {FORMAT!r}, got {fields['format']!r}")
-        if fields["version"] != VERSION or isinstance(fields["version"], bool):
+        version = fields["version"]
+        if version not in (VERSION, RESIDUAL_VERSION) or isinstance(version, bool):
             raise SpecError(
-                f"this bitfleet reads version {VERSION} of the model spec, got {fields['version']!r}; "
+                f"this bitfleet reads versions {VERSION} and {RESIDUAL_VERSION} of the model spec, got {version!r}; "
                 "upgrade it with: pip install --upgrade bitfleet"
             )
-        for key in ("input_shape", "layers"):
-            if not isinstance(fields[key], list):
-                raise SpecError(f"{key} must be a list, got {type(fields[key]).__name__}")
-        layers = tuple(_layer_from_dict(layer, position) for position, layer in enumerate(fields["layers"]))
-        return cls(fields["name"], tuple(fields["input_shape"]), layers)
+        if not isinstance(fields["input_shape"], list):
+            raise SpecError(f"input_shape must be a list, got {type(fields['input_shape']).__name__}")
+        spec = cls(fields["name"], tuple(fields["input_shape"]), _layers_from_list(fields["layers"], "layers"))
+        if version != spec.to_dict()["version"]:
+            raise SpecError(
+                f"version {RESIDUAL_VERSION} of the model spec is of residual networks and {VERSION} of all others, "
+                f"got {version} for model {spec.name!r}"
+            )
+        return spec
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -172,21 +210,69 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _layer_from_dict(value: object, position: int) -> Layer:
-    where = f"layers[{position}]"
+def _norm_tensors(name: str, features: int) -> list[TensorSpec]:
+    shape = (features,)
+    return [
+        TensorSpec(f"{name}.beta", shape, "beta"),
+        TensorSpec(f"{name}.mean", shape, "mean"),
+        TensorSpec(f"{name}.mean_abs_dev", shape, "mean_abs_dev"),
+    ]
+
+
+def _residual_tensors(network: ResidualNetwork) -> Iterator[TensorSpec]:
+    stem, dense = network.stem, network.head.dense
+    yield TensorSpec(f"{stem.conv.name}.weight", stem.conv.weight_shape, "real_weight")
+    for norm in (stem.norm, stem.second_norm):
+        if norm is not None:
+            yield from _norm_tensors(norm.name, norm.features)
+    for unit in network.units:
+        yield TensorSpec(f"{unit.conv.name}.weight", unit.conv.weight_shape, "weight")
+        yield from _norm_tensors(unit.norm.name, unit.norm.features)
+        if unit.shortcut is not None:
+            conv, norm = unit.shortcut.conv, unit.shortcut.norm
+            yield TensorSpec(f"{conv.name}.weight", conv.weight_shape, "real_weight")
+            yield from _norm_tensors(norm.name, norm.features)
+    yield TensorSpec(f"{dense.name}.weight", (dense.out_features, dense.in_features), "real_weight")
+    yield TensorSpec(f"{dense.name}.bias", (dense.out_features,), "bias")
+
+
+def _layer_to_dict(layer: Layer) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": layer.kind}
+    for field in dataclasses.fields(layer):
+        value = getattr(layer, field.name)
+        if value != field.default:
+            found[field.name] = [_layer_to_dict(inner) for inner in value] if isinstance(value, tuple) else value
+    return found
+
+
+def _layers_from_list(value: object, where: str) -> tuple[Layer, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"{where} must be a list, got {type(value).__name__}")
+    return tuple(_layer_from_dict(layer, f"{where}[{position}]") for position, layer in enumerate(value))
+
+
+def _layer_from_dict(value: object, where: str) -> Layer:
     kind = value.get("kind") if isinstance(value, dict) else None
-    layer_type = LAYER_KINDS.get(kind) if isinstance(kind, str) else None
+    kinds = LAYER_KINDS if "." not in where else {k: v for k, v in LAYER_KINDS.items() if v is not Residual}
+    layer_type = kinds.get(kind) if isinstance(kind, str) else None
     if layer_type is None:
-        raise SpecError(f"{where} must have a kind of {sorted(LAYER_KINDS)}, got {kind!r}")
+        raise SpecError(f"{where} must have a kind of {sorted(kinds)}, got {kind!r}")
     names = {field.name for field in dataclasses.fields(layer_type)}
-    fields = _check_keys(value, names | {"kind"}, f"{where} ({kind})")
-    return layer_type(**{name: fields[name] for name in names})
+    optional = {f.name for f in dataclasses.fields(layer_type) if f.default is not dataclasses.MISSING}
+    fields = _check_keys(value, names | {"kind"}, f"{where} ({kind})", optional)
+    values = {name: fields[name] for name in names if name in fields}
+    for name in {"body", "shortcut"} & set(values):
+        values[name] = _layers_from_list(values[name], f"{where}.{name}")
+    return layer_type(**values)
 
 
-def _check_keys(value: object, keys: set[str], where: str) -> dict[str, Any]:
+def _check_keys(value: object, keys: set[str], where: str, optional: AbstractSet[str] = frozenset()) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SpecError(f"{where} must be a JSON object, got {type(value).__name__}")
-    if set(value) != keys:
-        missing, unknown = sorted(keys - set(value)), sorted(set(value) - keys)
-        raise SpecError(f"{where} must have exactly the keys {sorted(keys)}; missing {missing}, unknown {unknown}")
+    missing, unknown = sorted(keys - optional - set(value)), sorted(set(value) - keys)
+    if missing or unknown:
+        raise SpecError(
+            f"{where} must have exactly the keys {sorted(keys - optional)}"
+            f"{f' and may have {sorted(optional)}' if optional else ''}; missing {missing}, unknown {unknown}"
+        )
     return value

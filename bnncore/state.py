@@ -6,12 +6,14 @@ A state is a dictionary from tensor name to array, in the order of ``ModelSpec.t
 ``<dense>.weight``        int8 or float32 [out, in]   latent weights: int8 in units of 1/127, or float32
                                                       in [-1, 1]. The weight in use is their sign, and
                                                       sign(0) = +1
+``<conv2d>.weight``       float32 [out, ...]          weights of a real-valued layer, and so for ``<dense>``
+``<dense>.bias``          float32 [out]               its learnt shift
 ``<norm>.beta``           float32 [out]               learnt shift
 ``<norm>.mean``           float32 [out]               running mean of the pre-activations (statistic)
 ``<norm>.mean_abs_dev``   float32 [out]               running mean absolute deviation, >= 0 (statistic)
 ========================  ==========================  ====================================================
 
-All weights of one state share one dtype. Statistics are all there or all absent.
+All latent weights of one state share one dtype. Statistics are all there or all absent.
 """
 
 from __future__ import annotations
@@ -95,9 +97,10 @@ def validate_state(spec: ModelSpec, state: State, *, statistics: bool) -> None:
             f"a state of model {spec.name!r} {'with' if statistics else 'without'} statistics has {len(wanted)} "
             f"tensors; missing {missing}, not wanted {unknown}. Was it made by another model?"
         )
-    weight_dtype = state[wanted[0].name].dtype
+    latent = next(tensor.name for tensor in wanted if tensor.role == "weight")
+    weight_dtype = state[latent].dtype
     if weight_dtype not in (np.int8, np.float32):
-        raise PayloadError(f"{wanted[0].name} must be int8 or float32, got {weight_dtype}")
+        raise PayloadError(f"{latent} must be int8 or float32, got {weight_dtype}")
     for tensor in wanted:
         _check_tensor(tensor, state[tensor.name], weight_dtype if tensor.role == "weight" else np.dtype(np.float32))
 

@@ -1,7 +1,8 @@
 """Networks by name, so that a job file or a command can say ``binarynet`` instead of listing layers.
 
-``mlp``, ``cnv`` and ``binarynet`` with their defaults are the networks of Wang et al., "Enabling Binary Neural Network
-Training on the Edge" (arXiv 2102.04270); ``sensor1d`` is a small one for windows of sensor readings.
+``mlp``, ``cnv``, ``binarynet``, ``resnete18`` and ``bireal18`` with their defaults are the networks of Wang et al.,
+"Enabling Binary Neural Network Training on the Edge" (arXiv 2102.04270); ``sensor1d`` is a small one for windows of
+sensor readings.
 """
 
 from __future__ import annotations
@@ -12,18 +13,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bnncore.errors import SpecError
-from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, Layer, MaxPool2d, Sign, SoftmaxCrossEntropy
+from bnncore.layers import (
+    AvgPool2d,
+    BinaryConv2d,
+    BinaryDense,
+    Conv2d,
+    Dense,
+    L1BatchNorm,
+    Layer,
+    MaxPool2d,
+    ReLU,
+    Residual,
+    Sign,
+    SoftmaxCrossEntropy,
+)
 from bnncore.spec import ModelSpec
 
-__all__ = ["ZOO", "binarynet", "build", "cnv", "mlp", "sensor1d"]
+__all__ = ["ZOO", "binarynet", "bireal18", "build", "cnv", "mlp", "resnete18", "sensor1d"]
 
-DEFAULT_INPUT_SHAPES: dict[str, tuple[int, ...]] = {
-    "mlp": (28, 28),
-    "cnv": (32, 32, 3),
-    "binarynet": (32, 32, 3),
-    "sensor1d": (128, 6),
-}
-"""Shape of a sample where nobody says another: MNIST, CIFAR-10, HAR."""
+SMALL_IMAGE = 64
+"""Images with a side below this get the stem for small images."""
 
 
 def mlp(
@@ -133,7 +142,60 @@ def sensor1d(
     return ModelSpec("sensor1d", tuple(input_shape), tuple(stack.layers))
 
 
-ZOO: dict[str, Callable[..., ModelSpec]] = {"mlp": mlp, "cnv": cnv, "binarynet": binarynet, "sensor1d": sensor1d}
+def resnete18(
+    input_shape: Sequence[int] = (224, 224, 3),
+    widths: Sequence[int] = (64, 128, 256, 512),
+    convs_per_stage: int = 4,
+    classes: int = 1000,
+) -> ModelSpec:
+    """Describe ResNetE-18: a stream of real numbers to which every binary 3 x 3 convolution adds.
+
+    The stem is a real 7 x 7 convolution of stride 2 and a 3 x 3 max pool of stride 2; on images with a side below 64,
+    such as CIFAR-10's, a real 3 x 3 convolution of stride 1 and no pool. Every stage but the first halves the map: its
+    first unit has stride 2, and its shortcut a 2 x 2 average pool and a real 1 x 1 convolution.
+
+    Args:
+      input_shape: height, width, and channels unless there is one.
+      widths: channels of each stage.
+      convs_per_stage: binary convolutions, each a residual unit, in each stage.
+      classes: classes told apart.
+
+    Raises:
+      SpecError: a size is not a positive integer, or a map cannot be halved for the next stage.
+    """
+    return _residual_network("resnete18", input_shape, widths, convs_per_stage, classes, gradient="clip")
+
+
+def bireal18(
+    input_shape: Sequence[int] = (224, 224, 3),
+    widths: Sequence[int] = (64, 128, 256, 512),
+    convs_per_stage: int = 4,
+    classes: int = 1000,
+) -> ModelSpec:
+    """Describe Bi-Real-18: ``resnete18`` whose signs have the gradient of ApproxSign.
+
+    Its scale for each output channel, mean |W|, cancels against the batch norm that follows: see ``BinaryConv2d``.
+
+    Args:
+      input_shape: height, width, and channels unless there is one.
+      widths: channels of each stage.
+      convs_per_stage: binary convolutions, each a residual unit, in each stage.
+      classes: classes told apart.
+
+    Raises:
+      SpecError: a size is not a positive integer, or a map cannot be halved for the next stage.
+    """
+    return _residual_network("bireal18", input_shape, widths, convs_per_stage, classes, gradient="approx")
+
+
+ZOO: dict[str, Callable[..., ModelSpec]] = {
+    "mlp": mlp,
+    "cnv": cnv,
+    "binarynet": binarynet,
+    "sensor1d": sensor1d,
+    "resnete18": resnete18,
+    "bireal18": bireal18,
+}
 """Builders by name; their keyword arguments are the parameters of a job file."""
 
 
@@ -171,6 +233,61 @@ def _image_shape(model: str, input_shape: Sequence[int]) -> tuple[int, int, int]
         )
     height, width, channels = (*input_shape, 1)[:3]
     return height, width, channels
+
+
+def _residual_network(
+    model: str, input_shape: Sequence[int], widths: Sequence[int], convs_per_stage: int, classes: int, *, gradient: str
+) -> ModelSpec:
+    height, width, channels = _image_shape(model, input_shape)
+    if not widths:
+        raise SpecError(f"model {model!r} needs at least one stage, got no widths")
+    small = min(height, width) < SMALL_IMAGE
+    kernel, stride = (3, 1) if small else (7, 2)
+    conv = Conv2d("stem", height, width, channels, widths[0], kernel, kernel, stride, "same")
+    layers: list[Layer] = [conv, L1BatchNorm("stem_norm1", widths[0]), ReLU("stem_relu")]
+    shape = conv.out_map
+    if not small:
+        pool = MaxPool2d("stem_pool", *shape, 3, 3, stride=2, padding="same")
+        layers.append(pool)
+        shape = pool.out_map
+    layers.append(L1BatchNorm("stem_norm2", widths[0]))
+    number = 0
+    for stage, features in enumerate(widths):
+        for unit in range(convs_per_stage):
+            number += 1
+            halves = stage > 0 and unit == 0
+            if halves and (shape[0] % 2 or shape[1] % 2):
+                raise SpecError(
+                    f"model {model!r} halves its map for each stage after the first, but has one of {shape[0]} x "
+                    f"{shape[1]} before stage {stage + 1}. Take fewer widths or images of other sizes"
+                )
+            layers.append(_unit(number, shape, features, 2 if halves else 1, gradient))
+            shape = (shape[0] // 2, shape[1] // 2, features) if halves else shape
+    layers += [
+        ReLU("relu"),
+        AvgPool2d("pool", *shape, shape[0], shape[1]),
+        Dense("dense", shape[2], classes),
+        SoftmaxCrossEntropy("loss", classes),
+    ]
+    return ModelSpec(model, tuple(input_shape), tuple(layers))
+
+
+def _unit(number: int, shape: tuple[int, int, int], features: int, stride: int, gradient: str) -> Residual:
+    """Give one residual layer; its shortcut has layers of its own where it halves the map."""
+    body = (
+        Sign(f"sign{number}", gradient),
+        BinaryConv2d(f"conv{number}", *shape, features, 3, 3, stride, "same"),
+        L1BatchNorm(f"norm{number}", features),
+    )
+    if stride == 1:
+        return Residual(f"unit{number}", body)
+    pool = AvgPool2d(f"shortcut{number}_pool", *shape, 2, 2)
+    shortcut = (
+        pool,
+        Conv2d(f"shortcut{number}_conv", *pool.out_map, features, 1, 1, 1, "valid"),
+        L1BatchNorm(f"shortcut{number}_norm", features),
+    )
+    return Residual(f"unit{number}", body, shortcut)
 
 
 class _Stack:

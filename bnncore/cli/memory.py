@@ -70,9 +70,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=parse_sizes,
         metavar="N,N,...",
         help="shape of one sample: height, width, channels (default: the model's usual one; mlp 28,28, sensor1d 128,6, "
-        "the others 32,32,3)",
+        "resnete18 and bireal18 224,224,3, the others 32,32,3)",
     )
-    parser.add_argument("--classes", type=positive_int, metavar="N", help="classes (default: 10; sensor1d 6)")
+    parser.add_argument(
+        "--classes",
+        type=positive_int,
+        metavar="N",
+        help="classes (default: 10; sensor1d 6, resnete18 and bireal18 1000)",
+    )
     add_preset_options(parser)
     parser.add_argument(
         "--batch-size",
@@ -133,11 +138,19 @@ def _batch_size(args: argparse.Namespace, spec: ModelSpec, preset: Preset) -> in
 
 
 def _outline(spec: ModelSpec) -> str:
-    """Sizes in a line: 784-256-10, or 32x32x3-64c3-64c3p2-10; c3 is a 3 x 3 convolution, p2 a 2 x 2 pool."""
+    """Sizes in a line: 784-256-10, or 32x32x3-64c3-64c3p2-10; c3 is a 3 x 3 convolution, p2 a 2 x 2 pool, x4 four."""
 
     def square(letter: str, height: int, width: int) -> str:
         return f"{letter}{height}" if height == width else f"{letter}{height}x{width}"
 
+    if spec.residual is not None:
+        stem, head = spec.residual.stem.conv, spec.residual.head.dense
+        parts = ["x".join(map(str, spec.input_shape)), f"{stem.out_channels}c{stem.kernel_height}"]
+        for convs in spec.residual.stages:
+            if convs:
+                conv = convs[-1].conv
+                parts.append(f"{conv.out_channels}{square('c', conv.kernel_height, conv.kernel_width)}x{len(convs)}")
+        return "-".join([*parts, str(head.out_features)])
     first = spec.blocks[0]
     parts = ["x".join(map(str, spec.input_shape)) if first.is_conv else str(spec.input_features)]
     for block in spec.blocks:
@@ -167,7 +180,12 @@ def _table(result: dict[str, Any], widths: str) -> str:
     lines.append(f"{'total':<16}" + "".join(f"{format_bytes(total):>12}" for total in totals))
     lines.append(f"{'standard / this':<16}" + "".join(f"{totals[0] / total:>12.2f}" for total in totals))
     if (published := result["paper"]["ratio_as_published"]) != result["paper"]["ratio"]:
-        lines.append(f"(as its authors count: {published:.2f}, with pool masks in the standard column alone)")
+        most, least = (format_bytes(total) for total in result["paper"]["totals_as_published"])
+        lines.append(
+            f"(as its authors count: {published:.2f} = {most} / {least}, with pool masks in the standard column alone)"
+        )
+    if result["bitfleet"] is None:
+        return "\n".join([*lines, "", f"{result['preset']}: no plan, since {result['not_planned']}"])
     lines += ["", f"{result['preset']}, as planned"]
     for role, size in result["bitfleet"]["variables"].items():
         lines.append(f"  {role:<14}{format_bytes(size):>12}")

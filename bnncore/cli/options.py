@@ -87,14 +87,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="mlp",
         metavar="NAME|FILE",
-        help="a network of the zoo (mlp, cnv, binarynet, sensor1d), or a model spec in a .json file (default: mlp)",
+        help="a network of the zoo (mlp, cnv, binarynet, sensor1d, resnete18, bireal18), or a model spec in a .json "
+        "file (default: mlp)",
     )
     parser.add_argument(
         "--widths",
         type=parse_sizes,
         metavar="N,N,...",
         help="mlp: features of each hidden layer; the others: channels of each stage of convolutions "
-        "(default: mlp 256,256,256,256, cnv 64,128,256, binarynet 128,256,512, sensor1d 64,64,128)",
+        "(default: mlp 256,256,256,256, cnv 64,128,256, binarynet 128,256,512, sensor1d 64,64,128, resnete18 and "
+        "bireal18 64,128,256,512)",
     )
     parser.add_argument(
         "--dense-widths",
@@ -104,7 +106,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "binarynet 1024,1024, sensor1d 128)",
     )
     parser.add_argument(
-        "--convs-per-stage", type=positive_int, metavar="N", help="cnv, binarynet: convolutions a stage (default: 2)"
+        "--convs-per-stage",
+        type=positive_int,
+        metavar="N",
+        help="cnv, binarynet: convolutions a stage (default: 2); resnete18, bireal18: residual units (default: 4)",
     )
     parser.add_argument(
         "--kernel", type=positive_int, metavar="N", help="sensor1d: readings under its kernel, odd (default: 9)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bnncore.errors import BudgetError, SpecError
@@ -13,12 +15,12 @@ from bnncore.memory import (
     largest_batch_size,
     paper_memory,
     planned_memory,
-    published_ratio,
+    published_totals,
     standard_memory,
 )
 from bnncore.optimizer import OPTIMIZERS, resolve_preset
 from bnncore.plan import plan_memory
-from bnncore.zoo import binarynet, cnv, mlp
+from bnncore.zoo import binarynet, bireal18, cnv, mlp, resnete18
 
 MIB = 1 << 20
 MLP = count_layers(mlp())
@@ -48,8 +50,41 @@ def test_the_papers_ratios_come_out_as_published_and_as_counted_alike() -> None:
     def consistent(counts: LayerCounts) -> float:
         return standard_memory(counts, 100).total_bytes / paper_memory(counts, 100).total_bytes
 
-    assert [round(published_ratio(counts, 100), 2) for counts in (MLP, CNV, BINARYNET)] == [2.78, 4.17, 3.71]
+    def published(counts: LayerCounts) -> float:
+        standard, paper = published_totals(counts, 100)
+        return standard / paper
+
+    assert [round(published(counts), 2) for counts in (MLP, CNV, BINARYNET)] == [2.78, 4.17, 3.71]
     assert [round(consistent(counts), 2) for counts in (MLP, CNV, BINARYNET)] == [2.78, 3.92, 3.71]
+
+
+def test_the_papers_residual_network_comes_out_as_published_and_as_counted_alike() -> None:
+    counts = count_layers(resnete18())
+    gib = 1 << 30
+
+    standard, paper = published_totals(counts, 4096)
+
+    assert (counts.weights, counts.real_weights) == (10_985_472, 693_440)
+    # The authors' sheet names the widest gradients at this batch.
+    assert (4096 * counts.widest_of_inputs, 4096 * counts.widest) == (822_083_584, 3_288_334_336)
+    assert (round(standard / gib, 2), round(paper / gib, 2)) == (70.10, 18.54)
+    assert round(standard / paper, 2) == 3.78
+    alike = standard_memory(counts, 4096).total_bytes / paper_memory(counts, 4096).total_bytes
+    assert round(alike, 2) == 3.70
+    assert counts == count_layers(bireal18())
+
+
+@pytest.mark.parametrize(("optimizer", "standard_gib", "paper_gib"), [("sgd", 70.05, 18.52), ("bop", 70.01, 18.49)])
+def test_a_residual_networks_totals_are_the_published_ones_with_other_optimizers(
+    optimizer: str, standard_gib: float, paper_gib: float
+) -> None:
+    counts = count_layers(resnete18())
+
+    standard = standard_memory(counts, 4096, optimizer).total_bytes
+    paper = paper_memory(replace(counts, pooled=0), 4096, optimizer).total_bytes  # without masks, as published
+
+    assert (standard >> 20) / 1024 == pytest.approx(standard_gib, abs=0.006)
+    assert (paper >> 20) / 1024 == pytest.approx(paper_gib, abs=0.006)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 BAD_EDITS = [
     ("format", "onnx", "format"),
-    ("version", 2, "upgrade"),
+    ("version", 3, "upgrade"),
+    ("version", 2, "version 2 of the model spec is of residual networks"),
     ("version", True, "version"),
     ("name", "a b", "name of the model"),
     ("name", 7, "name of the model"),
@@ -162,7 +163,7 @@ def test_build_makes_a_network_of_the_zoo_from_json_values() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("vgg", {}, "model must be one of binarynet, cnv, mlp, sensor1d, got 'vgg'"),
+        ("vgg", {}, "model must be one of binarynet, bireal18, cnv, mlp, resnete18, sensor1d, got 'vgg'"),
         ("mlp", {"width": 3}, "takes the parameters ['input_shape', 'widths', 'classes'], got ['width']"),
         ("mlp", {"widths": 3}, "widths of model 'mlp' must be a list"),
         ("mlp", {"widths": ["3"]}, "widths of model 'mlp' must be a list"),
