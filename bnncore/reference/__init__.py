@@ -4,7 +4,7 @@ Nothing is packed, tiled or recomputed here, and every array has its shape besid
 sum can overflow; where the engine rounds in float32 this does too, in the same order. It is slow and takes the memory
 that the engine saves; its only uses are to be compared with and to be understood. Read ``engine`` first: it is the
 step, and it says in one place what ``maps`` (convolution and pooling), ``norm`` (batch norm), ``optimizers``,
-``randomness`` and ``real_math`` are for.
+``randomness`` and ``real_math`` are for; ``residual`` is the step of residual networks, with ``fixed_point``.
 
 Letters: B = batch size, N = output channels of a block, C = its input channels, P x Q = the map of its products,
 J = B x positions = numbers that one channel is normalised over, K = weights of an output channel (fan-in). A dense
@@ -27,9 +27,11 @@ from bnncore.reference.maps import (
 from bnncore.reference.norm import l1_batch_norm, l1_batch_norm_gradient
 from bnncore.reference.randomness import random_stream, random_words, round_stochastic
 from bnncore.reference.real_math import exp, log
+from bnncore.reference.residual import ResidualReference
 
 __all__ = [
     "ReferenceEngine",
+    "ResidualReference",
     "convolve",
     "exp",
     "input_gradient",

@@ -12,7 +12,7 @@ from bnncore.blocks import Block
 from bnncore.optimizer import FLOAT_OPTIMIZERS, OptimizerConfig
 from bnncore.reference.maps import convolve, input_gradient, max_pool, route_to_arg_max, weight_gradient
 from bnncore.reference.norm import centred_gradient, channel_thresholds, channels_of
-from bnncore.reference.optimizers import Moments, adam, update_weights
+from bnncore.reference.optimizers import Moments, Normaliser, adam, update_weights
 from bnncore.reference.randomness import Purpose, random_stream, random_words, round_stochastic
 from bnncore.reference.real_math import exp, log
 from bnncore.spec import ModelSpec
@@ -32,8 +32,7 @@ class _Scales:
 
     max_grad_y: np.float32 = field(default_factory=lambda: _F(0))
     max_grad_x: np.float32 = field(default_factory=lambda: _F(0))
-    normaliser_sum: float = 0.0
-    normaliser_count: int = 0
+    normaliser: Normaliser = field(default_factory=Normaliser)
 
 
 @dataclass
@@ -239,21 +238,10 @@ class ReferenceEngine:
         self.mean_abs_dev[i] = keep * self.mean_abs_dev[i] + (_F(1) - keep) * mean_abs_dev.astype(_F)
 
     def _update(self, i: int, grad: Ints, unit: np.float32, step_scale: float) -> None:
-        """Fold the integer weight gradient [N, K], a unit of which is worth ``unit``, into the layer's state.
-
-        The 8-bit optimizers divide it by its mean magnitude, averaged over the first steps and fixed from then on.
-        """
-        o, scales, gain = self.optimizer, self.scales[i], unit
+        """Fold the integer weight gradient [N, K], a unit of which is worth ``unit``, into the layer's state."""
+        o, gain = self.optimizer, unit
         if not self.is_float:
-            measured = float(unit) * float(np.abs(grad).sum()) / grad.size
-            is_first = scales.normaliser_count == 0
-            if is_first:  # the first step is measured before it is used
-                scales.normaliser_sum, scales.normaliser_count = measured, 1
-            mean_abs = scales.normaliser_sum / scales.normaliser_count
-            gain = _F(float(unit) / mean_abs) if mean_abs > 0 else _F(0)
-            if not is_first and scales.normaliser_count < o.normaliser_steps:
-                scales.normaliser_sum += measured
-                scales.normaliser_count += 1
+            gain = self.scales[i].normaliser.gain(grad, unit, o)
         stream = random_stream(self.seed, self.steps, i, Purpose.UPDATE)
         update_weights(o, self.weights[i], self.moments[i], grad, gain, step_scale, self.steps + 1, stream)
 

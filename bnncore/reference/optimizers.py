@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bnncore.optimizer import OptimizerConfig
 from bnncore.reference.randomness import random_words, round_stochastic
 
-__all__ = ["Moments", "adam", "update_weights"]
+__all__ = ["Moments", "Normaliser", "adam", "update_weights"]
 
 _F = np.float32
 
@@ -25,6 +25,26 @@ class Moments:
 
     first: NDArray[Any]
     second: NDArray[Any]
+
+
+@dataclass
+class Normaliser:
+    """The mean magnitude of a layer's weight gradients, averaged over the first steps and fixed from then on."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def gain(self, grad: NDArray[np.int64], unit: np.float32, o: OptimizerConfig) -> np.float32:
+        """Give what a unit of ``grad``, worth ``unit``, is worth after normalisation; take it into account."""
+        measured = float(unit) * float(np.abs(grad).sum()) / grad.size
+        is_first = self.count == 0
+        if is_first:  # the first step is measured before it is used
+            self.total, self.count = measured, 1
+        mean_abs = self.total / self.count
+        if not is_first and self.count < o.normaliser_steps:
+            self.total += measured
+            self.count += 1
+        return _F(float(unit) / mean_abs) if mean_abs > 0 else _F(0)
 
 
 def update_weights(
