@@ -80,6 +80,33 @@ class StandardEngine(Engine):
 class PaperEngine(Engine):
     def gradients(self, block: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
+class ResidualSpec:
+    def __init__(
+        self,
+        *,
+        conv: BlockSpec,
+        relu: bool,
+        window: tuple[int, int],
+        strides: tuple[int, int],
+        pads: tuple[int, int],
+        out_map: tuple[int, int],
+        second_norm: str,
+        limit: int,
+        head_relu: bool,
+        dense: str,
+        classes: int,
+    ) -> None: ...
+    def add_unit(self, conv: BlockSpec, approx: bool, limit: int, stage: int) -> None: ...
+    def add_shortcut(self, conv: BlockSpec, pool_height: int, pool_width: int) -> None: ...
+
+class ResidualEngine(Engine):
+    def __init__(
+        self, network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
+    ) -> None: ...
+
+def plan_residual(
+    network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
+) -> tuple[list[tuple[Any, ...]], int]: ...
 def plan(
     blocks: Sequence[BlockSpec], optimizer: OptimizerParams, batch_size: int, num_threads: int
 ) -> tuple[list[tuple[Any, ...]], int]: ...

@@ -17,7 +17,8 @@ from bnncore import _native
 from bnncore.errors import ConfigurationError, DataError, ShapeError
 from bnncore.evaluator import Evaluator, StepResult
 from bnncore.optimizer import Preset, resolve_preset
-from bnncore.plan import native_blocks, native_params
+from bnncore.plan import check_residual_preset, check_threads, native_blocks, native_params
+from bnncore.residual_plan import load_residual_tensors, native_network, residual_tensors
 from bnncore.spec import ModelSpec
 from bnncore.state import State, digest_tensors, has_statistics, to_float32, validate_state
 
@@ -74,11 +75,10 @@ class Engine(Evaluator):
         seed: int = 0,
         threads: int = 1,
     ) -> None:
-        blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
         self.preset = preset or resolve_preset()
         self.seed = seed
         isa_selected()  # a wrong BITFLEET_ISA is told before anything is laid out
-        native = _ENGINES[self.preset.name](blocks, native_params(self.preset.optimizer), batch_size, threads)
+        native = _make_native(spec, self.preset, batch_size=batch_size, threads=threads)
         super().__init__(spec, native, batch_size)
         self._ready = False
 
@@ -160,6 +160,7 @@ class Engine(Evaluator):
     def step_traced(self, step_scale: float = 1.0) -> dict[str, Any]:
         """Like ``step``, and give every intermediate (see native/include/bnncore/trace.h); for tests."""
         self._ensure_ready()
+        _ = self.spec.blocks  # raises for a residual network, which has no trace
         return self._native.step_traced(step_scale)
 
     def state(self, *, copy: bool = True) -> State:
@@ -181,6 +182,9 @@ class Engine(Evaluator):
     def _tensors(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """The state tensor by tensor: views where the arena has them as they are; float16 weights as such."""
         self._ensure_ready()
+        if self.spec.residual is not None:
+            yield from residual_tensors(self.spec, self._native, self.plan.entries)
+            return
         for i, block in enumerate(self.spec.blocks):
             weights = self._native.weights(i)
             if weights.dtype == np.uint16:  # the bits of float16
@@ -201,7 +205,9 @@ class Engine(Evaluator):
         statistics = has_statistics(self.spec, state)
         validate_state(self.spec, state, statistics=statistics)
         self._native.reset(self.seed)
-        for i, block in enumerate(self.spec.blocks):
+        if self.spec.residual is not None:
+            load_residual_tensors(self.spec, self._native, self.plan.entries, state)
+        for i, block in enumerate(() if self.spec.residual is not None else self.spec.blocks):
             weights = np.ascontiguousarray(state[f"{block.linear}.weight"])
             if self.preset.name != "bitfleet":
                 weights = to_float32(weights)
@@ -265,6 +271,16 @@ class Engine(Evaluator):
     def _ensure_ready(self) -> None:
         if not self._ready:
             self.initialise()
+
+
+def _make_native(spec: ModelSpec, preset: Preset, *, batch_size: int, threads: int) -> _native.Engine:
+    params = native_params(preset.optimizer)
+    if spec.residual is not None:
+        check_residual_preset(spec, preset)
+        check_threads(batch_size, threads)
+        return _native.ResidualEngine(native_network(spec, batch_size=batch_size), params, batch_size, threads)
+    blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
+    return _ENGINES[preset.name](blocks, params, batch_size, threads)
 
 
 def isa_available() -> list[str]:

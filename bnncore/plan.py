@@ -11,12 +11,15 @@ from bnncore import _native
 from bnncore.blocks import Block
 from bnncore.errors import BudgetError, ConfigurationError, SpecError
 from bnncore.optimizer import OptimizerConfig, Preset, resolve_preset
+from bnncore.residual_plan import max_residual_batch, native_network
 from bnncore.spec import ModelSpec
 
 __all__ = [
     "MAX_BATCH_SIZE",
     "MemoryPlan",
     "PlanEntry",
+    "check_residual_preset",
+    "check_threads",
     "describe_plan",
     "max_batch_size",
     "native_blocks",
@@ -75,8 +78,14 @@ def plan_memory(spec: ModelSpec, *, batch_size: int, preset: Preset | None = Non
       BudgetError: batch_size is out of range.
       SpecError: a layer has more inputs than the engine takes.
     """
-    blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
     preset = preset or resolve_preset()
+    if spec.residual is not None:
+        check_residual_preset(spec, preset)
+        check_threads(batch_size, threads)
+        params = native_params(preset.optimizer)
+        network = native_network(spec, batch_size=batch_size)
+        return describe_plan(*_native.plan_residual(network, params, batch_size, threads))
+    blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
     plan = {"bitfleet": _native.plan, "standard": _native.plan_standard, "paper": _native.plan_paper}[preset.name]
     return describe_plan(*plan(blocks, native_params(preset.optimizer), batch_size, threads))
 
@@ -99,10 +108,7 @@ def native_blocks(spec: ModelSpec, *, batch_size: int, threads: int) -> list[_na
       ConfigurationError: threads is out of range.
       SpecError: a layer has more inputs than the engine takes.
     """
-    if not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise BudgetError(f"batch_size must lie in [1, {MAX_BATCH_SIZE}], got {batch_size}")
-    if not 1 <= threads <= 256:
-        raise ConfigurationError(f"threads must lie in [1, 256], got {threads}")
+    check_threads(batch_size, threads)
     for block in spec.blocks:
         largest = MAX_FIRST_FAN_IN if block.is_first else MAX_FAN_IN
         if block.fan_in > largest:
@@ -124,8 +130,35 @@ def native_blocks(spec: ModelSpec, *, batch_size: int, threads: int) -> list[_na
     return [_native_block(block) for block in spec.blocks]
 
 
+def check_residual_preset(spec: ModelSpec, preset: Preset) -> None:
+    """Check that the engine trains a residual network under a preset.
+
+    Raises:
+      SpecError: it does not.
+    """
+    if preset.name != "bitfleet":
+        raise SpecError(
+            f"preset {preset.name!r} trains chains of binary blocks only, and model {spec.name!r} is a residual "
+            "network. Leave --preset out"
+        )
+
+
+def check_threads(batch_size: int, threads: int) -> None:
+    """Check what every engine asks of a batch and its threads.
+
+    Raises:
+      BudgetError, ConfigurationError: one of them is out of range.
+    """
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise BudgetError(f"batch_size must lie in [1, {MAX_BATCH_SIZE}], got {batch_size}")
+    if not 1 <= threads <= 256:
+        raise ConfigurationError(f"threads must lie in [1, 256], got {threads}")
+
+
 def max_batch_size(spec: ModelSpec) -> int:
     """Give the largest batch that the engine takes of this network, whatever memory it needs."""
+    if spec.residual is not None:
+        return min(MAX_BATCH_SIZE, max_residual_batch(spec))
     return min(MAX_BATCH_SIZE, *(_most_samples(block) for block in spec.blocks))
 
 

@@ -14,7 +14,8 @@ from bnncore import _native
 from bnncore.engine import isa_selected
 from bnncore.evaluator import Evaluator
 from bnncore.optimizer import OPTIMIZERS
-from bnncore.plan import native_blocks, native_params
+from bnncore.plan import check_threads, native_blocks, native_params
+from bnncore.residual_plan import load_residual_tensors, native_network
 from bnncore.spec import ModelSpec
 from bnncore.state import State, validate_state
 
@@ -29,7 +30,7 @@ class Predictor(Evaluator):
 
     Args:
       spec: the network.
-      state: its tensors, running statistics included; only the signs of the weights are kept.
+      state: its tensors, running statistics included; only the signs of binary weights are kept.
       batch_size: most samples at once.
       threads: threads of a batch, the calling one included; they never change a result.
 
@@ -47,8 +48,15 @@ class Predictor(Evaluator):
     def __init__(self, spec: ModelSpec, state: State, *, batch_size: int = 100, threads: int = 1) -> None:
         validate_state(spec, state, statistics=True)
         isa_selected()  # a wrong BITFLEET_ISA is told before anything is laid out
+        params = native_params(_FROZEN)
+        if spec.residual is not None:
+            check_threads(batch_size, threads)
+            network = native_network(spec, batch_size=batch_size)
+            super().__init__(spec, _native.ResidualEngine(network, params, batch_size, threads), batch_size)
+            load_residual_tensors(spec, self._native, self.plan.entries, state)
+            return
         blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
-        super().__init__(spec, _native.Engine(blocks, native_params(_FROZEN), batch_size, threads), batch_size)
+        super().__init__(spec, _native.Engine(blocks, params, batch_size, threads), batch_size)
         for i, block in enumerate(spec.blocks):
             weights = state[f"{block.linear}.weight"]
             self._native.write_weights(i, np.ascontiguousarray(weights).reshape(block.out_channels, block.fan_in))

@@ -117,9 +117,8 @@ class ModelSpec:
         """
         if is_residual(self.layers):
             raise SpecError(
-                f"model {self.name!r} is a residual network, and this needs a chain of binary blocks. The native "
-                "engine trains chains: it has no residual stream yet, no real-valued convolution (stem, shortcuts) and "
-                "no real-valued dense layer (head). Only `bitfleet memory` describes it; train mlp, cnv or binarynet"
+                f"model {self.name!r} is a residual network, and this needs a chain of binary blocks. Training under "
+                "the preset bitfleet, evaluation and bitfleet memory take both; take mlp, cnv or binarynet here"
             )
         return build_blocks(self.layers, self.input_features)
 

@@ -186,7 +186,8 @@ class ResidualReference:
     def _shortcut(self, shortcut: Shortcut, s: Ints) -> dict[str, Any]:
         conv = shortcut.conv
         pooled = average_pool(s, _window(shortcut))
-        weights, most = self.real[f"{conv.name}.weight"].value, 127 * conv.out_channels
+        weights = self.real[f"{conv.name}.weight"].value
+        most = max(127 * conv.out_channels, 256 * conv.in_channels)
         fixed = FixedPoint.of(weights, largest_input=_STREAM_MAX, most=most, bits=_SHORTCUT_BITS)
         y = convolve(pooled, fixed.weights, 1, (0, 0)) >> fixed.shift
         exponent = fixed.exponent + _STREAM_BITS - fixed.shift

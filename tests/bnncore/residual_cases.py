@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bnncore.layers import AvgPool2d, BinaryConv2d, Conv2d, Dense, L1BatchNorm, MaxPool2d, ReLU, Residual, Sign
+from bnncore.layers import AvgPool2d, BinaryConv2d, Conv2d, Dense, L1BatchNorm, Layer, MaxPool2d, ReLU, Residual, Sign
 from bnncore.layers import SoftmaxCrossEntropy as Loss
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -75,6 +76,7 @@ def start(spec: ModelSpec, seed: int, *, dtype: type[np.int8] | type[np.float32]
     for tensor in spec.tensors:
         if tensor.role == "weight":
             values = generator.integers(-60, 61, tensor.shape)
+            values[values == 0] = 1  # the oracle of bop flips a weight by its sign
             state[tensor.name] = values.astype(np.int8) if dtype == np.int8 else (values / 127).astype(np.float32)
         elif tensor.role == "real_weight":
             width = np.sqrt(3 / np.prod(tensor.shape[1:]))
@@ -91,3 +93,45 @@ def random_batch(spec: ModelSpec, batch_size: int, seed: int) -> tuple[NDArray[n
     generator = np.random.default_rng(seed)
     u = generator.integers(0, 256, (batch_size, spec.input_features), dtype=np.uint8)
     return u, generator.integers(0, spec.classes, batch_size).astype(np.int32)
+
+
+@st.composite
+def _residual_specs(draw: st.DrawFn) -> ModelSpec:
+    """A stem, one or two stages of a unit or two, and a head, in sizes of a few."""
+    size = st.integers(1, 4)
+    height, width, channels = draw(st.integers(3, 9)), draw(st.integers(3, 9)), draw(size)
+    kernel = draw(st.sampled_from([1, 3]))
+    conv = Conv2d("stem", height, width, channels, draw(size), kernel, kernel, draw(st.integers(1, 2)), "same")
+    layers: list[Layer] = [conv, L1BatchNorm("stem_norm", conv.out_channels)]
+    shape = conv.out_map
+    if draw(st.booleans()):
+        layers.append(ReLU("stem_relu"))
+    if min(shape[:2]) >= 3 and draw(st.booleans()):
+        pool = MaxPool2d("stem_pool", *shape, 3, 3, draw(st.integers(1, 3)), draw(st.sampled_from(["same", "valid"])))
+        layers.append(pool)
+        shape = pool.out_map
+    if draw(st.booleans()):
+        layers.append(L1BatchNorm("stem_norm2", shape[2]))
+    for number in range(draw(st.integers(1, 3))):
+        sign = Sign(f"s{number}", draw(st.sampled_from(["clip", "approx"])))
+        if not draw(st.booleans()):
+            body = BinaryConv2d(f"c{number}", *shape, shape[2], 3, 3, 1, "same")
+            layers.append(Residual(f"u{number}", (sign, body, L1BatchNorm(f"n{number}", shape[2]))))
+            continue
+        out = draw(st.integers(1, 70))
+        halves = shape[0] % 2 == shape[1] % 2 == 0 and draw(st.booleans())
+        body = BinaryConv2d(f"c{number}", *shape, out, 3, 3, 2 if halves else 1, "same")
+        pools: list[Layer] = [AvgPool2d(f"p{number}", *shape, 2, 2)] if halves else []
+        rows, columns, _ = body.out_map
+        way = Conv2d(f"r{number}", rows, columns, shape[2], out, 1, 1, 1, "valid")
+        shortcut = (*pools, way, L1BatchNorm(f"m{number}", out))
+        layers.append(Residual(f"u{number}", (sign, body, L1BatchNorm(f"n{number}", out)), shortcut))
+        shape = body.out_map
+    if draw(st.booleans()):
+        layers.append(ReLU("relu"))
+    classes = draw(st.integers(2, 5))
+    head = [AvgPool2d("pool", *shape, *shape[:2]), Dense("dense", shape[2], classes), Loss("loss", classes)]
+    return ModelSpec("random", (height, width, channels), (*layers, *head))
+
+
+residual_specs = _residual_specs()

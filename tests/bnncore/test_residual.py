@@ -9,6 +9,7 @@ import pytest
 
 from bnncore.errors import SpecError
 from bnncore.layers import Conv2d, Residual, Sign
+from bnncore.optimizer import resolve_preset
 from bnncore.plan import plan_memory
 from bnncore.spec import ModelSpec
 from bnncore.zoo import ZOO, binarynet, bireal18, build, cnv, mlp, resnete18, sensor1d
@@ -216,8 +217,10 @@ def test_maps_that_cannot_be_halved_are_refused() -> None:
 
 
 def test_what_works_on_chains_says_why_it_cannot_take_a_residual_network() -> None:
-    with pytest.raises(SpecError, match=r"'resnete18' is a residual network.*no residual stream yet"):
-        plan_memory(SMALL, batch_size=1)
+    with pytest.raises(SpecError, match=r"'resnete18' is a residual network, and this needs a chain of binary blocks"):
+        _ = SMALL.blocks
+    with pytest.raises(SpecError, match=r"preset 'standard' trains chains of binary blocks only.*Leave --preset out"):
+        plan_memory(SMALL, batch_size=1, preset=resolve_preset("standard"))
 
 
 def test_the_zoo_has_the_papers_networks() -> None:

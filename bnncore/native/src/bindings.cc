@@ -221,6 +221,7 @@ NB_MODULE(_native, m) {
           },
           "block"_a, "values"_a);
   bind_float_engines(m);
+  bind_residual_engine(m);
 
   m.def(
       "plan",

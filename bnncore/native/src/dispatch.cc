@@ -21,13 +21,13 @@ const Candidate kCandidates[] = {
       portable::gather_planes, portable::xnor_gemm, portable::input_expand, portable::input_gemm_narrow,
       portable::input_gemm_wide, portable::sign_expand_bits, portable::sign_expand_rows, portable::sign_accumulate,
       portable::input_grad, &portable::channel_kernels, &portable::pool_kernels, &portable::update_kernels,
-      &portable::float_kernels},
+      &portable::float_kernels, &portable::fixed_point_kernels},
      [] { return true; }},
 #if defined(__x86_64__)
     {{"avx2", avx2::pack_int8, avx2::pack_float, avx2::transpose_bytes, avx2::transpose_words, avx2::gather_planes,
       avx2::xnor_gemm, avx2::input_expand, avx2::input_gemm_narrow, avx2::input_gemm_wide, avx2::sign_expand_bits,
       avx2::sign_expand_rows, avx2::sign_accumulate, avx2::input_grad, &avx2::channel_kernels, &avx2::pool_kernels,
-      &avx2::update_kernels, &avx2::float_kernels},
+      &avx2::update_kernels, &avx2::float_kernels, &avx2::fixed_point_kernels},
      [] {
        return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("popcnt") != 0 &&
               __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
@@ -35,7 +35,8 @@ const Candidate kCandidates[] = {
     {{"avx512", avx512::pack_int8, avx2::pack_float, avx2::transpose_bytes, avx2::transpose_words, avx2::gather_planes,
       avx512::xnor_gemm, avx512::input_expand, avx512::input_gemm_narrow, avx512::input_gemm_wide,
       avx512::sign_expand_bits, avx512::sign_expand_rows, avx512::sign_accumulate, avx512::input_grad,
-      &avx512::channel_kernels, &avx512::pool_kernels, &avx512::update_kernels, &avx2::float_kernels},
+      &avx512::channel_kernels, &avx512::pool_kernels, &avx512::update_kernels, &avx2::float_kernels,
+      &avx512::fixed_point_kernels},
      [] {
        return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
               __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
@@ -48,13 +49,14 @@ const Candidate kCandidates[] = {
     {{"neon", neon::pack_int8, neon::pack_float, neon::transpose_bytes, portable::transpose_words,
       portable::gather_planes, neon::xnor_gemm, neon::input_expand, neon::input_gemm_narrow, neon::input_gemm_wide,
       neon::sign_expand_bits, neon::sign_expand_rows, neon::sign_accumulate, neon::input_grad,
-      &portable::channel_kernels, &portable::pool_kernels, &portable::update_kernels, &neon::float_kernels},
+      &portable::channel_kernels, &portable::pool_kernels, &portable::update_kernels, &neon::float_kernels,
+      &portable::fixed_point_kernels},
      [] { return true; }},
     {{"neon_dotprod", neon::pack_int8, neon::pack_float, neon::transpose_bytes, portable::transpose_words,
       portable::gather_planes, neon::xnor_gemm, neon_dotprod::input_expand, neon_dotprod::input_gemm_narrow,
       neon_dotprod::input_gemm_wide, neon_dotprod::sign_expand_bits, neon_dotprod::sign_expand_rows,
       neon_dotprod::sign_accumulate, neon_dotprod::input_grad, &portable::channel_kernels, &portable::pool_kernels,
-      &portable::update_kernels, &neon::float_kernels},
+      &portable::update_kernels, &neon::float_kernels, &portable::fixed_point_kernels},
      [] { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }},  // HWCAP_ASIMDDP of Linux's asm/hwcap.h
 #endif
 };

@@ -13,7 +13,7 @@ size_t item_size(const std::string& dtype) {
   if (dtype == "int8" || dtype == "uint8") return 1;
   if (dtype == "int16" || dtype == "uint16" || dtype == "float16") return 2;
   if (dtype == "int32" || dtype == "uint32" || dtype == "float32") return 4;
-  if (dtype == "uint64" || dtype == "float64") return 8;
+  if (dtype == "int64" || dtype == "uint64" || dtype == "float64") return 8;
   throw std::logic_error("memory plan: unknown dtype " + dtype);
 }
 

@@ -2,11 +2,10 @@
 // instruction set and number of threads, and the golden ones of tests/golden/engine.txt.
 #include "bnncore/engine.h"
 
-#include <cstdlib>
-
 #include "bnncore/paper_engine.h"
 #include "bnncore/standard_engine.h"
 #include "check.h"
+#include "forced_isa.h"
 #include "golden.h"
 #include "networks.h"
 
@@ -16,28 +15,6 @@ namespace {
 
 constexpr int kSteps = 4;
 constexpr int kBatch = 19;
-
-// Chooses the instruction set of engines made in its lifetime.
-class ForcedIsa {
- public:
-  explicit ForcedIsa(const std::string& isa) {
-    const char* before = std::getenv("BITFLEET_ISA");
-    if (before != nullptr) before_ = before;
-    setenv("BITFLEET_ISA", isa.c_str(), 1);
-  }
-  ~ForcedIsa() {
-    if (before_.empty()) {
-      unsetenv("BITFLEET_ISA");
-    } else {
-      setenv("BITFLEET_ISA", before_.c_str(), 1);
-    }
-  }
-  ForcedIsa(const ForcedIsa&) = delete;
-  ForcedIsa& operator=(const ForcedIsa&) = delete;
-
- private:
-  std::string before_;
-};
 
 void add_weights(Fnv1a& digest, Engine& engine, size_t block) {
   const size_t count = engine.blocks()[block].num_weights();

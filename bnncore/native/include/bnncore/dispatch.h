@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bnncore/channel.h"
+#include "bnncore/fixed_point.h"
 #include "bnncore/float_kernels.h"
 #include "bnncore/input_gemm.h"
 #include "bnncore/packing.h"
@@ -37,6 +38,7 @@ struct Kernels {
   const PoolKernels* pool;
   const UpdateKernels* update;
   const FloatKernels* floats;
+  const FixedPointKernels* fixed_point;
 
   template <typename Y>
   InputGemm<Y> input_gemm_of() const {

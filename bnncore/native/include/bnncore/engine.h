@@ -143,7 +143,7 @@ struct EngineCounters {
 class Engine {
  public:
   Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads);
-  ~Engine();
+  virtual ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
@@ -197,7 +197,11 @@ class Engine {
   EngineCounters counters() const;
   void restore(const EngineCounters& counters);
 
- private:
+ protected:
+  // With a plan that holds more than a chain of blocks needs.
+  Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
+         EngineLayout layout);
+
   static constexpr int kStatisticsWindow = 10;  // running statistics: momentum 1 - 1/10, as in the paper's code
 
   // What the updates of one block share in one step.
@@ -305,10 +309,11 @@ class Engine {
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
   TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
   TileResult input_map_of(size_t block, int sample, bool bits_are_ready, bool measure, int member, Trace* trace);
-  TileResult round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first, bool measure,
-                          int8_t* target, Trace* trace) const;
+  // What becomes of a run of grad_x, and of a sample's when all its runs are there.
+  virtual TileResult round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first,
+                                  bool measure, int8_t* target, Trace* trace) const;
   void expand_weight_column(size_t block, int tap, size_t word, Range outputs, int member, uint8_t* bits) const;
-  void store_inputs(size_t block, int sample, const int8_t* staged);
+  virtual void store_inputs(size_t block, int sample, const int8_t* staged);
   void update_beta(size_t block, int first, const float* grad, int count, float step_scale);
   float grad_x_scale(size_t block) const;  // of the gradient that enters `block` from above
   float grad_y_scale(size_t block) const;

@@ -19,11 +19,15 @@ float kept_share(int count) { return 1.0f - 1.0f / static_cast<float>(count); }
 }  // namespace
 
 Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads)
+    : Engine(blocks, optimizer, batch_size, num_threads, lay_out_engine(blocks, optimizer, batch_size, num_threads)) {}
+
+Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
+               EngineLayout layout)
     : blocks_(std::move(blocks)),
       optimizer_(optimizer),
       batch_size_(batch_size),
       kernels_(selected_kernels()),
-      layout_(lay_out_engine(blocks_, optimizer, batch_size, num_threads)),
+      layout_(std::move(layout)),
       arena_bytes_(layout_.plan.peak_bytes()),
       arena_(nullptr),
       pool_(num_threads),

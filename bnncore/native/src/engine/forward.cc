@@ -123,6 +123,8 @@ void Engine::emit_signs(size_t block, int first, int rows, const Y* y, const int
   }
 }
 
+template void Engine::emit_signs(size_t, int, int, const int16_t*, const int32_t*, int, int);
+
 // Unused bits of a word are zero: `group` is the last lane in use.
 void Engine::clear_unused_lanes(size_t block, int group, int count) {
   const BlockSpec& spec = blocks_[block];

@@ -1,4 +1,6 @@
 // The memory plan of the engine: one list of everything that training holds.
+#include "layout.h"
+
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -30,37 +32,11 @@ int64_t extent(size_t value) { return static_cast<int64_t>(value); }
 
 uint32_t evaluate_phase(size_t layer) { return uint32_t{kEvaluate} << layer % 4; }
 
-BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeometry& geometry, OptimizerKind kind,
-                      size_t number, bool last, int batch_size) {
+// The batch norm of a block, and the signs behind it.
+BlockLayout add_norm(MemoryPlan& plan, const BlockSpec& block, OptimizerKind kind, size_t number, bool last,
+                     int batch_size) {
   BlockLayout layout{};
-  const std::vector<int64_t> weights = {block.out_channels, block.fan_in()};
   const std::vector<int64_t> channels = {block.out_channels};
-  switch (kind) {
-    case OptimizerKind::kLatent8Momentum:
-      layout.momentum = plan.add(block.linear + ".momentum", "momenta", "int8", weights, kPersistent);
-      [[fallthrough]];
-    case OptimizerKind::kLatent8:
-      layout.latent = plan.add(block.linear + ".latent", "weights", "int8", weights, kPersistent);
-      break;
-    case OptimizerKind::kBop:
-      layout.packed = plan.add(block.linear + ".packed", "weights", "uint64",
-                               {block.out_channels, extent(geometry.row_words())}, kPersistent);
-      layout.momentum = plan.add(block.linear + ".average", "momenta", "int8", weights, kPersistent);
-      break;
-    case OptimizerKind::kFrozen:
-      layout.packed = plan.add(block.linear + ".packed", "weights", "uint64",
-                               {block.out_channels, extent(geometry.row_words())}, kPersistent);
-      break;
-    case OptimizerKind::kSgd:
-      layout.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
-      layout.momentum = plan.add(block.linear + ".momentum", "momenta", "float32", weights, kPersistent);
-      break;
-    case OptimizerKind::kAdam:
-      layout.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
-      layout.momentum = plan.add(block.linear + ".mean", "momenta", "float32", weights, kPersistent);
-      layout.square = plan.add(block.linear + ".square", "momenta", "float32", weights, kPersistent);
-      break;
-  }
   layout.beta = plan.add(block.norm + ".beta", "norm", "float32", channels, kPersistent);
   if (kind != OptimizerKind::kFrozen) {
     layout.beta_mean = plan.add(block.norm + ".beta_mean", "norm", "float32", channels, kPersistent);
@@ -75,6 +51,41 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
         kind == OptimizerKind::kFrozen ? evaluate_phase(number) | evaluate_phase(number + 1) : uint32_t{kPersistent},
         kReadPastSigns);
   }
+  return layout;
+}
+
+BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeometry& geometry, OptimizerKind kind,
+                      size_t number, bool last, int batch_size) {
+  BlockLayout w{};
+  const std::vector<int64_t> weights = {block.out_channels, block.fan_in()};
+  switch (kind) {
+    case OptimizerKind::kLatent8Momentum:
+      w.momentum = plan.add(block.linear + ".momentum", "momenta", "int8", weights, kPersistent);
+      [[fallthrough]];
+    case OptimizerKind::kLatent8:
+      w.latent = plan.add(block.linear + ".latent", "weights", "int8", weights, kPersistent);
+      break;
+    case OptimizerKind::kBop:
+      w.packed = plan.add(block.linear + ".packed", "weights", "uint64",
+                          {block.out_channels, extent(geometry.row_words())}, kPersistent);
+      w.momentum = plan.add(block.linear + ".average", "momenta", "int8", weights, kPersistent);
+      break;
+    case OptimizerKind::kFrozen:
+      w.packed = plan.add(block.linear + ".packed", "weights", "uint64",
+                          {block.out_channels, extent(geometry.row_words())}, kPersistent);
+      break;
+    case OptimizerKind::kSgd:
+      w.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
+      w.momentum = plan.add(block.linear + ".momentum", "momenta", "float32", weights, kPersistent);
+      break;
+    case OptimizerKind::kAdam:
+      w.latent = plan.add(block.linear + ".latent", "weights", "float32", weights, kPersistent);
+      w.momentum = plan.add(block.linear + ".mean", "momenta", "float32", weights, kPersistent);
+      w.square = plan.add(block.linear + ".square", "momenta", "float32", weights, kPersistent);
+      break;
+  }
+  BlockLayout layout = add_norm(plan, block, kind, number, last, batch_size);
+  layout.latent = w.latent, layout.momentum = w.momentum, layout.square = w.square, layout.packed = w.packed;
   return layout;
 }
 
@@ -248,10 +259,6 @@ void resolve_all(const MemoryPlan& plan, Layout& layout) {
   std::memcpy(&layout, fields, sizeof(fields));
 }
 
-}  // namespace
-
-namespace {
-
 // As many positions as fit: whole maps, else lines of them in equal parts, else parts of a line.
 void shape_panel(BlockGeometry& g, const BlockSpec& block, int batch_size) {
   constexpr int kLeast = 4 * kPanelLanes;
@@ -283,11 +290,19 @@ void shape_panel(BlockGeometry& g, const BlockSpec& block, int batch_size) {
   }
 }
 
-BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_size) {
+// A stem's map has signs, and a stream beside them.
+BlockGeometry stem_geometry(const BlockSpec& block, int batch_size) {
+  BlockGeometry g{};
+  g.y_stride = static_cast<int>(round_up(static_cast<size_t>(batch_size) * block.conv_positions(), 16));
+  g.tile_rows = kTileRows;
+  return g;
+}
+
+BlockGeometry block_geometry(const BlockSpec& block, bool is_first, bool takes_whole_maps, int batch_size) {
   BlockGeometry g{};
   const int conv = block.conv_positions();
-  g.whole_map = conv == 1 && block.pad_height + block.pad_width == 0 && block.kernel_height == block.in_height &&
-                block.kernel_width == block.in_width;
+  g.whole_map = takes_whole_maps && conv == 1 && block.pad_height + block.pad_width == 0 &&
+                block.kernel_height == block.in_height && block.kernel_width == block.in_width;
   g.y_stride = static_cast<int>(round_up(static_cast<size_t>(batch_size) * block.norm_positions(), 16));
   g.wide = (is_first ? 255 : 1) * block.fan_in() > kXnorDepth;
   g.tile_rows = kTileRows;
@@ -307,6 +322,11 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, int batch_si
 
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads) {
+  return lay_out_engine(blocks, optimizer, batch_size, num_threads, nullptr);
+}
+
+EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
+                            int num_threads, const LayoutExtras* extras) {
   EngineLayout layout{};
   MemoryPlan& plan = layout.plan;
   size_t largest_map = 0, inner_words = 0, budget = kLeastBudget;
@@ -314,27 +334,45 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockSpec& block = blocks[i];
     const bool first = i == 0, last = i + 1 == blocks.size();
-    layout.geometry.push_back(block_geometry(block, first, batch_size));
+    if (first && extras != nullptr) {
+      layout.geometry.push_back(stem_geometry(block, batch_size));
+      layout.blocks.push_back(add_norm(plan, block, optimizer.kind, i, last, batch_size));
+      continue;
+    }
+    layout.geometry.push_back(block_geometry(block, first, extras == nullptr, batch_size));
     const BlockGeometry& geometry = layout.geometry.back();
     layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, i, last, batch_size));
     budget = std::max(budget, geometry.y_bytes() * geometry.tile_rows * geometry.y_stride);
     largest_map = std::max(largest_map, static_cast<size_t>(block.conv_positions()) * block.out_channels);
     if (!first) inner_words = std::max(inner_words, static_cast<size_t>(block.out_channels) * geometry.row_words());
   }
-  for (size_t i = 0; i < blocks.size(); ++i) {
+  for (size_t i = extras == nullptr ? 0 : 1; i < blocks.size(); ++i) {
     share_budget(layout.geometry[i], blocks[i], i == 0, batch_size, num_threads, budget);
     sizes.fit(blocks[i], layout.geometry[i], i == 0 ? nullptr : &blocks[i - 1], i + 1 == blocks.size(), batch_size);
   }
   const bool trains = optimizer.kind != OptimizerKind::kFrozen;
+  int input_features = blocks[0].in_features(), classes = blocks.back().out_channels;
+  size_t num_scales = blocks.size();
+  if (extras != nullptr) {
+    input_features = extras->input_features;
+    classes = extras->classes;
+    num_scales = extras->num_scales;
+    largest_map = std::max(largest_map, extras->gradient_stride);
+    sizes.y = std::max(sizes.y, extras->y_bytes);
+    sizes.grad_t = std::max(sizes.grad_t, extras->grad_t_bytes);
+    sizes.bits =
+        std::max(sizes.bits, std::min<size_t>(static_cast<size_t>(layout.geometry[0].y_stride), kEmittedAtOnce));
+    sizes.staged = std::max(sizes.staged, extras->staged_bytes);
+    extras->add_entries(plan);
+  }
   layout.gradient_stride = round_up(largest_map, 16);
-  layout.input =
-      plan.add("input", "input", "uint8", {batch_size, blocks[0].in_features()}, kPersistent, kReadPastInput);
+  layout.input = plan.add("input", "input", "uint8", {batch_size, input_features}, kPersistent, kReadPastInput);
   layout.labels = plan.add("labels", "input", "int32", {batch_size}, kPersistent);
-  layout.logits = plan.add("logits", "activations", "float32", {batch_size, blocks.back().out_channels},
+  layout.logits = plan.add("logits", "activations", "float32", {batch_size, classes},
                            kForward | kLoss | (trains ? 0u : uint32_t{kEvaluateAll}));
   if (trains) {
     layout.scales =
-        plan.add("scales", "norm", "uint8", {static_cast<int64_t>(blocks.size() * sizeof(BlockScales))}, kPersistent);
+        plan.add("scales", "norm", "uint8", {static_cast<int64_t>(num_scales * sizeof(BlockScales))}, kPersistent);
     layout.gradient = plan.add("gradient", "gradients", "int8", {batch_size, extent(layout.gradient_stride)},
                                kLoss | kNormalise | kWeights | kInputs);
     if (inner_words > 0) {

@@ -1,0 +1,107 @@
+// The Python face of residual networks.
+#include <stdexcept>
+
+#include "bindings.h"
+#include "bindings_engine.h"
+#include "bnncore/residual_engine.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitfleet {
+
+void bind_residual_engine(nb::module_& m) {
+  nb::class_<ResidualSpec>(m, "ResidualSpec")
+      .def(
+          "__init__",
+          [](ResidualSpec* self, const BlockSpec& conv, bool relu, std::tuple<int, int> window,
+             std::tuple<int, int> strides, std::tuple<int, int> pads, std::tuple<int, int> out_map,
+             const std::string& second_norm, int limit, bool head_relu, const std::string& dense, int classes) {
+            const auto [height, width] = window;
+            const StemSpec stem{conv,
+                                relu,
+                                height > 0,
+                                height,
+                                width,
+                                std::get<0>(strides),
+                                std::get<1>(strides),
+                                std::get<0>(pads),
+                                std::get<1>(pads),
+                                std::get<0>(out_map),
+                                std::get<1>(out_map),
+                                second_norm,
+                                limit};
+            new (self) ResidualSpec{stem, {}, head_relu, dense, classes};
+          },
+          nb::kw_only(), "conv"_a, "relu"_a, "window"_a, "strides"_a, "pads"_a, "out_map"_a, "second_norm"_a, "limit"_a,
+          "head_relu"_a, "dense"_a, "classes"_a)
+      .def(
+          "add_unit",
+          [](ResidualSpec& self, const BlockSpec& conv, bool approx, int limit, int stage) {
+            self.units.push_back({conv, approx, limit, stage, false, {}});
+          },
+          "conv"_a, "approx"_a, "limit"_a, "stage"_a)
+      .def(
+          "add_shortcut",
+          [](ResidualSpec& self, const BlockSpec& conv, int pool_height, int pool_width) {
+            self.units.back().has_shortcut = true;
+            self.units.back().shortcut = {conv, pool_height, pool_width};
+          },
+          "conv"_a, "pool_height"_a, "pool_width"_a, "Gives the last unit a shortcut.");
+
+  using E = ResidualEngine;
+  nb::class_<E, Engine>(m, "ResidualEngine")
+      .def(nb::init<ResidualSpec, const OptimizerParams&, int, int>(), "network"_a, "optimizer"_a, "batch_size"_a,
+           "num_threads"_a)
+      .def("initialise", &E::initialise, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("reset", &E::reset, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "step",
+          [](E& self, float step_scale) {
+            StepResult result;
+            {
+              nb::gil_scoped_release release;
+              result = self.step(step_scale);
+            }
+            return std::make_tuple(result.loss, result.correct);
+          },
+          "step_scale"_a)
+      .def("observe", &E::observe, "number"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "evaluate",
+          [](E& self, int count) {
+            StepResult result;
+            {
+              nb::gil_scoped_release release;
+              result = self.evaluate(count, nullptr);
+            }
+            return std::make_tuple(result.loss, result.correct);
+          },
+          "count"_a)
+      .def(
+          "predict",
+          [](E& self, int count) {
+            std::vector<int32_t> predictions(static_cast<size_t>(count));
+            {
+              nb::gil_scoped_release release;
+              self.evaluate(count, predictions.data());
+            }
+            return owned(std::move(predictions), {static_cast<size_t>(count)});
+          },
+          "count"_a)
+      .def_prop_ro("input", [](nb::handle self) {
+        E& engine = nb::cast<E&>(self);
+        return view(self, engine.input(),
+                    {static_cast<size_t>(engine.batch_size()), static_cast<size_t>(engine.input_features())});
+      });
+
+  m.def(
+      "plan_residual",
+      [](const ResidualSpec& network, const OptimizerParams& optimizer, int batch_size, int num_threads) {
+        const ResidualLayout layout = lay_out_residual(network, optimizer, batch_size, num_threads);
+        return nb::make_tuple(describe(layout.engine.plan), layout.engine.plan.peak_bytes());
+      },
+      "network"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a);
+}
+
+}  // namespace bitfleet
