@@ -1,6 +1,6 @@
-// Runs every test of the program, or those whose name contains --only.
+// Runs every test of the program, or those whose name contains --only, or does not contain --except.
 //
-//   native_tests [--only WORD] [--golden FILE [--write]] [--json FILE]
+//   native_tests [--only WORD] [--except WORD] [--golden FILE [--write]] [--json FILE]
 //
 // --golden names the digests that training must end with (engine_test.cc); --write makes that file. --json leaves the
 // instruction set that was chosen, the number of tests and one digest over all golden digests that were met.
@@ -31,11 +31,12 @@ Registration::Registration(const char* name, void (*run)(const Kernels&, const K
 
 int main(int count, char** arguments) {
   using namespace bitfleet;
-  std::string only, golden, json;
+  std::string only, unwanted, golden, json;
   bool write = false;
   for (int i = 1; i < count; ++i) {
     const std::string option = arguments[i];
     std::string* value = option == "--only"     ? &only
+                         : option == "--except" ? &unwanted
                          : option == "--golden" ? &golden
                          : option == "--json"   ? &json
                                                 : nullptr;
@@ -44,7 +45,8 @@ int main(int count, char** arguments) {
     } else if (value != nullptr && i + 1 < count) {
       *value = arguments[++i];
     } else {
-      std::fprintf(stderr, "usage: %s [--only WORD] [--golden FILE [--write]] [--json FILE]\n", arguments[0]);
+      std::fprintf(stderr, "usage: %s [--only WORD] [--except WORD] [--golden FILE [--write]] [--json FILE]\n",
+                   arguments[0]);
       return 2;
     }
   }
@@ -61,6 +63,7 @@ int main(int count, char** arguments) {
   int run = 0, failed = 0;
   for (const test::Test& one : test::tests()) {
     if (one.name.find(only) == std::string::npos) continue;
+    if (!unwanted.empty() && one.name.find(unwanted) != std::string::npos) continue;
     ++run;
     const auto start = std::chrono::steady_clock::now();
     std::string complaint;
