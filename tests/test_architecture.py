@@ -120,6 +120,8 @@ def test_the_core_needs_neither_torch_nor_scikit_learn() -> None:
 
 @pytest.mark.parametrize("package", sorted(module_name(path) for path in MODULES if path.name == "__init__.py"))
 def test_public_names_are_written_down_once_and_exist(package: str) -> None:
+    if package == "bnncore.nn":  # most of its names import torch when they are first used
+        pytest.importorskip("torch")
     module = importlib.import_module(package)
     names = getattr(module, "__all__", [])  # its order is ruff's business
 

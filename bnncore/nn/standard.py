@@ -1,17 +1,27 @@
-"""The standard algorithm in PyTorch: Algorithm 1 of arXiv 2102.04270 (Courbariaux and Bengio), float32 throughout.
+"""Algorithms 1 and 2 of arXiv 2102.04270 in plain PyTorch, float32 throughout: the oracle of all other layers here.
 
-A block computes ``X' = norm(pool(sign(X) * sign(W))) + beta`` and hands on its sign, as the preset ``standard`` of the
-native engine does; the last one hands its numbers to softmax and cross-entropy. The gradient passes a sign unchanged
-where ``|x| <= 1`` and is 0 elsewhere. Latent weights are clipped to [-1, 1] after every step, so for them the rule
-always passes.
+Algorithm 1 (Courbariaux and Bengio) is what StandardNetwork does unless it is told otherwise. A block computes
+``X' = norm(pool(sign(X) * sign(W))) + beta`` and hands on its sign, as the preset ``standard`` of the native engine
+does; the last one hands its numbers to softmax and cross-entropy. The gradient passes a sign unchanged where
+``|x| <= 1`` and is 0 elsewhere. Latent weights are clipped to [-1, 1] after every step, so for them the rule always
+passes.
 
 It is written to be fast in PyTorch: one pass over memory for a sign and one for its gradient, batch norm and loss by
-their native kernels.
+their native kernels. The other norms are written to be read: they are formulas, and PyTorch finds their gradient.
+
+========  ==========================================================================================================
+norm      what a block does differently
+========  ==========================================================================================================
+l2        nothing: Algorithm 1
+l1        divides by the mean absolute deviation; the gradient is exact, as the native engine's and bnncore.nn's is
+paper     Algorithm 2: the same, and its gradient is that of the article, which knows of X but its sign and mean
+          magnitude; the gradient of the weights is its sign
+========  ==========================================================================================================
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +32,9 @@ from bnncore.blocks import Block
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32
 
-__all__ = ["StandardNetwork"]
+__all__ = ["NormKind", "StandardNetwork"]
+
+NormKind = Literal["l2", "l1", "paper"]
 
 _MOMENTUM = 0.1
 """Share of the newest batch in the running statistics."""
@@ -58,6 +70,36 @@ class _WeightSign(torch.autograd.Function):
         return grad, None
 
 
+class _SignGradient(torch.autograd.Function):
+    """Weights as they are; of their gradient, the sign."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Any) -> Any:
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return torch.where(grad < 0, -1.0, 1.0).to(grad.dtype)
+
+
+class _PaperNorm(torch.autograd.Function):
+    """l1 batch norm of y [J, N] with beta [N] and the gradient of Algorithm 2, in which x is sgn(x) times mean |x|."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Any, beta: Any) -> Any:
+        centred = y - y.mean(0)
+        psi = centred.abs().mean(0)
+        x = centred / psi + beta
+        ctx.save_for_backward(torch.where(x < 0, -1.0, 1.0).to(x.dtype), psi, x.abs().mean(0))
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        signs, psi, omega = ctx.saved_tensors
+        v = grad / psi
+        return v - v.mean(0) - signs * (v * signs * omega).mean(0), grad.sum(0)
+
+
 class _StandardBlock(nn.Module):
     """Weights, perhaps a pool, batch norm with beta alone, and a sign unless it is the last."""
 
@@ -65,9 +107,9 @@ class _StandardBlock(nn.Module):
     running_var: Any
     one: Any
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, norm: NormKind) -> None:
         super().__init__()
-        self.block = block
+        self.block, self.norm = block, norm
         shape: tuple[int, ...] = (block.out_channels, block.fan_in)
         if block.is_conv:
             shape = (block.out_channels, block.in_channels, block.kernel_height, block.kernel_width)
@@ -86,7 +128,7 @@ class _StandardBlock(nn.Module):
 
     def forward(self, x: Any) -> Any:
         block = self.block
-        weight = _WeightSign.apply(self.weight, self.one)
+        weight = _WeightSign.apply(_SignGradient.apply(self.weight) if self.norm == "paper" else self.weight, self.one)
         if block.is_conv:
             x = functional.conv2d(x, weight, stride=block.stride, padding=(block.pad_height, block.pad_width))
         else:
@@ -96,14 +138,25 @@ class _StandardBlock(nn.Module):
         window = (block.pool_height, block.pool_width)
         if block.pool == "before_norm":
             x = functional.max_pool2d(x, window)
-        x = functional.batch_norm(
-            x, self.running_mean, self.running_var, None, self.beta, self.training, _MOMENTUM, _EPSILON
-        )
+        x = self._normalise(x)
         if not block.is_last:
             x = _ActivationSign.apply(x, self.one)
         if block.pool == "after_sign":
             x = functional.max_pool2d(x, window)
         return x
+
+    def _normalise(self, y: Any) -> Any:
+        if self.norm == "l2":
+            return functional.batch_norm(
+                y, self.running_mean, self.running_var, None, self.beta, self.training, _MOMENTUM, _EPSILON
+            )
+        rows = y.movedim(1, -1).flatten(0, -2)
+        if self.norm == "paper":
+            x = _PaperNorm.apply(rows, self.beta)
+        else:
+            centred = rows - rows.mean(0)
+            x = centred / centred.abs().mean(0) + self.beta
+        return x.view(y.movedim(1, -1).shape).movedim(-1, 1)
 
 
 class StandardNetwork(nn.Module):
@@ -111,14 +164,15 @@ class StandardNetwork(nn.Module):
 
     Args:
       spec: any that the native engine takes.
+      norm: which batch norm and whose gradient. Under l1 and paper it trains only: there are no running statistics.
 
     ``forward`` takes what ``bnncore.nn.trainer.prepare`` gives and gives the logits, float32 [batch, classes].
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, norm: NormKind = "l2") -> None:
         super().__init__()
         self.spec = spec
-        self.blocks = nn.ModuleList(_StandardBlock(block) for block in spec.blocks)
+        self.blocks = nn.ModuleList(_StandardBlock(block, norm) for block in spec.blocks)
 
     def forward(self, x: Any) -> Any:
         """Give the logits."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnncore.nn.standard import StandardNetwork
+from bnncore.nn.standard import NormKind, StandardNetwork
 from bnncore.nn.variants import VARIANTS, Variant
 from bnncore.spec import ModelSpec
 
@@ -23,15 +23,22 @@ class StandardTrainer:
       variant: how to run the step.
       step_size: Adam's, as in the preset ``standard``.
       seed: of the initial weights.
+      norm: which batch norm, and with it which algorithm (see ``bnncore.nn.standard``).
 
     A step includes forward, backward, Adam, clipping, and reading the loss; not ``prepare``.
     """
 
     def __init__(
-        self, spec: ModelSpec, variant: Variant = VARIANTS["eager"], *, step_size: float = 1e-3, seed: int = 0
+        self,
+        spec: ModelSpec,
+        variant: Variant = VARIANTS["eager"],
+        *,
+        step_size: float = 1e-3,
+        seed: int = 0,
+        norm: NormKind = "l2",
     ) -> None:
         torch.manual_seed(seed)
-        self.network = StandardNetwork(spec)
+        self.network = StandardNetwork(spec, norm)
         if variant.channels_last:
             self.network.to(memory_format=torch.channels_last)
         # Only what differs from the default is named: without it PyTorch takes its loop over all tensors at once.

@@ -1,0 +1,171 @@
+"""Products with binary weights, and their gradients: a convolution or a linear layer, on maps whose channels lie last.
+
+Products of signs are integers below 2**24, so float32 holds them exactly, in whatever order they are added. Processors
+that multiply 8-bit integers fast do so here, to the same numbers in a third of the time. Letters: B = samples,
+H, W = rows and columns of the map, C = its channels, N = channels of the products, K = fan-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from bnncore.nn.precision import compute_dtype
+
+__all__ = ["Geometry", "Signs", "binarize", "chunk_bytes", "input_gradient", "products", "weight_gradient"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves, as ``torch.nn.functional.conv2d`` takes it."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def out_size(self, size: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the products of a map of this size."""
+        height, width = (
+            (size[i] + 2 * self.padding[i] - self.dilation[i] * (kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        return height, width
+
+
+def binarize(weight: Any, dtype: Any) -> Any:
+    """Give the sign of latent weights, +1 and -1 of ``dtype``; sign(0) = +1."""
+    return torch.where(weight < 0, -torch.ones((), dtype=dtype, device=weight.device), 1).to(dtype)
+
+
+class Signs:
+    """The signs of latent weights in the forms that products want, each made once, when it is asked for.
+
+    Args:
+      weight: latent, [N, C / groups, kernel height, kernel width] or [N, K].
+    """
+
+    def __init__(self, weight: Any) -> None:
+        self.weight = weight
+        self._rows: Any = None
+        self._kernels: Any = None
+
+    def int8_rows(self) -> Any:
+        """Signs as int8 [N, K], in the order of patches: channels last."""
+        if self._rows is None:
+            signs = binarize(self.weight, torch.int8)
+            self._rows = signs.permute(0, 2, 3, 1).flatten(1) if signs.dim() == 4 else signs
+        return self._rows
+
+    def kernels(self, dtype: Any) -> Any:
+        """Signs of a convolution as floats, in its shape."""
+        if self._kernels is None or self._kernels.dtype != dtype:
+            self._kernels = binarize(self.weight, dtype).contiguous(memory_format=torch.channels_last)
+        return self._kernels
+
+    def slabs(self, dtype: Any) -> Iterator[tuple[slice, Any]]:
+        """Signs of a linear layer as floats, some rows at a time, so that they need little memory."""
+        rows = max(1, chunk_bytes(self.weight.device.type) // (4 * self.weight.shape[1]))
+        for first in range(0, len(self.weight), rows):
+            part = slice(first, first + rows)
+            yield part, binarize(self.weight[part], dtype)
+
+
+def products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
+    """Multiply with the signs of weights.
+
+    Args:
+      x: [B, H, W, C], or [B, K] for a linear layer. int8: signs; floating: any numbers.
+      signs: of the weights.
+      geometry: None for a linear layer.
+
+    Returns:
+      [B, rows, columns, N] or [B, N]: int32 or floating for signs (integers in either case), x's type otherwise.
+    """
+    if x.dtype == torch.int8:
+        # With a fan-in of 1, torch._int_mm of PyTorch 2.13 gives wrong numbers.
+        is_plain = signs.weight[0].numel() > 1 and (geometry is None or _is_plain(geometry))
+        if is_plain and _multiplies_int8(x.device.type):
+            return _int8_products(x, signs, geometry)
+        y = _float_products(x.to(compute_dtype(signs.weight)), signs, geometry)
+        # On other devices a convolution may be computed by transforms, which round; its result is known to be whole.
+        return y if x.device.type == "cpu" else y.round_()
+    return _float_products(x, signs, geometry)
+
+
+def input_gradient(grad: Any, signs: Signs, shape: tuple[int, ...], geometry: Geometry | None) -> Any:
+    """Give the gradient of x [B, ...shape] from that of the products, for floating ``grad``."""
+    if geometry is None:
+        out = grad.new_zeros((len(grad), *shape))
+        for rows, part in signs.slabs(grad.dtype):
+            out.addmm_(grad[:, rows], part)
+        return out
+    size = (len(grad), shape[2], *shape[:2])
+    return _last(conv2d_input(size, signs.kernels(grad.dtype), _first(grad), *_arguments(geometry)))
+
+
+def weight_gradient(x: Any, grad: Any, weight: Any, geometry: Geometry | None) -> Any:
+    """Give the gradient of the binary weights, in the shape of ``weight``, from x and that of the products."""
+    if geometry is None:
+        return grad.t() @ x
+    return conv2d_weight(_first(x), weight.shape, _first(grad), *_arguments(geometry))
+
+
+def chunk_bytes(device: str) -> int:
+    """Bytes that the temporaries of one chunk of a batch should keep to: a processor's cache, or enough for a GPU."""
+    return 2 << 20 if device == "cpu" else 256 << 20
+
+
+def _float_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
+    if geometry is None:
+        out = x.new_empty((len(x), len(signs.weight)))
+        for rows, part in signs.slabs(x.dtype):
+            out[:, rows] = x @ part.t()
+        return out
+    return _last(functional.conv2d(_first(x), signs.kernels(x.dtype), None, *_arguments(geometry)))
+
+
+def _int8_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
+    if geometry is None:
+        return torch._int_mm(x, signs.int8_rows().t())
+    kernel = (signs.weight.shape[2], signs.weight.shape[3])
+    height, width = geometry.out_size((x.shape[1], x.shape[2]), kernel)
+    (down, right), (above, left) = geometry.stride, geometry.padding
+    x = functional.pad(x, (0, 0, left, left, above, above)).contiguous()
+    sample, row, column, _ = x.stride()
+    # A row of a patch lies in one piece, since channels lie last.
+    patches = x.as_strided(
+        (len(x), height, width, kernel[0], kernel[1] * x.shape[3]),
+        (sample, down * row, right * column, row, 1),
+    ).reshape(len(x) * height * width, -1)
+    return torch._int_mm(patches, signs.int8_rows().t()).view(len(x), height, width, -1)
+
+
+def _arguments(geometry: Geometry) -> tuple[Any, ...]:
+    return geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+
+
+def _first(x: Any) -> Any:
+    """View [B, H, W, C] with its channels first."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _last(x: Any) -> Any:
+    """Give [B, C, H, W] with its channels last, in memory too."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _is_plain(geometry: Geometry) -> bool:
+    return geometry.groups == 1 and geometry.dilation == (1, 1)
+
+
+@lru_cache(maxsize=8)
+def _multiplies_int8(device: str) -> bool:
+    """Whether 8-bit integer products are faster than float32 ones: elsewhere PyTorch has a plain loop for them."""
+    return device == "cpu" and bool(torch.cpu._is_vnni_supported())
