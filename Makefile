@@ -30,7 +30,7 @@ ARM        := build/arm-$(SUITE)
 .PHONY: arm-wheel arm-client
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-native test-arm fuzz lint format proto accuracy memory bench clean prerequisites
+.PHONY: help demo test test-native test-arm torch fuzz lint format proto accuracy memory bench clean prerequisites
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,8 @@ test-native: $(VENV)/.dev  ## the C++ tests, with address and undefined-behaviou
 
 test-arm: $(VENV)/.dev  ## the C++ tests as 64-bit ARM, emulating the processors of three Raspberry Pis
 	@CMAKE=$(BIN)/cmake CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) .ci/arm
+
+torch: $(VENV)/.torch  ## add PyTorch, whose tests `make test` leaves out otherwise
 
 # Guided by coverage where there is a wheel of atheris for this machine, otherwise at random.
 fuzz: $(VENV)/.dev  ## look for input that the readers of files and messages neither load nor refuse (SECONDS=60)
@@ -81,9 +83,7 @@ accuracy: $(VENV)/.dev  ## the presets side by side on MNIST and CIFAR-10: hours
 memory: $(VENV)/.dev  ## peak memory of every preset, measured beside its plan: minutes
 	$(BIN)/python -m benchmarks.memory --json build/memory.json --plot build/memory.png
 
-# Named by its exact version: on x86 a plain `pip install torch` can bring the much larger build for GPUs.
-bench: $(VENV)/.dev  ## a training step beside PyTorch's and the published algorithms: half an hour, fills docs/performance.md
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
+bench: $(VENV)/.torch  ## a training step beside PyTorch's and the published algorithms: half an hour, fills docs/performance.md
 	$(BIN)/python -m benchmarks.performance --out build/bench --page docs/performance.md $(ARGS)
 
 arm-wheel: $(ARM)/.wheel  ## the wheel for 64-bit ARM, cross-built for Debian's Python (SUITE=bookworm or trixie)
@@ -107,6 +107,11 @@ $(VENV)/.server: $(BUILT_FROM) | prerequisites
 $(VENV)/.dev: $(BUILT_FROM) | prerequisites
 	@PYTHON='$(PYTHON)' .ci/install $(VENV) server,dev
 	@touch $(VENV)/.server $@
+
+# Named by its exact version: on x86 a plain `pip install torch` can bring the much larger build for GPUs.
+$(VENV)/.torch: $(VENV)/.dev
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
+	@touch $@
 
 # All that is in the wheel counts, Python files too.
 $(ARM)/.wheel: $(BUILT_FROM) $(shell find bnncore edge_client server proto -name '*.py') | $(VENV)/.server

@@ -1,6 +1,7 @@
 """What every test can rely on: where the data are, folders of its own, and the same random examples every time."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     monkeypatch.setenv("BITFLEET_CACHE", str(home / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Let PyTorch, where a test has imported it, use one thread: in networks this small more of them only wait."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

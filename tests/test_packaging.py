@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
-# Installed by choice, in versions that fit the machine; CI does not install them.
+# Installed by choice, in versions that fit the machine; of them CI installs torch, in the version that Makefile says.
 UNPINNED_EXTRAS = {"torch", "images", "sim"}
 
 
