@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from bnncore.errors import SpecError
-from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, MaxPool2d, Sign
+from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, MaxPool2d, Sign, SoftmaxCrossEntropy
 from bnncore.nn import layers
 from bnncore.spec import ModelSpec
 
@@ -19,7 +19,7 @@ def modules_of(spec: ModelSpec) -> OrderedDict[str, Any]:
     """Build the modules of a spec; the loss has none. Between maps and plain numbers stands a Flatten or Unflatten.
 
     Raises:
-      SpecError: PyTorch cannot call a module what the spec calls a layer.
+      SpecError: PyTorch cannot call a module what the spec calls a layer, or has none for it.
     """
     modules: OrderedDict[str, Any] = OrderedDict()
     taken = {layer.name for layer in spec.layers}
@@ -53,6 +53,8 @@ def modules_of(spec: ModelSpec) -> OrderedDict[str, Any]:
             modules[layer.name] = nn.MaxPool2d((layer.pool_height, layer.pool_width))
         elif isinstance(layer, Sign):
             modules[layer.name] = layers.BinarySign()
+        elif not isinstance(layer, SoftmaxCrossEntropy):
+            raise SpecError(f"layer {layer.name!r} is {layer.kind}, for which bnncore.nn has no module")
     if is_map:  # one place, and a channel a class
         add_between("flatten", nn.Flatten())
     return modules
