@@ -45,7 +45,7 @@ def binarize(weight: Any, dtype: Any) -> Any:
 
 
 class Signs:
-    """The signs of latent weights in the forms that products want, each made once, when it is asked for.
+    """The signs of latent weights in the forms that products want, made when they are asked for.
 
     Args:
       weight: latent, [N, C / groups, kernel height, kernel width] or [N, K].
@@ -64,10 +64,13 @@ class Signs:
         return self._rows
 
     def kernels(self, dtype: Any) -> Any:
-        """Signs of a convolution as floats, in its shape."""
-        if self._kernels is None or self._kernels.dtype != dtype:
-            self._kernels = binarize(self.weight, dtype).contiguous(memory_format=torch.channels_last)
-        return self._kernels
+        """Signs of a convolution as floats, in its shape; many are made anew each time, so as not to lie about."""
+        if self._kernels is not None and self._kernels.dtype == dtype:
+            return self._kernels
+        kernels = binarize(self.weight, dtype).contiguous(memory_format=torch.channels_last)
+        if kernels.nbytes <= 2 * chunk_bytes(self.weight.device.type):
+            self._kernels = kernels
+        return kernels
 
     def slabs(self, dtype: Any) -> Iterator[tuple[slice, Any]]:
         """Signs of a linear layer as floats, some rows at a time, so that they need little memory."""
