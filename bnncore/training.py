@@ -9,9 +9,8 @@ from __future__ import annotations
 import statistics
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,7 @@ class EvalResult:
     count: int
 
 
-def batches(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[NDArray[np.uint32]]:
+def batches(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> NDArray[np.uint32]:
     """Cut one epoch's shuffled order into full batches; the samples left over at the end wait for another epoch.
 
     Args:
@@ -109,12 +108,11 @@ def batches(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> Ite
       seed: with ``epoch`` (counted from 0), decides the order.
       epoch: see ``seed``.
 
-    Yields:
-      uint32 [batch_size]: which samples to read.
+    Returns:
+      uint32 [batches, batch_size]: which samples to read.
     """
-    order = permutation(num_examples, seed, epoch)
-    for start in range(0, num_examples - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+    count = num_examples // batch_size
+    return permutation(num_examples, seed, epoch)[: count * batch_size].reshape(count, batch_size)
 
 
 def train(
@@ -165,7 +163,7 @@ def train(
     while sum(ended.steps for ended in progress.epochs) < total:
         epoch = len(progress.epochs)
         first, last = progress.steps - epoch * steps_per_epoch, total - epoch * steps_per_epoch
-        for indices in islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), first, last):
+        for indices in batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch)[first:last]:
             started = time.perf_counter()
             _read_batch(engine, dataset, indices, epoch, augmenter)
             before = time.perf_counter()
@@ -216,7 +214,7 @@ def observe(engine: Engine, dataset: Dataset, *, num_batches: int = STATISTICS_B
 def _observe(
     engine: Engine, dataset: Dataset, num_batches: int, seed: int, epoch: int, augmenter: Augmenter | None
 ) -> None:
-    some = islice(batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch), num_batches)
+    some = batches(dataset.num_examples, engine.batch_size, seed=seed, epoch=epoch)[:num_batches]
     for number, indices in enumerate(some):
         _read_batch(engine, dataset, indices, epoch, augmenter)
         engine.observe(number)

@@ -85,6 +85,8 @@ class JobConfig(_Part):
         get_codec(self.up_codec)
         get_codec(self.down_codec)
         spec = self.spec
+        if spec.residual is not None:
+            raise SpecError(f"model {spec.name!r} is a residual network, which a fleet cannot merge yet. Take a chain")
         if spec.classes != len(self.classes):
             raise SpecError(f"the model tells {spec.classes} classes apart, but the job names {len(self.classes)}")
         if spec.input_shape != tuple(self.input_shape):

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a wish that is granted between two steps, not in the middle of one."""
+"""Ctrl-C and SIGTERM as a wish that is granted between two steps, not in the middle of one.
+
+An exception that a signal raises anywhere may be lost: Python ignores what is raised while an object is taken down.
+"""
 
 from __future__ import annotations
 

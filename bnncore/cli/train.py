@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnncore.cli.interruption import Interruption, noticed
+from bnncore.cli.interruption import noticed
 from bnncore.cli.options import (
     add_data_options,
     add_json_option,
@@ -193,7 +192,7 @@ def _train_and_evaluate(
         say(f"goes on after {progress.steps} steps", args.json)
     epochs: list[dict[str, Any]] = progress.notes
     with (
-        noticed() if kept_in else contextlib.nullcontext(Interruption()) as interruption,
+        noticed() as interruption,
         tqdm(desc="training", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
 
@@ -205,9 +204,10 @@ def _train_and_evaluate(
 
         def on_step(done: int, total: int, loss: float) -> None:
             if interruption.wanted:
-                keep()
-                bar.close()
-                say(f"saved after {done} of {total} steps; go on with --resume {kept_in}", args.json)
+                if kept_in:
+                    keep()
+                    bar.close()
+                    say(f"saved after {done} of {total} steps; go on with --resume {kept_in}", args.json)
                 raise KeyboardInterrupt
             if args.checkpoint_every and done % args.checkpoint_every == 0:
                 keep()
@@ -217,7 +217,13 @@ def _train_and_evaluate(
 
         def on_epoch(epoch: EpochResult) -> None:
             bar.clear()
-            with testing_bar() as on_batch:
+            with testing_bar() as show:
+
+                def on_batch(done: int, total: int) -> None:
+                    if interruption.wanted and not kept_in:
+                        raise KeyboardInterrupt
+                    show(done, total)
+
                 tested = evaluate(engine, test_set, on_batch=on_batch)
             epochs.append(
                 {

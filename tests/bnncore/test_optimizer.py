@@ -26,14 +26,14 @@ def update(isa: str, name: str, latent: NDArray[np.generic], grad: NDArray[np.in
     """Take one step without history by ``size`` of the latent weights' own unit for a gradient of 1."""
     count = len(latent)
     if name == "latent8":
-        K.latent8(isa, latent, grad, 1.0, size, 1, 2, 0)
+        K.latent8(isa, latent, grad, 1, 0, 1.0, size, 1, 2, 0)
     elif name == "latent8m":
-        K.latent8_momentum(isa, latent, np.zeros(count, np.int8), grad, 1.0, 0.9, 1.0, size, 1, 2, 0)
+        K.latent8_momentum(isa, latent, np.zeros(count, np.int8), grad, 1, 0, 1.0, 0.9, 1.0, size, 1, 2, 0)
     elif name == "sgd":
-        K.sgd(isa, latent, np.zeros(count, np.float32), grad, 1.0, 0.9, size)
+        K.sgd(isa, latent, np.zeros(count, np.float32), grad, 1, 0, 1.0, 0.9, size)
     else:
         zeros = np.zeros((2, count), np.float32)
-        K.adam(isa, latent, zeros[0], zeros[1], grad, 1.0, 0.9, 0.999, size / 0.1, 1 / 0.001, 1e-8)
+        K.adam(isa, latent, zeros[0], zeros[1], grad, 1, 0, 1.0, 0.9, 0.999, size / 0.1, 1 / 0.001, 1e-8)
 
 
 @pytest.mark.parametrize("isa", isa_available())

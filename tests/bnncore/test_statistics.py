@@ -104,7 +104,7 @@ def test_a_data_set_is_observed_in_full_batches_of_its_order(dataset: Dataset, a
 
     observe(engine, dataset, num_batches=asked, seed=9)
 
-    for number, indices in enumerate(list(batches(50, 8, seed=9, epoch=0))[:asked]):  # 6 full ones
+    for number, indices in enumerate(batches(50, 8, seed=9, epoch=0)[:asked]):  # 6 full ones
         dataset.read(indices, by_hand.input)
         by_hand.labels[:] = dataset.labels[indices]
         by_hand.observe(number)

@@ -77,7 +77,14 @@ def test_a_single_round_takes_full_steps() -> None:
         ({"model": {}}, "exactly one of"),
         ({"model": {"zoo": "mlp", "spec": {}}}, "exactly one of"),
         ({"model": {"spec": {"format": "x"}}}, "the job is not valid"),
-        ({"model": {"zoo": "resnet"}}, "model must be one of binarynet, cnv, mlp, sensor1d, got 'resnet'"),
+        (
+            {"model": {"zoo": "resnet"}},
+            "model must be one of binarynet, bireal18, cnv, mlp, resnete18, sensor1d, got 'resnet'",
+        ),
+        (
+            {"model": {"zoo": "resnete18"}, "input_shape": [32, 32, 3]},
+            "residual network, which a fleet cannot merge yet",
+        ),
         ({"model": {"zoo": "mlp", "params": {"depth": 3}}}, "depth"),
         ({"model": {"zoo": "cnv"}}, "'cnv' is too deep for images of 4 x 4"),
         ({"model": {"zoo": "mlp", "params": {"classes": 4}}}, "tells 4 classes apart, but the job names 3"),
