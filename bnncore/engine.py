@@ -207,7 +207,14 @@ class Engine(Evaluator):
         self._native.reset(self.seed)
         if self.spec.residual is not None:
             load_residual_tensors(self.spec, self._native, self.plan.entries, state)
-        for i, block in enumerate(() if self.spec.residual is not None else self.spec.blocks):
+        else:
+            self._load_blocks(state, statistics=statistics)
+        if statistics:
+            self._native.keep_statistics()
+        self._ready = True
+
+    def _load_blocks(self, state: State, *, statistics: bool) -> None:
+        for i, block in enumerate(self.spec.blocks):
             weights = np.ascontiguousarray(state[f"{block.linear}.weight"])
             if self.preset.name != "bitfleet":
                 weights = to_float32(weights)
@@ -217,9 +224,6 @@ class Engine(Evaluator):
             if statistics:
                 mean[:] = state[f"{block.norm}.mean"]
                 mean_abs_dev[:] = state[f"{block.norm}.mean_abs_dev"]
-        if statistics:
-            self._native.keep_statistics()
-        self._ready = True
 
     def training_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, int | float]]:
         """Give all that an engine needs to go on where this one stops, bit for bit.

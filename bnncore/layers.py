@@ -144,7 +144,24 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class MaxPool2d:
+class _Pool:
+    """The sizes of a map and of the windows over it."""
+
+    name: str
+    in_height: int
+    in_width: int
+    channels: int
+    pool_height: int
+    pool_width: int
+
+    @property
+    def in_map(self) -> tuple[int, int, int]:
+        """The map that it takes."""
+        return self.in_height, self.in_width, self.channels
+
+
+@dataclass(frozen=True)
+class MaxPool2d(_Pool):
     """The largest of each window.
 
     Without ``stride`` windows do not overlap. What does not fill a window at the right and below is dropped, unless
@@ -152,19 +169,8 @@ class MaxPool2d:
     """
 
     kind: ClassVar[str] = "max_pool2d"
-    name: str
-    in_height: int
-    in_width: int
-    channels: int
-    pool_height: int
-    pool_width: int
     stride: int | None = None
     padding: str = "valid"
-
-    @property
-    def in_map(self) -> tuple[int, int, int]:
-        """The map that it takes."""
-        return self.in_height, self.in_width, self.channels
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -190,21 +196,10 @@ class MaxPool2d:
 
 
 @dataclass(frozen=True)
-class AvgPool2d:
+class AvgPool2d(_Pool):
     """The mean of each window; windows lie side by side, and what is left over at the right and below is dropped."""
 
     kind: ClassVar[str] = "avg_pool2d"
-    name: str
-    in_height: int
-    in_width: int
-    channels: int
-    pool_height: int
-    pool_width: int
-
-    @property
-    def in_map(self) -> tuple[int, int, int]:
-        """The map that it takes."""
-        return self.in_height, self.in_width, self.channels
 
     @property
     def out_map(self) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from bnncore.nn import products as binary
 from bnncore.nn.bits import is_signs, pack, pack_codes, unpack, unpack_codes, unpack_mask
 from bnncore.nn.channels import Channels, GradientSums, normalise, thresholds_of
+from bnncore.nn.maps import channels_last, channels_second
 from bnncore.nn.pooling import arg_max, max_pool, unpool
 from bnncore.nn.precision import autocast_off, compute_dtype, travel_dtype
 from bnncore.nn.products import Geometry, Signs, chunk_bytes
@@ -119,8 +120,7 @@ class _Input:
         return unpack(self.bits[rows], math.prod(self.shape), dtype).unflatten(1, self.shape)
 
     def _floats(self, rows: slice) -> Any:
-        x = self.x[rows].to(self.dtype)
-        return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+        return channels_last(self.x[rows].to(self.dtype))
 
 
 class _Block(torch.autograd.Function):
@@ -139,7 +139,7 @@ class _Block(torch.autograd.Function):
             if block.is_signed:
                 shape, packed = _all_signs(y, thresholds_of(channels, beta, source.dtype), block)
                 return _proxy(x, shape, dtype), packed
-            return _channels_first(normalise(y, channels, beta.double(), source.dtype)), None
+            return channels_second(normalise(y, channels, beta.double(), source.dtype)), None
 
     @staticmethod
     @once_differentiable
@@ -189,7 +189,7 @@ class _Backward:
             part = binary.weight_gradient(source.floats(rows), grad, self.weight, geometry)
             grad_weight = part if grad_weight is None else grad_weight.add_(part)
             del grad, part  # not while the next chunk's are made
-        return None if grad_x is None else _channels_first(grad_x), grad_weight, sums.grad
+        return None if grad_x is None else channels_second(grad_x), grad_weight, sums.grad
 
     def _products_gradient(
         self, rows: slice, packed: list[Any], grad_out: Any, sums: GradientSums, *, uses_batch: bool
@@ -243,8 +243,7 @@ class _Backward:
 
     def _masked(self, grad_out: Any, rows: slice, inside: Any, choice: Any) -> Any:
         """Give the gradient of x, channels last, in memory of its own."""
-        grad = grad_out[rows].to(self.source.dtype)
-        grad = grad.permute(0, 2, 3, 1) if grad.dim() == 4 else grad
+        grad = channels_last(grad_out[rows].to(self.source.dtype))
         if self.block.window and self.block.pools_signs:
             grad = unpool(grad, choice, self.block.window, self.size)
         return grad.clone(memory_format=torch.contiguous_format) if inside is None else grad * inside
@@ -292,7 +291,7 @@ class _Reals(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, bits: Any) -> Any:
         source = _Input(x, bits, x.dtype)
-        return _channels_first(source.floats(slice(None)))
+        return channels_second(source.floats(slice(None)))
 
     @staticmethod
     @once_differentiable
@@ -345,9 +344,5 @@ def _proxy(x: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
     return torch.zeros((), dtype=dtype or travel_dtype(x), device=x.device).expand(shape)
 
 
-def _channels_first(y: Any) -> Any:
-    return y.permute(0, 3, 1, 2) if y.dim() == 4 else y
-
-
 def _pack_maps(x: Any) -> Any:
-    return pack((x.permute(0, 2, 3, 1) if x.dim() == 4 else x).reshape(len(x), -1) < 0)
+    return pack(channels_last(x).reshape(len(x), -1) < 0)

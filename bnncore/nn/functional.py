@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from bnncore.nn import products as binary
 from bnncore.nn.bits import is_signs, pack, unpack, unpack_mask
 from bnncore.nn.channels import Channels, GradientSums, normalise, thresholds_of
+from bnncore.nn.maps import channels_last, channels_second
 from bnncore.nn.precision import autocast_off, compute_dtype
 from bnncore.nn.products import Geometry, Signs
 
@@ -61,7 +62,7 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, geometry: Geometry | None) -> Any:
         with autocast_off(x):
-            last = _channels_last(x)
+            last = channels_last(x)
             ctx.geometry, ctx.shape, ctx.dtype = geometry, last.shape, compute_dtype(x)
             ctx.is_packed = is_signs(x)
             if ctx.is_packed:
@@ -70,19 +71,19 @@ class _Products(torch.autograd.Function):
             else:
                 ctx.save_for_backward(x, weight)
                 y = binary.products(last.to(ctx.dtype), Signs(weight), geometry)
-            return _channels_second(y)
+            return channels_second(y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         kept, weight = ctx.saved_tensors
         with autocast_off(grad):
-            grad = _channels_last(grad.to(ctx.dtype))
+            grad = channels_last(grad.to(ctx.dtype))
             grad_x = grad_weight = None
             if ctx.needs_input_grad[0]:
-                grad_x = _channels_second(binary.input_gradient(grad, Signs(weight), ctx.shape[1:], ctx.geometry))
+                grad_x = channels_second(binary.input_gradient(grad, Signs(weight), ctx.shape[1:], ctx.geometry))
             if ctx.needs_input_grad[1]:
-                x = _channels_last(kept)
+                x = channels_last(kept)
                 if ctx.is_packed:
                     x = unpack(kept, math.prod(ctx.shape[1:]), ctx.dtype).view(ctx.shape)
                 grad_weight = binary.weight_gradient(x.to(ctx.dtype), grad, weight, ctx.geometry).to(weight.dtype)
@@ -113,11 +114,3 @@ class _Norm(torch.autograd.Function):
             sides = sums.add(last, own)
             grad_beta = None if ctx.beta_dtype is None else sums.grad.to(ctx.beta_dtype)
             return sums.apply(own, sides, of_batch=ctx.uses_batch).movedim(-1, 1), grad_beta, None
-
-
-def _channels_last(x: Any) -> Any:
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
-
-
-def _channels_second(y: Any) -> Any:
-    return y.permute(0, 3, 1, 2) if y.dim() == 4 else y

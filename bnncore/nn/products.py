@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from bnncore.nn.maps import channels_last, channels_second
 from bnncore.nn.precision import compute_dtype
 
 __all__ = ["Geometry", "Signs", "binarize", "chunk_bytes", "input_gradient", "products", "weight_gradient"]
@@ -60,7 +61,7 @@ class Signs:
         """Signs as int8 [N, K], in the order of patches: channels last."""
         if self._rows is None:
             signs = binarize(self.weight, torch.int8)
-            self._rows = signs.permute(0, 2, 3, 1).flatten(1) if signs.dim() == 4 else signs
+            self._rows = channels_last(signs).flatten(1)
         return self._rows
 
     def kernels(self, dtype: Any) -> Any:
@@ -110,14 +111,16 @@ def input_gradient(grad: Any, signs: Signs, shape: tuple[int, ...], geometry: Ge
             out.addmm_(grad[:, rows], part)
         return out
     size = (len(grad), shape[2], *shape[:2])
-    return _last(conv2d_input(size, signs.kernels(grad.dtype), _first(grad), *_arguments(geometry)))
+    return channels_last(
+        conv2d_input(size, signs.kernels(grad.dtype), channels_second(grad), *_arguments(geometry))
+    ).contiguous()
 
 
 def weight_gradient(x: Any, grad: Any, weight: Any, geometry: Geometry | None) -> Any:
     """Give the gradient of the binary weights, in the shape of ``weight``, from x and that of the products."""
     if geometry is None:
         return grad.t() @ x
-    return conv2d_weight(_first(x), weight.shape, _first(grad), *_arguments(geometry))
+    return conv2d_weight(channels_second(x), weight.shape, channels_second(grad), *_arguments(geometry))
 
 
 def chunk_bytes(device: str) -> int:
@@ -131,7 +134,9 @@ def _float_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
         for rows, part in signs.slabs(x.dtype):
             out[:, rows] = x @ part.t()
         return out
-    return _last(functional.conv2d(_first(x), signs.kernels(x.dtype), None, *_arguments(geometry)))
+    return channels_last(
+        functional.conv2d(channels_second(x), signs.kernels(x.dtype), None, *_arguments(geometry))
+    ).contiguous()
 
 
 def _int8_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
@@ -152,16 +157,6 @@ def _int8_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
 
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:
     return geometry.stride, geometry.padding, geometry.dilation, geometry.groups
-
-
-def _first(x: Any) -> Any:
-    """View [B, H, W, C] with its channels first."""
-    return x.permute(0, 3, 1, 2)
-
-
-def _last(x: Any) -> Any:
-    """Give [B, C, H, W] with its channels last, in memory too."""
-    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _is_plain(geometry: Geometry) -> bool:

@@ -14,7 +14,7 @@ from bnncore.reference.maps import convolve, input_gradient, max_pool, route_to_
 from bnncore.reference.norm import centred_gradient, channel_thresholds, channels_of
 from bnncore.reference.optimizers import Moments, Normaliser, adam, update_weights
 from bnncore.reference.randomness import Purpose, random_stream, random_words, round_stochastic
-from bnncore.reference.real_math import exp, log
+from bnncore.reference.softmax import cross_entropy
 from bnncore.spec import ModelSpec
 from bnncore.state import State
 
@@ -23,7 +23,6 @@ __all__ = ["ReferenceEngine"]
 Ints = NDArray[np.int64]
 
 _F = np.float32
-_LARGEST_LOSS = 1000.0
 
 
 @dataclass
@@ -178,19 +177,9 @@ class ReferenceEngine:
 
     def _softmax(self, logits: NDArray[np.float32], labels: NDArray[np.int32]) -> tuple[float, int, Ints]:
         """Mean loss (nats), hits, and the gradient p - target [B, classes] rounded to 1/127."""
-        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        e = exp(z)
-        total = np.zeros(len(z))
-        for k in range(z.shape[1]):  # classes are added in order
-            total = total + e[:, k]
-        rows = np.arange(len(z))
-        losses = np.minimum(log(total) - z[rows, labels], _LARGEST_LOSS)
-        loss = np.floor(losses * 2.0**32).sum() / 2.0**32 / len(z)
-        p = e * (1.0 / total)[:, None]
-        p[rows, labels] -= 1.0
-        words = self._words(len(self.blocks) - 1, Purpose.TOP_GRADIENT, z.shape)
-        grad = round_stochastic((p * 127.0).astype(_F), words >> np.uint32(16))
-        return float(loss), int((logits.argmax(axis=1) == labels).sum()), grad
+        loss, correct, excess = cross_entropy(logits, labels)
+        words = self._words(len(self.blocks) - 1, Purpose.TOP_GRADIENT, excess.shape)
+        return loss, correct, round_stochastic((excess * 127.0).astype(_F), words >> np.uint32(16))
 
     def _norm_gradient(
         self, i: int, y: Ints, grad: Ints, scale_in: np.float32

@@ -30,7 +30,7 @@ from bnncore.reference.norm import centred_gradient, channels_of
 from bnncore.reference.optimizers import Moments, Normaliser, update_weights
 from bnncore.reference.parameters import Norm, Parameter, Scale
 from bnncore.reference.randomness import Purpose, random_stream, random_words, round_stochastic
-from bnncore.reference.real_math import exp, log
+from bnncore.reference.softmax import cross_entropy
 from bnncore.residual import Shortcut, Unit
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -44,7 +44,6 @@ _F = np.float32
 _INPUT_MAX, _STREAM_MAX = 255, 32767
 _STREAM_BITS = 9
 _STEM_BITS, _SHORTCUT_BITS = 14, 20
-_LARGEST_LOSS = 1000.0
 _SIDE = 1 << 16
 """Added to a unit's number for the random numbers of what stands beside its binary convolution: its shortcut."""
 
@@ -207,17 +206,8 @@ class ResidualReference:
 
     def _softmax(self, logits: Floats, labels: NDArray[np.int32]) -> tuple[float, int, Floats]:
         """Mean loss (nats), hits, and the gradient (p - target) / B [B, classes] in float32."""
-        z = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-        e = exp(z)
-        total = np.zeros(len(z))
-        for k in range(z.shape[1]):  # classes are added in order
-            total = total + e[:, k]
-        rows = np.arange(len(z))
-        losses = np.minimum(log(total) - z[rows, labels], _LARGEST_LOSS)
-        loss = np.floor(losses * 2.0**32).sum() / 2.0**32 / len(z)
-        p = e * (1.0 / total)[:, None]
-        p[rows, labels] -= 1.0
-        return float(loss), int((logits.argmax(axis=1) == labels).sum()), (p / len(z)).astype(_F)
+        loss, correct, excess = cross_entropy(logits, labels)
+        return loss, correct, (excess / len(logits)).astype(_F)
 
     # Backward
 

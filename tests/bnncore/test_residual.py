@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from spec_edits import edit
 
 from bnncore.errors import SpecError
 from bnncore.layers import Conv2d, Residual, Sign
@@ -129,20 +130,6 @@ def test_tensors_are_named_after_their_layers() -> None:
     assert SMALL.classes == 4
 
 
-def edited(path: str, value: Any) -> dict[str, Any]:
-    """Give SMALL in JSON form with one value set, or with ``...`` deleted."""
-    spec = SMALL.to_dict()
-    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
-    target: Any = spec
-    for key in parents:
-        target = target[key]
-    if value is ...:
-        del target[last]
-    else:
-        target[last] = value
-    return spec
-
-
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -174,8 +161,10 @@ def edited(path: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_an_invalid_residual_network_is_refused_by_name(path: str, value: Any, message: str) -> None:
+    spec = SMALL.to_dict()
+    edit(spec, path, value)
     with pytest.raises(SpecError) as caught:
-        ModelSpec.from_json(json.dumps(edited(path, value)))
+        ModelSpec.from_json(json.dumps(spec))
 
     assert message in str(caught.value)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_states import specs
+from spec_edits import edit
 
 from bnncore.blocks import Block
 from bnncore.errors import SpecError
@@ -63,22 +63,6 @@ def test_the_default_mlp_has_the_papers_number_of_weights() -> None:
     assert mlp().num_binary_weights == 784 * 256 + 3 * 256 * 256 + 256 * 10
 
 
-def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Make an edit that sets (or with ``...`` deletes) one value of a spec in JSON form."""
-
-    def apply(spec: dict[str, Any]) -> None:
-        *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
-        target: Any = spec
-        for key in parents:
-            target = target[key]
-        if value is ...:
-            del target[last]
-        else:
-            target[last] = value
-
-    return apply
-
-
 BAD_EDITS = [
     ("format", "onnx", "format"),
     ("version", 3, "upgrade"),
@@ -119,7 +103,7 @@ BAD_EDITS = [
 @pytest.mark.parametrize(("path", "value", "message"), BAD_EDITS)
 def test_an_invalid_spec_is_refused_by_name(path: str, value: Any, message: str) -> None:
     spec = SMALL.to_dict()
-    edit(path, value)(spec)
+    edit(spec, path, value)
 
     with pytest.raises(SpecError) as caught:
         ModelSpec.from_json(json.dumps(spec))
@@ -229,7 +213,7 @@ BAD_MAPS = [
 @pytest.mark.parametrize(("path", "value", "message"), BAD_MAPS)
 def test_maps_that_do_not_chain_are_refused_by_name(path: str, value: Any, message: str) -> None:
     spec = CONV.to_dict()
-    edit(path, value)(spec)
+    edit(spec, path, value)
 
     with pytest.raises(SpecError) as caught:
         ModelSpec.from_json(json.dumps(spec))

@@ -51,13 +51,11 @@ inline nb::list describe(const MemoryPlan& plan) {
   return entries;
 }
 
-template <class E>
-nb::class_<E> bind_engine(nb::module_& m, const char* name) {
+// What every engine does, and its input, which has `input_features(engine)` bytes a sample.
+template <class E, class Class, class InputFeatures>
+void bind_steps(Class& type, InputFeatures input_features) {
   using namespace nb::literals;
-  nb::class_<E> type(m, name);
-  type.def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
-           "batch_size"_a, "num_threads"_a)
-      .def("initialise", &E::initialise, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
+  type.def("initialise", &E::initialise, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("reset", &E::reset, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
       .def(
           "step",
@@ -93,13 +91,20 @@ nb::class_<E> bind_engine(nb::module_& m, const char* name) {
             return owned(std::move(predictions), {static_cast<size_t>(count)});
           },
           "count"_a)
-      .def_prop_ro("input",
-                   [](nb::handle self) {
-                     E& engine = nb::cast<E&>(self);
-                     return view(self, engine.input(),
-                                 {static_cast<size_t>(engine.batch_size()),
-                                  static_cast<size_t>(engine.blocks()[0].in_features())});
-                   })
+      .def_prop_ro("input", [input_features](nb::handle self) {
+        E& engine = nb::cast<E&>(self);
+        return view(self, engine.input(),
+                    {static_cast<size_t>(engine.batch_size()), static_cast<size_t>(input_features(engine))});
+      });
+}
+
+template <class E>
+nb::class_<E> bind_engine(nb::module_& m, const char* name) {
+  using namespace nb::literals;
+  nb::class_<E> type(m, name);
+  bind_steps<E>(type, [](E& engine) { return engine.blocks()[0].in_features(); });
+  type.def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
+           "batch_size"_a, "num_threads"_a)
       .def_prop_ro("labels",
                    [](nb::handle self) {
                      E& engine = nb::cast<E&>(self);

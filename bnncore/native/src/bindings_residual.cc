@@ -50,50 +50,10 @@ void bind_residual_engine(nb::module_& m) {
           "conv"_a, "pool_height"_a, "pool_width"_a, "Gives the last unit a shortcut.");
 
   using E = ResidualEngine;
-  nb::class_<E, Engine>(m, "ResidualEngine")
-      .def(nb::init<ResidualSpec, const OptimizerParams&, int, int>(), "network"_a, "optimizer"_a, "batch_size"_a,
-           "num_threads"_a)
-      .def("initialise", &E::initialise, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def("reset", &E::reset, "seed"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def(
-          "step",
-          [](E& self, float step_scale) {
-            StepResult result;
-            {
-              nb::gil_scoped_release release;
-              result = self.step(step_scale);
-            }
-            return std::make_tuple(result.loss, result.correct);
-          },
-          "step_scale"_a)
-      .def("observe", &E::observe, "number"_a, nb::call_guard<nb::gil_scoped_release>())
-      .def(
-          "evaluate",
-          [](E& self, int count) {
-            StepResult result;
-            {
-              nb::gil_scoped_release release;
-              result = self.evaluate(count, nullptr);
-            }
-            return std::make_tuple(result.loss, result.correct);
-          },
-          "count"_a)
-      .def(
-          "predict",
-          [](E& self, int count) {
-            std::vector<int32_t> predictions(static_cast<size_t>(count));
-            {
-              nb::gil_scoped_release release;
-              self.evaluate(count, predictions.data());
-            }
-            return owned(std::move(predictions), {static_cast<size_t>(count)});
-          },
-          "count"_a)
-      .def_prop_ro("input", [](nb::handle self) {
-        E& engine = nb::cast<E&>(self);
-        return view(self, engine.input(),
-                    {static_cast<size_t>(engine.batch_size()), static_cast<size_t>(engine.input_features())});
-      });
+  nb::class_<E, Engine> type(m, "ResidualEngine");
+  type.def(nb::init<ResidualSpec, const OptimizerParams&, int, int>(), "network"_a, "optimizer"_a, "batch_size"_a,
+           "num_threads"_a);
+  bind_steps<E>(type, [](E& engine) { return engine.input_features(); });
 
   m.def(
       "plan_residual",

@@ -51,6 +51,17 @@ struct QuantiseResult {
   float max_abs;      // largest |(q - offset) * gain|, before saturation
 };
 
+// mu and psi of a channel, in double: S / B and D / B^2.
+struct ChannelMoments {
+  double mean;
+  double mean_abs_dev;
+};
+
+inline ChannelMoments channel_moments(const ChannelStatistics& statistics, int count) {
+  const double n = count;
+  return {static_cast<double>(statistics.sum) / n, static_cast<double>(statistics.abs_deviation) / (n * n)};
+}
+
 // Some channels' mu, psi and thresholds side by side, so that vectors take them together.
 inline constexpr int kNormRows = 16;
 struct ChannelNorms {
@@ -80,7 +91,7 @@ struct ProductKernels {
 struct ChannelKernels {
   ProductKernels<int16_t> narrow;
   ProductKernels<int32_t> wide;
-  // mu and psi of rows <= kNormRows channels, from sums over `count` values each: S / B and D / B^2.
+  // channel_moments of rows <= kNormRows channels.
   void (*moments)(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms);
   // Thresholds for x = (y - mean) / mean_abs_dev + beta, whether those are of the batch or running.
   void (*thresholds)(const float* beta, int rows, ChannelNorms& norms);

@@ -203,6 +203,7 @@ class Engine {
          EngineLayout layout);
 
   static constexpr int kStatisticsWindow = 10;  // running statistics: momentum 1 - 1/10, as in the paper's code
+  static constexpr float kRunning = -1.0f;      // in place of a kept share: normalise by the running statistics
 
   // What the updates of one block share in one step.
   struct UpdateContext {
@@ -270,6 +271,8 @@ class Engine {
                       const Y* excess, Y* y, size_t y_stride) const;
   template <typename Y>
   void find_padding(size_t block, const uint64_t* weights, int rows, int member, Y* padding) const;
+  // What a part of a mean of `count` leaves of the others before it.
+  static float kept_share(int count) { return 1.0f - 1.0f / static_cast<float>(count); }
   // `kept` is the share of the running statistics that a batch's own leave, below 0 where those are not taken.
   void forward(int count, float kept, Trace* trace);
   template <typename Y>

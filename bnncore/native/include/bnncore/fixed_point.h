@@ -39,17 +39,6 @@ struct Scaling {
   float least;
 };
 
-// mu and psi of a channel, in double.
-struct ChannelMoments {
-  double mean;
-  double mean_abs_dev;
-};
-
-inline ChannelMoments channel_moments(const ChannelStatistics& statistics, int count) {
-  const double n = count;
-  return {static_cast<double>(statistics.sum) / n, static_cast<double>(statistics.abs_deviation) / (n * n)};
-}
-
 Scaling stream_scaling(const ChannelMoments& moments, float beta, int limit);
 
 // What becomes of a stream's gradient below a unit: way * way_gain + (branch * branch_gain) * slope of the sign at s.

@@ -19,10 +19,10 @@ namespace bitfleet::loops {
 
 BITFLEET_INLINE void moments(const ChannelStatistics* __restrict statistics, int count, int rows,
                              ChannelNorms& __restrict norms) {
-  const double n = count;
   for (int r = 0; r < rows; ++r) {
-    norms.mean[r] = static_cast<double>(statistics[r].sum) / n;
-    norms.mean_abs_dev[r] = static_cast<double>(statistics[r].abs_deviation) / (n * n);
+    const ChannelMoments moments = channel_moments(statistics[r], count);
+    norms.mean[r] = moments.mean;
+    norms.mean_abs_dev[r] = moments.mean_abs_dev;
   }
 }
 

@@ -9,15 +9,6 @@
 
 namespace bitfleet {
 
-namespace {
-
-constexpr float kRunning = -1.0f;  // normalise by the running statistics
-
-// What the others before keep of a mean of `count` parts.
-float kept_share(int count) { return 1.0f - 1.0f / static_cast<float>(count); }
-
-}  // namespace
-
 Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads)
     : Engine(blocks, optimizer, batch_size, num_threads, lay_out_engine(blocks, optimizer, batch_size, num_threads)) {}
 

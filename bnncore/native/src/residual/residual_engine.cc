@@ -8,15 +8,6 @@
 
 namespace bitfleet {
 
-namespace {
-
-constexpr float kRunning = -1.0f;  // normalise by the running statistics
-
-// What the others before keep of a mean of `count` parts.
-float kept_share(int count) { return 1.0f - 1.0f / static_cast<float>(count); }
-
-}  // namespace
-
 ResidualEngine::ResidualEngine(ResidualSpec network, const OptimizerParams& optimizer, int batch_size, int num_threads)
     : ResidualEngine(network, optimizer, batch_size, num_threads,
                      lay_out_residual(network, optimizer, batch_size, num_threads)) {}

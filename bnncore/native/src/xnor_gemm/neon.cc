@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "bnncore/xnor_gemm.h"
+#include "rows_inl.h"
 
 namespace bitfleet::neon {
 
@@ -68,18 +69,8 @@ void rows_by_8(const uint64_t* x, const int32_t* offsets, int some, const uint64
 
 void xnor_gemm(const XnorPanel& x, int count, const uint64_t* w, size_t w_stride, int rows, int words, int depth,
                const int16_t* excess, size_t excess_stride, int16_t* y, size_t y_stride) {
-  PanelPlace place;
-  for (int p = 0; p < count; p += 8, place.advance(x)) {
-    const int some = std::min(8, count - p);
-    const uint64_t* columns = x.words + place.word;
-    for (int r = 0; r < rows;) {
-      const int16_t* subtracted = excess == nullptr ? nullptr : excess + r * excess_stride + p;
-      const bool four = r + 4 <= rows;
-      (four ? rows_by_8<4> : rows_by_8<1>)(columns, x.offsets, some, w + r * w_stride, w_stride, words, depth,
-                                           subtracted, excess_stride, y + r * y_stride + p, y_stride);
-      r += four ? 4 : 1;
-    }
-  }
+  loops::by_eight(rows_by_8<4>, rows_by_8<1>, x, count, w, w_stride, rows, words, depth, excess, excess_stride, y,
+                  y_stride);
 }
 
 }  // namespace bitfleet::neon
