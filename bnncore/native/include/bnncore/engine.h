@@ -234,6 +234,18 @@ class Engine {
     }
   };
 
+  // What makes the gradient of a channel's products of that behind its norm.
+  struct NormGradient {
+    const ChannelStatistics& statistics;
+    double mean_abs_dev;
+    ChannelThresholds thresholds;
+    int64_t y_bound;          // >= |y|
+    float scale_in, scale_y;  // worth of a unit of either gradient
+    RandomStream random;      // value i draws word channel + i * channels
+    int channel, channels;
+    bool measure;  // only look for the largest magnitude
+  };
+
   template <typename T>
   T* at(size_t offset) const {
     return reinterpret_cast<T*>(arena_ + offset);
@@ -286,6 +298,9 @@ class Engine {
   TileResult run_tiles(size_t block, bool measure, float step_scale, Trace* trace);
   template <typename Y>
   TileResult backward_tile(size_t block, int tile, bool measure, float step_scale, int member, Trace* trace);
+  // Of one channel's values, in place.
+  template <typename Y>
+  TileResult round_gradient(const Y* y, int8_t* grad, int values, const NormGradient& norm, float& grad_beta) const;
   template <typename Y>
   void load_gradient(size_t block, int first, int rows, const Y* y, const int32_t* sign_from, int member,
                      int8_t* grad_t) const;

@@ -119,10 +119,6 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
       thresholds.mask_from = std::numeric_limits<int32_t>::min();
       thresholds.mask_to = std::numeric_limits<int32_t>::max();
     }
-    const int64_t floor_mean = floor_divide(statistics.sum, values);
-    const GradientSums sums =
-        kernels.gradient_sums(row, grad, values, y_bound, thresholds, static_cast<int32_t>(floor_mean),
-                              floor_mean * values == statistics.sum);
     if (trace != nullptr) {
       BlockTrace& t = trace->blocks[block];
       std::copy_n(row, values, t.y_again.begin() + size_t(channel) * values);
@@ -132,24 +128,9 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
       t.thresholds[3 * channel + 1] = thresholds.mask_from;
       t.thresholds[3 * channel + 2] = thresholds.mask_to;
     }
-    if (statistics.abs_deviation == 0) {
-      std::memset(grad, 0, static_cast<size_t>(values));
-    } else {
-      const GradientCoefficients coefficients =
-          gradient_coefficients(statistics, floor_mean, norms.mean_abs_dev[r], thresholds, sums, values);
-      const float real_gain = static_cast<float>(double{scale_in} / norms.mean_abs_dev[r]);
-      if (measure) {
-        const float largest = kernels.gradient_max(row, grad, values, coefficients);
-        result.max_abs = std::max(result.max_abs, largest * real_gain);
-        continue;
-      }
-      const QuantiseResult rounded =
-          kernels.gradient_quantise(row, grad, values, coefficients, real_gain / scale_y, random,
-                                    static_cast<uint32_t>(channel), static_cast<uint32_t>(spec.out_channels));
-      result.max_abs = std::max(result.max_abs, rounded.max_abs * scale_y);
-      result.saturated += rounded.saturated;
-    }
-    grad_beta[r] = scale_in * static_cast<float>(sums.q);
+    const NormGradient norm{statistics, norms.mean_abs_dev[r], thresholds, y_bound, scale_in, scale_y, random,
+                            channel,    spec.out_channels,     measure};
+    result.add(round_gradient(row, grad, values, norm, grad_beta[r]));
   }
   if (measure) return result;
   update_beta(block, first, grad_beta, rows, step_scale);
@@ -162,6 +143,32 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
   }
   return result;
 }
+
+template <typename Y>
+Engine::TileResult Engine::round_gradient(const Y* y, int8_t* grad, int values, const NormGradient& norm,
+                                          float& grad_beta) const {
+  const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
+  const int64_t floor_mean = floor_divide(norm.statistics.sum, values);
+  const GradientSums sums =
+      kernels.gradient_sums(y, grad, values, norm.y_bound, norm.thresholds, static_cast<int32_t>(floor_mean),
+                            floor_mean * values == norm.statistics.sum);
+  grad_beta = norm.scale_in * static_cast<float>(sums.q);
+  if (norm.statistics.abs_deviation == 0) {
+    if (!norm.measure) std::memset(grad, 0, static_cast<size_t>(values));
+    return {};
+  }
+  const GradientCoefficients coefficients =
+      gradient_coefficients(norm.statistics, floor_mean, norm.mean_abs_dev, norm.thresholds, sums, values);
+  const float real_gain = static_cast<float>(double{norm.scale_in} / norm.mean_abs_dev);
+  if (norm.measure) return {kernels.gradient_max(y, grad, values, coefficients) * real_gain, 0, 0};
+  const QuantiseResult rounded =
+      kernels.gradient_quantise(y, grad, values, coefficients, real_gain / norm.scale_y, norm.random,
+                                static_cast<uint32_t>(norm.channel), static_cast<uint32_t>(norm.channels));
+  return {rounded.max_abs * norm.scale_y, rounded.saturated, 0};
+}
+
+template Engine::TileResult Engine::round_gradient(const int16_t*, int8_t*, int, const NormGradient&, float&) const;
+template Engine::TileResult Engine::round_gradient(const int32_t*, int8_t*, int, const NormGradient&, float&) const;
 
 // The gradient that entered the block, or the one of its products, out of the slot.
 void Engine::trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const {

@@ -86,14 +86,15 @@ Engine::TileResult ResidualEngine::unit_tile(size_t block, int tile, bool measur
   for (int r = 0; r < rows; ++r) {
     const int channel = first + r;
     const int16_t* row = y + static_cast<size_t>(r) * stride;
+    const ChannelStatistics statistics = kernels_.channel->narrow.statistics(row, values);
     if (!measure && !u.has_shortcut) {
-      const ChannelMoments moments = channel_moments(kernels_.channel->narrow.statistics(row, values), values);
+      const ChannelMoments moments = channel_moments(statistics, values);
       kernels_.fixed_point->subtract(row, values, stream_scaling(moments, at<float>(norm.beta.value)[channel], u.limit),
                                      stream_row(u.stage, channel));
     }
-    result.add(norm_gradient(norm, channel, spec.out_channels, row, grads + static_cast<size_t>(r) * stride, values,
-                             spec.fan_in(), gradient_scale_, grad_y_scale(block), stream(block, Purpose::kGradY),
-                             measure, step_scale, !measure));
+    result.add(norm_gradient(norm, channel, spec.out_channels, row, statistics, grads + static_cast<size_t>(r) * stride,
+                             values, spec.fan_in(), gradient_scale_, grad_y_scale(block),
+                             stream(block, Purpose::kGradY), measure, step_scale, !measure));
   }
   if (measure) return result;
   for (int b = 0; b < batch_size_; ++b) {
@@ -106,46 +107,29 @@ Engine::TileResult ResidualEngine::unit_tile(size_t block, int tile, bool measur
 
 template <typename Y>
 Engine::TileResult ResidualEngine::norm_gradient(const NormLayout& norm, int channel, int channels, const Y* y,
-                                                 int8_t* grad, int values, int64_t y_bound, float scale_in,
-                                                 float scale_y, RandomStream random, bool measure, float step_scale,
-                                                 bool trains) {
-  const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
-  const ChannelStatistics statistics = kernels.statistics(y, values);
-  const ChannelMoments moments = channel_moments(statistics, values);
+                                                 const ChannelStatistics& statistics, int8_t* grad, int values,
+                                                 int64_t y_bound, float scale_in, float scale_y, RandomStream random,
+                                                 bool measure, float step_scale, bool trains) {
   // A sum follows, not a sign: every gradient passes.
   const ChannelThresholds thresholds{0, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()};
-  const int64_t floor_mean = floor_divide(statistics.sum, values);
-  const GradientSums sums = kernels.gradient_sums(
-      y, grad, values, y_bound, thresholds, static_cast<int32_t>(floor_mean), floor_mean * values == statistics.sum);
-  TileResult result{};
-  if (statistics.abs_deviation == 0) {
-    if (!measure) std::memset(grad, 0, static_cast<size_t>(values));
-  } else {
-    const GradientCoefficients coefficients =
-        gradient_coefficients(statistics, floor_mean, moments.mean_abs_dev, thresholds, sums, values);
-    const float real_gain = static_cast<float>(double{scale_in} / moments.mean_abs_dev);
-    if (measure) {
-      result.max_abs = kernels.gradient_max(y, grad, values, coefficients) * real_gain;
-      return result;
-    }
-    const QuantiseResult rounded =
-        kernels.gradient_quantise(y, grad, values, coefficients, real_gain / scale_y, random,
-                                  static_cast<uint32_t>(channel), static_cast<uint32_t>(channels));
-    result.max_abs = rounded.max_abs * scale_y;
-    result.saturated = rounded.saturated;
-  }
+  float grad_beta;
+  const TileResult result = round_gradient(y, grad, values,
+                                           {statistics, channel_moments(statistics, values).mean_abs_dev, thresholds,
+                                            y_bound, scale_in, scale_y, random, channel, channels, measure},
+                                           grad_beta);
   if (trains) {
-    const float grad_beta = scale_in * static_cast<float>(sums.q);
     train_real(norm.beta, static_cast<size_t>(channel), &grad_beta, 1,
                adam_step(optimizer_.beta_step_size * step_scale));
   }
   return result;
 }
 
-template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, int, const int16_t*, int8_t*, int,
-                                                          int64_t, float, float, RandomStream, bool, float, bool);
-template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, int, const int32_t*, int8_t*, int,
-                                                          int64_t, float, float, RandomStream, bool, float, bool);
+template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, int, const int16_t*,
+                                                          const ChannelStatistics&, int8_t*, int, int64_t, float, float,
+                                                          RandomStream, bool, float, bool);
+template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, int, const int32_t*,
+                                                          const ChannelStatistics&, int8_t*, int, int64_t, float, float,
+                                                          RandomStream, bool, float, bool);
 
 // Some channels of the stream's gradient, channel by channel: rows [channels][stride].
 void ResidualEngine::load_stream_gradient(int channels, int positions, Range some, int8_t* rows, size_t stride) const {

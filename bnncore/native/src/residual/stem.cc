@@ -208,8 +208,9 @@ ResidualEngine::StemResult ResidualEngine::backward_stem(Range channels, StemPas
   for (int c = channels.begin; c < channels.end; ++c) {
     const int16_t* row = y + static_cast<size_t>(c - channels.begin) * stride;
     int8_t* grad = grads + static_cast<size_t>(c - channels.begin) * out_stride;
-    const ChannelMoments moments = channel_moments(kernels_.channel->narrow.statistics(row, values), values);
-    const Scaling scaling = inner_scaling(moments, at<float>(more_.stem_norm.beta.value)[c]);
+    const ChannelStatistics statistics = kernels_.channel->narrow.statistics(row, values);
+    const Scaling scaling =
+        inner_scaling(channel_moments(statistics, values), at<float>(more_.stem_norm.beta.value)[c]);
     const int16_t* source = row;
     uint8_t* choice = at<uint8_t>(scratch.choice);
     if (s.pools) {
@@ -221,7 +222,8 @@ ResidualEngine::StemResult ResidualEngine::backward_stem(Range channels, StemPas
     float scale = gradient_scale_;
     if (!s.second_norm.empty()) {
       const float unit = scale_of(scales.max_grad_x);
-      const TileResult second = norm_gradient(more_.second_norm, c, s.conv.out_channels, inner, grad, outputs,
+      const TileResult second = norm_gradient(more_.second_norm, c, s.conv.out_channels, inner,
+                                              kernels_.channel->narrow.statistics(inner, outputs), grad, outputs,
                                               kStreamMax, scale, unit, side_stream(0, Purpose::kGradY),
                                               pass == StemPass::kMeasureSecond, step_scale, pass == StemPass::kTrain);
       result.second_max = std::max(result.second_max, second.max_abs);
@@ -236,9 +238,10 @@ ResidualEngine::StemResult ResidualEngine::backward_stem(Range channels, StemPas
     if (s.pools) {
       unpool_stem(grad, choice, whole, result.saturated, member);
     }
-    const TileResult first = norm_gradient(more_.stem_norm, c, s.conv.out_channels, row, whole, values, 1 << kStemBits,
-                                           scale, scale_of(scales.max_grad_y), stream(0, Purpose::kGradY),
-                                           pass == StemPass::kMeasureFirst, step_scale, pass == StemPass::kTrain);
+    const TileResult first =
+        norm_gradient(more_.stem_norm, c, s.conv.out_channels, row, statistics, whole, values, 1 << kStemBits, scale,
+                      scale_of(scales.max_grad_y), stream(0, Purpose::kGradY), pass == StemPass::kMeasureFirst,
+                      step_scale, pass == StemPass::kTrain);
     result.first_max = std::max(result.first_max, first.max_abs);
     result.saturated += first.saturated;
   }
