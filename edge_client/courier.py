@@ -135,6 +135,7 @@ class Courier:
                 seconds=update.seconds,
                 peak_pss_bytes=update.peak_pss_bytes,
                 downloaded_bytes=update.downloaded_bytes,
+                training_seconds=update.training_seconds,
             ),
         )
 

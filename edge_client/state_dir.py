@@ -56,6 +56,7 @@ class PendingUpdate:
     accuracy: float
     steps: int
     seconds: float
+    training_seconds: float
     peak_pss_bytes: int
     downloaded_bytes: int
 

@@ -57,7 +57,7 @@ def train_task(task: dict[str, Any], folder: Path, events: EventWriter) -> dict[
 
     Returns:
       The outcome's fields: digest, size and codec of the update, num_examples, steps, mean loss (nats) and accuracy
-      (0 to 1) over the local steps, peak PSS of this process.
+      (0 to 1) over the local steps and their seconds, peak PSS of this process.
 
     Raises:
       TaskDeclinedError: the job does not fit the data here.
@@ -81,7 +81,9 @@ def train_task(task: dict[str, Any], folder: Path, events: EventWriter) -> dict[
             threads=task["threads"],
         )
         load_model(engine, spec, task, seed)
+        began = time.monotonic()
         loss, accuracy = run_steps(engine, dataset, job_labels, training, seed, events)
+        training_seconds = time.monotonic() - began
         num_examples = dataset.num_examples
     payload = get_codec(task["up_codec"]).encode(spec, engine.state(), kind="update")
     with replace_file(folder / UPDATE_FILE) as file:
@@ -94,6 +96,7 @@ def train_task(task: dict[str, Any], folder: Path, events: EventWriter) -> dict[
         "steps": training["local_steps"],
         "loss": loss,
         "accuracy": accuracy,
+        "training_seconds": training_seconds,
         "peak_pss_bytes": peak_pss_bytes(),
     }
 

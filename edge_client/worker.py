@@ -45,7 +45,7 @@ LEDGER_RETRY_S = 30.0
 
 _FROM_TRAINER = (
     *("update_digest", "total_bytes", "num_examples", "codec"),
-    *("loss", "accuracy", "steps", "seconds", "peak_pss_bytes"),
+    *("loss", "accuracy", "steps", "seconds", "training_seconds", "peak_pss_bytes"),
 )
 
 

@@ -11,11 +11,23 @@ from pathlib import Path
 
 from bnncore.checkpoint import save_checkpoint
 from bnncore.spec import ModelSpec
-from server.api.views import DeviceView, JobView, ModelView, RoundView, StatusView, VersionView, iso_time
+from server.api.views import (
+    DeviceView,
+    JobView,
+    ModelView,
+    RoundView,
+    StatusView,
+    VersionView,
+    iso_time,
+    median_or_none,
+)
 from server.coordinator import Coordinator
 from server.coordinator.versions import read_state
 from server.errors import NotFoundError
 from server.storage.base import DeviceRecord, JobRecord, VersionRecord
+
+_OVERHEADS_SHOWN = 100
+"""Latest rounds of which the status gives the median overhead."""
 
 
 class Queries:
@@ -32,6 +44,7 @@ class Queries:
         coordinator = self._coordinator
         jobs = await self._disk.run(self._storage.list_jobs)
         devices = await self._disk.run(self._storage.list_devices)
+        overheads = await self._disk.run(self._storage.recent_overheads, _OVERHEADS_SHOWN)
         runner = coordinator.running_job
         return StatusView(
             version=self._version,
@@ -43,6 +56,7 @@ class Queries:
             devices_known=len(devices),
             down_bytes=coordinator.traffic.down_bytes,
             up_bytes=coordinator.traffic.up_bytes,
+            round_overhead_s=median_or_none(overheads),
         )
 
     async def jobs(self) -> list[JobView]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +22,8 @@ class UpdateView(BaseModel):
     num_examples: int
     bytes: int
     seconds: float | None
+    training_seconds: float | None
+    steps: int
     loss: float | None
     peak_pss_bytes: int
     down_bytes: int
@@ -35,6 +39,8 @@ class UpdateView(BaseModel):
             num_examples=row.num_examples,
             bytes=row.payload_bytes,
             seconds=row.seconds,
+            training_seconds=row.training_seconds,
+            steps=row.steps,
             loss=row.loss,
             peak_pss_bytes=row.peak_pss_bytes,
             down_bytes=row.down_bytes,
@@ -58,6 +64,9 @@ class RoundView(BaseModel):
     down_bytes_per_device: int
     up_bytes_per_device: int
     device_seconds_max: float | None
+    training_seconds_max: float | None
+    overhead_s: float | None
+    """Of a committed round: its time without waiting for devices, less ``training_seconds_max``."""
     model_version: int | None
     weights_digest: str | None
     reason: str
@@ -84,6 +93,10 @@ class RoundView(BaseModel):
             down_bytes_per_device=round(sum(row.down_bytes for row in members) / count),
             up_bytes_per_device=round(sum(row.up_bytes for row in members) / count),
             device_seconds_max=max((row.seconds for row in accepted if row.seconds is not None), default=None),
+            training_seconds_max=max(
+                (row.training_seconds for row in accepted if row.training_seconds is not None), default=None
+            ),
+            overhead_s=record.overhead_s,
             model_version=record.round_number if is_committed else None,
             weights_digest=record.weights_digest,
             reason=record.reason,
@@ -101,6 +114,8 @@ class JobView(BaseModel):
     rounds_total: int
     rounds_committed: int
     accuracy: float | None
+    overhead_s: float | None
+    """Median over its committed rounds."""
     created_at: str
     finished_at: str | None
     spec: dict[str, Any]
@@ -120,6 +135,7 @@ class JobView(BaseModel):
             rounds_total=config["rounds"],
             rounds_committed=len(committed),
             accuracy=accuracies[-1] if accuracies else None,
+            overhead_s=median_or_none(round_.overhead_s for round_ in committed),
             created_at=iso_time(job.created_at),
             finished_at=None if job.finished_at is None else iso_time(job.finished_at),
             spec=json.loads(job.spec_json),
@@ -228,6 +244,14 @@ class StatusView(BaseModel):
     devices_known: int
     down_bytes: int
     up_bytes: int
+    round_overhead_s: float | None
+    """Median over the latest rounds, of all jobs; see ``RoundView``."""
+
+
+def median_or_none(values: Iterable[float | None]) -> float | None:
+    """Return the median of those values that are known."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def iso_time(seconds: float) -> str:

@@ -48,6 +48,8 @@ def show_job(arguments: argparse.Namespace) -> int:
 
     def print_job() -> None:
         print(f"{job['id']}  {job['state']}  {job['reason']}".rstrip())
+        if job["overhead_s"] is not None:
+            print(f"a round costs {job['overhead_s']:.3f} s beside the slowest device's training (median)")
         columns = [
             "round",
             "state",
@@ -57,7 +59,8 @@ def show_job(arguments: argparse.Namespace) -> int:
             "accuracy",
             "down/device",
             "up/device",
-            "seconds",
+            "slowest",
+            "overhead",
         ]
         _print_table(columns, (_round_row(round_) for round_ in rounds))
 
@@ -153,7 +156,6 @@ def _print_table(columns: list[str], rows: Iterable[list[Any]]) -> None:
 
 
 def _round_row(round_: dict[str, Any]) -> list[Any]:
-    seconds = round_["device_seconds_max"]
     return [
         round_["round"],
         round_["state"],
@@ -163,12 +165,17 @@ def _round_row(round_: dict[str, Any]) -> list[Any]:
         _percent(round_),
         round_["down_bytes_per_device"],
         round_["up_bytes_per_device"],
-        None if seconds is None else f"{seconds:.1f}",
+        _seconds(round_["device_seconds_max"]),
+        _seconds(round_["overhead_s"], 3),
     ]
 
 
 def _percent(value: dict[str, Any]) -> str:
     return "-" if value["accuracy"] is None else f"{value['accuracy']:.2f} %"
+
+
+def _seconds(value: float | None, digits: int = 1) -> str | None:
+    return None if value is None else f"{value:.{digits}f} s"
 
 
 def _mib(num_bytes: int) -> str:

@@ -107,6 +107,8 @@ class Collection:
                 num_examples=header.num_examples,
                 payload_bytes=header.total_bytes,
                 seconds=header.seconds,
+                training_seconds=header.training_seconds,
+                steps=header.steps,
                 loss=header.loss,
                 peak_pss_bytes=header.peak_pss_bytes,
                 received_at=time.time(),

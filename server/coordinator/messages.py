@@ -84,6 +84,8 @@ class UpdateHeader:
     codec: str
     loss: float | None = None
     seconds: float | None = None
+    training_seconds: float | None = None
+    steps: int = 0
     peak_pss_bytes: int = 0
 
 

@@ -233,7 +233,7 @@ class RoundRunner:
                     await self._aggregate()
                 case Reopen(reason):
                     self._log("quorum_missed", reason=repr(reason))
-                    await self._save(state=Phase.OPEN, attempt=round_.attempt, reason=reason)
+                    await self._save(state=Phase.OPEN, attempt=round_.attempt, reason=reason, **self._stop_clock())
                 case Fail(reason):
                     self._log("round_failed", reason=repr(reason))
                     await self._save(self._collection.close(), state=Phase.FAILED, reason=reason)
@@ -242,7 +242,9 @@ class RoundRunner:
         round_ = self._round
         rows = self._collection.assigned(round_.cohort - round_.accepted)
         cohort = tuple(sorted(round_.cohort))
-        await self._save(rows, state=Phase.COLLECTING, attempt=round_.attempt, cohort=cohort, reason="")
+        since = self._record.collecting_since or time.time()
+        changes = {"attempt": round_.attempt, "cohort": cohort, "reason": "", "collecting_since": since}
+        await self._save(rows, state=Phase.COLLECTING, **changes)
         self._log("round_collecting", attempt=round_.attempt, cohort=len(cohort), quorum=round_.quorum)
 
     def _task_for(self, device_id: str) -> TaskOrder:
@@ -274,17 +276,35 @@ class RoundRunner:
 
     async def _aggregate(self) -> None:
         """Make the next version: payloads first, then one transaction, then the updates' payloads go."""
-        parts, disk, now = self._parts, self._parts.disk, time.time()
+        parts, disk = self._parts, self._parts.disk
         state = await self._collection.finish()
-        version = await asyncio.to_thread(parts.writer.write, self.round_number, state, now)
+        version = await asyncio.to_thread(parts.writer.write, self.round_number, state, time.time())
         rows = self._collection.close()
+        clock = self._stop_clock()
         self._record = replace(
-            self._record, state=Phase.COMMITTED, committed_at=now, weights_digest=version.weights_digest, reason=""
+            self._record,
+            state=Phase.COMMITTED,
+            committed_at=time.time(),
+            weights_digest=version.weights_digest,
+            reason="",
+            overhead_s=_overhead_s(clock["collected_s"], rows),
+            **clock,
         )
         await disk.run(disk.storage.commit_round, self._record, version, rows)
         self._round, _ = advance(self._round, Committed(), parts.clock())
-        self._log("round_committed", accepted=len(self._round.accepted), weights_digest=version.weights_digest)
+        self._log(
+            "round_committed",
+            accepted=len(self._round.accepted),
+            weights_digest=version.weights_digest,
+            overhead_s=self._record.overhead_s,
+        )
         await disk.run(disk.remove_unreferenced, {row.update_digest for row in rows if row.update_digest})
+
+    def _stop_clock(self) -> dict[str, Any]:
+        """Return the record's fields of an attempt that collects no more."""
+        record = self._record
+        seconds = 0.0 if record.collecting_since is None else max(0.0, time.time() - record.collecting_since)
+        return {"collecting_since": None, "collected_s": record.collected_s + seconds}
 
     async def _save(self, rows: Iterable[UpdateRecord] = (), **changes: Any) -> None:
         self._record = replace(self._record, **changes)
@@ -293,6 +313,12 @@ class RoundRunner:
     def _log(self, event: str, **values: object) -> None:
         text = " ".join(f"{name}={value}" for name, value in values.items())
         _log.info("event=%s job=%s round=%d %s", event, self.base.job_id, self.round_number, text)
+
+
+def _overhead_s(collected_s: float, rows: Iterable[UpdateRecord]) -> float | None:
+    """Return a round's seconds beside the slowest accepted device's training; None when no device measured that."""
+    trained = [row.training_seconds for row in rows if row.status == "ACCEPTED" and row.training_seconds is not None]
+    return max(0.0, collected_s - max(trained)) if trained else None
 
 
 def _accepts(step: Step) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnncore.optimizer import resolve_preset
 from server.coordinator.cohort import why_ineligible
 from server.coordinator.collection import Collection
 from server.coordinator.disk import Disk
 from server.coordinator.evaluation import Evaluator
-from server.coordinator.events import Cancelled, DeviceConnected, Event
+from server.coordinator.events import Cancelled, DeviceConnected, Event, StartCollecting
 from server.coordinator.messages import DeviceHello
 from server.coordinator.round import Phase, Round, RoundRules, Step, advance, open_round, resume_round
 from server.coordinator.round_runner import RoundParts, RoundRunner
@@ -131,6 +131,7 @@ class JobRunner:
         if base is None:
             raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
         collection = Collection(self._disk, self.config, self._spec, self.job_id, number)
+        is_new = record is None
         if record is None:
             record = RoundRecord(self.job_id, number, Phase.OPEN, attempt=1, opened_at=time.time())
             await self._disk.run(storage.save_round, record)
@@ -146,7 +147,10 @@ class JobRunner:
             clock=self._parts.clock,
             base=base,
         )
-        self.active = RoundRunner(parts, record, collection, self._take_up(record, collection))
+        begin = self._take_up(record, collection)
+        if is_new and StartCollecting() in begin[1]:  # nobody had to be waited for: all of its time is the round's
+            record = replace(record, collecting_since=record.opened_at)
+        self.active = RoundRunner(parts, record, collection, begin)
         if self._cancel_reason is not None:  # while the round was prepared, when nobody could be told
             self.active.post(Cancelled(self._cancel_reason))
         try:

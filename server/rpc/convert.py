@@ -97,6 +97,8 @@ def header_of(message: pb.UpdateHeader) -> UpdateHeader:
         codec=_text(message.codec, 32),
         loss=metrics.loss if message.HasField("metrics") and math.isfinite(metrics.loss) else None,
         seconds=metrics.seconds if message.HasField("metrics") and 0 <= metrics.seconds < math.inf else None,
+        training_seconds=metrics.training_seconds if 0 < metrics.training_seconds < math.inf else None,
+        steps=min(metrics.steps, 2**31 - 1),
         peak_pss_bytes=_count("peak_pss_bytes", metrics.peak_pss_bytes),
     )
 

@@ -44,6 +44,12 @@ class RoundRecord:
     """Percent of the held-out set."""
     loss: float | None = None
     reason: str = ""
+    collecting_since: float | None = None
+    """When the present attempt began to collect; None while it waits for devices."""
+    collected_s: float = 0.0
+    """Seconds that earlier attempts collected."""
+    overhead_s: float | None = None
+    """Of a committed round: its seconds, without waiting for devices and without the slowest device's training."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class UpdateRecord:
     num_examples: int = 0
     payload_bytes: int = 0
     seconds: float | None = None
+    training_seconds: float | None = None
+    steps: int = 0
     loss: float | None = None
     peak_pss_bytes: int = 0
     down_bytes: int = 0
@@ -122,6 +130,9 @@ class Storage(Protocol):
 
     def list_rounds(self, job_id: str) -> list[RoundRecord]:
         """Return the job's rounds by number."""
+
+    def recent_overheads(self, limit: int) -> list[float]:
+        """Return ``overhead_s`` of the rounds committed last, of whatever job, the newest first."""
 
     def commit_round(self, round_: RoundRecord, version: VersionRecord, updates: Iterable[UpdateRecord] = ()) -> None:
         """Commit a round and the model version that it made, with the last word on its updates, in one transaction."""

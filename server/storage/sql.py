@@ -60,10 +60,15 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _migrate(connection: Connection) -> None:
+    command.upgrade(alembic_config(connection), "head")
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Return what Alembic's commands need to work on an open connection."""
     config = Config()
     config.set_main_option("script_location", str(resources.files("server.storage") / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    return config
 
 
 class SqlStorage:
@@ -111,6 +116,12 @@ class SqlStorage:
 
     def list_rounds(self, job_id: str) -> list[RoundRecord]:
         return self._many(RoundRecord, tables.rounds, order_by="round_number", job_id=job_id)
+
+    def recent_overheads(self, limit: int) -> list[float]:
+        columns = tables.rounds.c
+        newest = select(columns.overhead_s).where(columns.overhead_s.is_not(None)).order_by(columns.committed_at.desc())
+        with self._engine.connect() as connection:
+            return list(connection.execute(newest.limit(limit)).scalars())
 
     def commit_round(self, round_: RoundRecord, version: VersionRecord, updates: Iterable[UpdateRecord] = ()) -> None:
         with self._engine.begin() as connection:

@@ -41,6 +41,9 @@ rounds = Table(
     Column("accuracy", Float),
     Column("loss", Float),
     Column("reason", Text, nullable=False),
+    Column("collecting_since", Float),
+    Column("collected_s", Float, nullable=False),
+    Column("overhead_s", Float),
 )
 
 updates = Table(
@@ -55,6 +58,8 @@ updates = Table(
     Column("num_examples", BigInteger, nullable=False),
     Column("payload_bytes", BigInteger, nullable=False),
     Column("seconds", Float),
+    Column("training_seconds", Float),
+    Column("steps", Integer, nullable=False),
     Column("loss", Float),
     Column("peak_pss_bytes", BigInteger, nullable=False),
     Column("down_bytes", BigInteger, nullable=False),

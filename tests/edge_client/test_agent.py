@@ -49,6 +49,7 @@ async def test_a_task_comes_back_as_one_update(coordinator: Coordinator, start: 
     assert (header.device_id, header.task_id, header.round_number) == ("bird-1", task.task_id, 1)
     assert (header.num_examples, header.model_digest) == (60, task.model_digest)
     assert header.metrics.steps == 20
+    assert 0 < header.metrics.training_seconds < header.metrics.seconds
     assert 0 < header.metrics.loss < 5
     assert 0 < header.metrics.accuracy <= 1
     assert header.metrics.peak_pss_bytes > 1 << 20

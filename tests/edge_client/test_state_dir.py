@@ -20,6 +20,7 @@ UPDATE = PendingUpdate(
     accuracy=0.5,
     steps=20,
     seconds=1.5,
+    training_seconds=1.25,
     peak_pss_bytes=1,
     downloaded_bytes=2,
 )

@@ -63,6 +63,7 @@ class ScriptedDevice:
     classes: tuple[str, ...] = CLASSES
     input_shape: tuple[int, ...] = SHAPE
     num_examples: int = 40
+    training_seconds: float = 0.01
     protocol: tuple[int, int] = (1, 1)
     down_bytes: int = 0
     up_bytes: int = 0
@@ -147,7 +148,14 @@ class ScriptedDevice:
             "total_bytes": len(payload),
             "num_examples": self.num_examples,
             "codec": task.up_codec,
-            "metrics": pb.UpdateMetrics(loss=0.5, accuracy=0.9, steps=4, seconds=1.25, peak_pss_bytes=1 << 20),
+            "metrics": pb.UpdateMetrics(
+                loss=0.5,
+                accuracy=0.9,
+                steps=4,
+                seconds=1.25,
+                peak_pss_bytes=1 << 20,
+                training_seconds=self.training_seconds,
+            ),
         }
         return pb.UpdateHeader(**{**fields, **changes})
 

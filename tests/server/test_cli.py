@@ -271,6 +271,7 @@ async def test_jobs_devices_and_models_from_the_command_line(
     assert (shown["state"], [round_["state"] for round_ in shown["rounds"]]) == ("COMPLETED", ["COMMITTED"] * 2)
     assert [device["device_id"] for device in listed] == ["a", "b"]
     assert [code for code, _, _ in readable] == [0, 0, 0, 0]
+    assert f"a round costs {shown['overhead_s']:.3f} s beside" in readable[1][1]
     assert all(created["id"][:20] in out for _, out, _ in (readable[0], readable[1], readable[3]))
     assert [(model["id"], model["latest"]["version"]) for model in models] == [(created["id"], 2)]
     assert (exported["version"], initial["version"]) == (2, 0)

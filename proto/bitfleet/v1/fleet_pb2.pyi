@@ -245,20 +245,22 @@ class UpdateHeader(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., task_id: _Optional[str] = ..., job_id: _Optional[str] = ..., round_number: _Optional[int] = ..., model_digest: _Optional[str] = ..., update_digest: _Optional[str] = ..., total_bytes: _Optional[int] = ..., num_examples: _Optional[int] = ..., codec: _Optional[str] = ..., metrics: _Optional[_Union[UpdateMetrics, _Mapping]] = ...) -> None: ...
 
 class UpdateMetrics(_message.Message):
-    __slots__ = ("loss", "accuracy", "steps", "seconds", "peak_pss_bytes", "downloaded_bytes")
+    __slots__ = ("loss", "accuracy", "steps", "seconds", "peak_pss_bytes", "downloaded_bytes", "training_seconds")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     PEAK_PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     DOWNLOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
     loss: float
     accuracy: float
     steps: int
     seconds: float
     peak_pss_bytes: int
     downloaded_bytes: int
-    def __init__(self, loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., steps: _Optional[int] = ..., seconds: _Optional[float] = ..., peak_pss_bytes: _Optional[int] = ..., downloaded_bytes: _Optional[int] = ...) -> None: ...
+    training_seconds: float
+    def __init__(self, loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., steps: _Optional[int] = ..., seconds: _Optional[float] = ..., peak_pss_bytes: _Optional[int] = ..., downloaded_bytes: _Optional[int] = ..., training_seconds: _Optional[float] = ...) -> None: ...
 
 class UpdateChunk(_message.Message):
     __slots__ = ("offset", "data")

@@ -6,21 +6,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import MetaData, create_engine, insert, inspect
 
 from bnncore.errors import ConfigurationError
 from server.errors import ConflictError
 from server.storage import tables
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, Storage, UpdateRecord, VersionRecord
-from server.storage.sql import open_storage
+from server.storage.sql import alembic_config, open_storage
 
 JOB = JobRecord("job-1", "digits", "PENDING", '{"rounds":3}', '{"format":"bitfleet.model"}', created_at=1.7e9 + 0.25)
-ROUND = RoundRecord("job-1", 1, "COLLECTING", attempt=1, opened_at=5.5, cohort=("a", "b"))
+ROUND = RoundRecord(
+    "job-1", 1, "COLLECTING", attempt=1, opened_at=5.5, cohort=("a", "b"), collecting_since=6.25, collected_s=0.5
+)
 ACCEPTED = UpdateRecord(
     "job-1", 1, "a", "ACCEPTED", update_digest="1" * 64, num_examples=2**40, payload_bytes=2**33, seconds=1.5,
-    loss=0.25, peak_pss_bytes=2**34, down_bytes=7, up_bytes=2**35, received_at=6.5,
+    training_seconds=1.25, steps=60, loss=0.25, peak_pss_bytes=2**34, down_bytes=7, up_bytes=2**35, received_at=6.5,
 )  # fmt: skip
 VERSION = VersionRecord("job-1", 1, "int8", "2" * 64, 2**33, "3" * 64, "4" * 64, created_at=7.5)
 DEVICE = DeviceRecord(
@@ -125,6 +128,17 @@ def test_a_commit_that_fails_leaves_nothing_behind(storage: Storage) -> None:
     assert storage.get_version("job-1", 1) is None
 
 
+def test_the_newest_overheads_come_first_whatever_their_job(storage: Storage) -> None:
+    storage.add_job(replace(JOB, job_id="job-2"))
+    for job_id, number, seconds in (("job-1", 1, 0.5), ("job-2", 1, 0.25), ("job-1", 2, 0.75), ("job-1", 3, None)):
+        committed_at = None if seconds is None else 100.0 * seconds
+        storage.save_round(replace(ROUND, job_id=job_id, round_number=number, committed_at=committed_at,
+                                   overhead_s=seconds))  # fmt: skip
+
+    assert storage.recent_overheads(2) == [0.75, 0.5]
+    assert storage.recent_overheads(9) == [0.75, 0.5, 0.25]
+
+
 def test_versions_are_listed_and_found_by_their_payload(storage: Storage) -> None:
     storage.add_version(VERSION)
     storage.add_version(replace(VERSION, version=0))
@@ -163,6 +177,24 @@ def test_the_migrations_build_the_tables_that_the_code_uses(reopen: Callable[[],
 
     assert differences == []
     assert names == {*tables.metadata.tables, "alembic_version"}
+
+
+def test_rounds_and_updates_of_the_first_schema_are_kept(database_url: str, reopen: Callable[[], Storage]) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), "0001")
+        for table, record in (("jobs", JOB), ("rounds", ROUND), ("updates", ACCEPTED)):
+            old = MetaData()
+            old.reflect(connection, only=[table])
+            names = [column.name for column in old.tables[table].columns if column.name != "position"]
+            connection.execute(insert(old.tables[table]).values({name: getattr(record, name) for name in names}))
+    engine.dispose()
+
+    storage = reopen()
+
+    assert storage.get_job("job-1") == JOB
+    assert storage.list_rounds("job-1") == [replace(ROUND, collecting_since=None, collected_s=0.0)]
+    assert storage.list_updates("job-1") == [replace(ACCEPTED, training_seconds=None, steps=0)]
 
 
 def test_a_transaction_on_sqlite_is_on_disk_when_it_returns(tmp_path: object) -> None:
