@@ -11,14 +11,14 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from bnncore.codec import get_codec
 from bnncore.errors import BitfleetError, ConfigurationError, SpecError
 from bnncore.spec import ModelSpec
 from bnncore.zoo import build
 from server.errors import InvalidJobError
-from server.strategies import get_strategy
+from server.strategies import make_strategy
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _ClassName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -69,11 +69,18 @@ class JobConfig(_Part):
     optimizer: str | None = None
     step_schedule: Literal["linear", "constant", "cosine"] = "linear"
     strategy: str = "fedavg"
+    strategy_params: dict[str, float] = Field(default_factory=dict, validate_default=True)
     up_codec: str = "int8"
     down_codec: str = "int8"
     seed: int = Field(default=0, ge=0, lt=2**64)
     evaluation: EvaluationChoice | None = None
     max_attempts: int = Field(default=3, ge=1)
+
+    @field_validator("strategy_params")
+    @classmethod
+    def _complete(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        """Check the strategy's parameters and add those that were not given."""
+        return make_strategy(info.data["strategy"], value).parameters() if "strategy" in info.data else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -81,7 +88,6 @@ class JobConfig(_Part):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         if self.cohort_size and self.quorum is not None and self.quorum > self.cohort_size:
             raise ValueError(f"quorum ({self.quorum}) can never be reached with a cohort_size of {self.cohort_size}")
-        get_strategy(self.strategy)
         get_codec(self.up_codec)
         get_codec(self.down_codec)
         spec = self.spec

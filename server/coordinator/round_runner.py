@@ -277,8 +277,9 @@ class RoundRunner:
     async def _aggregate(self) -> None:
         """Make the next version: payloads first, then one transaction, then the updates' payloads go."""
         parts, disk = self._parts, self._parts.disk
-        state = await self._collection.finish()
+        state, memory_digest = await self._collection.finish()
         version = await asyncio.to_thread(parts.writer.write, self.round_number, state, time.time())
+        version = replace(version, memory_digest=memory_digest)
         rows = self._collection.close()
         clock = self._stop_clock()
         self._record = replace(
@@ -298,7 +299,8 @@ class RoundRunner:
             weights_digest=version.weights_digest,
             overhead_s=self._record.overhead_s,
         )
-        await disk.run(disk.remove_unreferenced, {row.update_digest for row in rows if row.update_digest})
+        done_with = {row.update_digest for row in rows} | {self.base.memory_digest}
+        await disk.run(disk.remove_unreferenced, {digest for digest in done_with if digest})
 
     def _stop_clock(self) -> dict[str, Any]:
         """Return the record's fields of an attempt that collects no more."""

@@ -130,7 +130,7 @@ class JobRunner:
         base = await self._disk.run(storage.get_version, self.job_id, number - 1)
         if base is None:
             raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
-        collection = Collection(self._disk, self.config, self._spec, self.job_id, number)
+        collection = Collection(self._disk, self.config, self._spec, base)
         is_new = record is None
         if record is None:
             record = RoundRecord(self.job_id, number, Phase.OPEN, attempt=1, opened_at=time.time())

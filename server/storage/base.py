@@ -87,6 +87,8 @@ class VersionRecord:
     state_digest: str
     weights_digest: str
     created_at: float
+    memory_digest: str | None = None
+    """The payload of what the strategy remembers for the next round; only the newest version's is kept."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ class Storage(Protocol):
         """Return all devices by id."""
 
     def referenced_digests(self) -> set[str]:
-        """Return the digests that are needed: of model versions, and of updates accepted in open rounds."""
+        """Return the digests that are needed.
+
+        They are of model versions, of the memory of each job's newest version, and of updates accepted in open rounds.
+        """
 
     def close(self) -> None:
         """Close the database."""

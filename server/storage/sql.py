@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, RowMapping, Table, create_engine, event, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Table, create_engine, event, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -188,6 +188,11 @@ class SqlStorage:
         with self._engine.connect() as connection:
             found = set(connection.execute(select(version.payload_digest)).scalars())
             found.update(connection.execute(select(version.state_digest)).scalars())
+            newest = (
+                select(version.job_id, func.max(version.version).label("version")).group_by(version.job_id).subquery()
+            )
+            is_newest = (newest.c.job_id == version.job_id) & (newest.c.version == version.version)
+            found.update(connection.execute(select(version.memory_digest).join(newest, is_newest)).scalars())
             found.update(
                 connection.execute(
                     select(row.update_digest)

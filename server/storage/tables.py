@@ -78,6 +78,7 @@ versions = Table(
     Column("state_digest", String(64), nullable=False),
     Column("weights_digest", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("memory_digest", String(64)),
     Index("ix_model_versions_payload_digest", "payload_digest"),
 )
 

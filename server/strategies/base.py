@@ -1,14 +1,24 @@
 """The contract of a strategy: a pure function of explicit, serialisable state.
 
-A strategy has no clock, no I/O, no sampling and no logging. It sees a round's updates as a stream and keeps only an
-``Accumulator`` of integers, so that memory is O(model), not O(model x cohort), and so that neither the order of
-arrival nor the way partial sums are merged can enter the result.
+A strategy has no clock, no I/O, no sampling and no logging. Its parameters are the fields of its (frozen) dataclass,
+set by ``strategy_params`` of the job; everything else comes in and goes out as arguments. What a strategy must remember
+from round to round (the moments of a server optimizer) is a dictionary of arrays, the *memory*, which the coordinator
+keeps beside the model version.
+
+A ``FoldingStrategy`` sees a round's updates as a stream and keeps only an ``Accumulator`` of integers, so that memory
+is O(model), not O(model x cohort), and so that neither the order of arrival nor the way partial sums are merged can
+enter the result.
+
+An update is either a state (the parameters after local training) or a difference to the model that the round started
+from. A difference has the same tensors; only its running statistics are themselves, as statistics are taken anew.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +27,8 @@ from safetensors.numpy import load, save
 
 from bnncore.errors import CheckpointError, SpecError
 from bnncore.spec import ModelSpec
-from bnncore.state import State
+from bnncore.state import State, to_float32
+from server.errors import InvalidJobError
 
 _COUNTS = "accumulator.counts"
 _SPEC = "accumulator.spec"
@@ -30,18 +41,26 @@ class Accumulator:
     Attributes:
       spec: the network.
       sums: per tensor of the model, in the spec's order: ``int64`` of its shape, in the strategy's fixed-point units.
-      num_examples: sum of the weights of the updates folded in.
+      is_difference: whether differences are summed, not states.
+      total_weight: sum of the weights of the updates folded in.
       num_updates: how many updates were folded in.
     """
 
     spec: ModelSpec
     sums: dict[str, NDArray[np.int64]]
-    num_examples: int = 0
+    is_difference: bool = False
+    total_weight: int = 0
     num_updates: int = 0
+
+    @classmethod
+    def empty(cls, spec: ModelSpec, *, is_difference: bool) -> Accumulator:
+        """Return the sums of no updates."""
+        sums = {name: np.zeros(shape, dtype=np.int64) for name, shape in spec.tensor_shapes().items()}
+        return cls(spec, sums, is_difference)
 
     def to_bytes(self) -> bytes:
         """Serialise, so that another process can merge or continue it."""
-        counts = np.array([self.num_examples, self.num_updates], dtype=np.int64)
+        counts = np.array([self.total_weight, self.num_updates, self.is_difference], dtype=np.int64)
         spec = np.frombuffer(self.spec.to_json().encode(), dtype=np.uint8)
         return save({**self.sums, _COUNTS: counts, _SPEC: spec})
 
@@ -56,41 +75,103 @@ class Accumulator:
             tensors = load(data)
             spec = ModelSpec.from_json(tensors[_SPEC].tobytes())
             sums = {name: tensors[name] for name in spec.tensor_shapes()}
-            counts = tensors[_COUNTS]
-        except (SafetensorError, SpecError, KeyError) as error:
+            total_weight, num_updates, is_difference = (int(count) for count in tensors[_COUNTS])
+        except (SafetensorError, SpecError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"an accumulator (safetensors with {_COUNTS!r}) is required, got {len(data)} bytes that are not one "
                 f"({error}); fold the round's updates again"
             ) from error
-        return cls(spec, sums, num_examples=int(counts[0]), num_updates=int(counts[1]))
+        return cls(spec, sums, bool(is_difference), total_weight, num_updates)
 
 
-class Strategy(Protocol):
-    """A rule that aggregates. Implementations are stateless: everything lives in the accumulator."""
+@dataclass(frozen=True)
+class Strategy(ABC):
+    """A rule that aggregates; its fields are the job's ``strategy_params``."""
 
-    name: str
+    name: ClassVar[str]
 
-    def init(self, spec: ModelSpec) -> Accumulator:
-        """Return the accumulator of no updates."""
+    @property
+    def needs_differences(self) -> bool:
+        """Whether updates that are states are to be turned into differences first."""
+        return False
 
-    def fold(self, accumulator: Accumulator, state: State, num_examples: int) -> None:
-        """Add one update to ``accumulator`` in place; ``state`` is left as it was.
+    def parameters(self) -> dict[str, float]:
+        """Return every parameter with its value."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def _require(self, name: str, low: float, high: float, *, above: bool = False) -> None:
+        """Check a parameter's range: ``low <= value <= high``, or ``low < value <= high``.
+
+        Raises:
+          InvalidJobError: the value is not a finite number in the range.
+        """
+        value = getattr(self, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number or not (low < value if above else low <= value) or value > high:
+            interval = f"{'above' if above else 'from'} {low:g} to {high:g}"
+            raise InvalidJobError(f"{name} of strategy {self.name!r} must be {interval}, got {value!r}")
+
+
+class FoldingStrategy(Strategy):
+    """A strategy that takes updates one by one."""
+
+    def init(self, spec: ModelSpec, *, is_difference: bool = False) -> Accumulator:
+        """Return the accumulator of no updates.
+
+        Args:
+          spec: the network.
+          is_difference: whether the updates will be differences; always so where ``needs_differences``.
+        """
+        return Accumulator.empty(spec, is_difference=is_difference or self.needs_differences)
+
+    @abstractmethod
+    def fold(self, accumulator: Accumulator, update: State, weight: int) -> None:
+        """Add one update to ``accumulator`` in place; ``update`` is left as it was.
 
         Args:
           accumulator: from ``init`` of the same spec.
-          state: an update's tensors, valid for the spec, statistics included.
-          num_examples: the update's weight, 1 to ``MAX_EXAMPLES``.
+          update: tensors of the spec, statistics included: a valid state, or a difference where the accumulator sums
+            differences (weights then float32, or int16 in units of 1/127).
+          weight: the update's weight (how many examples it was trained on), 1 to ``MAX_WEIGHT``.
 
         Raises:
-          PayloadError: a value or a weight lies outside what the fixed point can carry. The accumulator is unchanged.
+          PayloadError: a value or the weight lies outside what the fixed point can carry. The accumulator is unchanged.
         """
 
+    @abstractmethod
     def merge(self, accumulator: Accumulator, other: Accumulator) -> Accumulator:
         """Return the accumulator of the updates of both, exactly; neither is changed."""
 
-    def finish(self, accumulator: Accumulator) -> State:
-        """Return the next model: float32 tensors, statistics included.
+    @abstractmethod
+    def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
+        """Return the next model and what is to be remembered.
+
+        Args:
+          accumulator: the round's; it is left as it was.
+          base: the full state that the round started from; None is enough where states were summed.
+          memory: what the round before returned; None in the first.
+
+        Returns:
+          float32 tensors in the spec's order, statistics included; and the memory for the next round, None when the
+          strategy keeps none.
 
         Raises:
           PayloadError: nothing was folded in.
         """
+
+
+def difference_of(spec: ModelSpec, update: State, base: State) -> State:
+    """Turn a state into its difference to ``base``, the model as its device received it.
+
+    Weights of int8 on both sides give int16 in units of 1/127, exactly; otherwise float32.
+    """
+    difference: dict[str, NDArray[Any]] = {}
+    for tensor in spec.tensors:
+        new, old = update[tensor.name], base[tensor.name]
+        if tensor.is_statistic:
+            difference[tensor.name] = new
+        elif new.dtype == np.int8 and old.dtype == np.int8:
+            difference[tensor.name] = np.subtract(new, old, dtype=np.int16)
+        else:
+            difference[tensor.name] = to_float32(new) - to_float32(old)
+    return difference

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
+
 from server.errors import InvalidJobError
-from server.strategies.base import Strategy
+from server.strategies.base import FoldingStrategy
 from server.strategies.fedavg import FedAvg
+from server.strategies.fedopt import FedAdam, FedYogi
 
-STRATEGIES: dict[str, Strategy] = {
-    "fedavg": FedAvg(),
-}
+STRATEGIES: dict[str, type[FoldingStrategy]] = {strategy.name: strategy for strategy in (FedAvg, FedAdam, FedYogi)}
 
 
-def get_strategy(name: str) -> Strategy:
-    """Return a strategy.
+def make_strategy(name: str, parameters: Mapping[str, float] | None = None) -> FoldingStrategy:
+    """Make a strategy with its parameters; those that are not given have their defaults.
 
     Raises:
-      InvalidJobError: no strategy has this name.
+      InvalidJobError: no strategy has this name, or it has no such parameter, or a value is out of its range.
     """
-    try:
-        return STRATEGIES[name]
-    except KeyError:
-        known = ", ".join(sorted(STRATEGIES))
-        raise InvalidJobError(f"strategy must be one of {known}, got {name!r}") from None
+    if name not in STRATEGIES:
+        raise InvalidJobError(f"strategy must be one of {', '.join(sorted(STRATEGIES))}, got {name!r}")
+    kind = STRATEGIES[name]
+    known = [field.name for field in fields(kind)]
+    for key in parameters or {}:
+        if key not in known:
+            raise InvalidJobError(f"strategy {name!r} has the parameters {', '.join(known) or '(none)'}, not {key!r}")
+    return kind(**(parameters or {}))

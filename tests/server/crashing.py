@@ -72,7 +72,7 @@ async def run(state: Path, port: int, point: str | None) -> None:
     server = create_server(FleetService(coordinator, version="0.1.0"), max_chunk_bytes=256 * 1024)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    await coordinator.jobs.ensure(make_job(rounds=ROUNDS, min_devices=len(DEVICES)))
+    await coordinator.jobs.ensure(make_job(rounds=ROUNDS, min_devices=len(DEVICES), strategy="fedyogi"))
     await coordinator.start()
     print(json.dumps({"port": port}), flush=True)
     await coordinator.jobs.wait_until_idle()

@@ -25,7 +25,8 @@ from tests.server.scripted import ScriptedDevice
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # A run without a crash calls: put 2 (version 0), then in each round save_round 2 (open, collecting), keep 2 and
-# record_update 2 (one a device), put 2 and commit_round 1 (the version), delete 2 (the updates' payloads).
+# record_update 2 (one a device), put 3 and commit_round 1 (what the strategy remembers, the version), delete 2 (the
+# updates' payloads; in round 2 also what was remembered before).
 POINTS = [
     "before:add_version:1",
     "after:put:1",
@@ -38,9 +39,11 @@ POINTS = [
     "before:record_update:2",
     "after:record_update:2",
     "after:put:3",
+    "after:put:4",
     "before:commit_round:1",
     "after:commit_round:1",
     "after:delete:1",
+    "before:delete:5",
     "after:record_update:4",
     "before:commit_round:2",
     "after:commit_round:2",

@@ -29,6 +29,7 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert (job.min_devices, job.cohort_size, job.quorum, job.deadline_s) == (1, 0, None, 600.0)
     assert (job.batch_size, job.preset, job.optimizer, job.step_schedule) == (100, "bitfleet", None, "linear")
     assert (job.strategy, job.up_codec, job.down_codec, job.seed) == ("fedavg", "int8", "int8", 0)
+    assert job.strategy_params == {"server_step": 1.0}
     assert (job.evaluation, job.max_attempts) == (None, 3)
     assert job.spec == mlp((4, 4), (16,), 3)
 
@@ -95,7 +96,10 @@ def test_a_single_round_takes_full_steps() -> None:
         ({"classes": ["a", "a", "b"]}, "classes must differ"),
         ({"cohort_size": 3, "quorum": 4}, r"quorum \(4\) can never be reached with a cohort_size of 3"),
         ({"deadline_s": float("inf")}, "deadline_s"),
-        ({"strategy": "best"}, "strategy must be one of fedavg"),
+        ({"strategy": "best"}, "strategy must be one of .*fedavg"),
+        ({"strategy_params": {"beta1": 0.5}}, "strategy 'fedavg' has the parameters server_step, not 'beta1'"),
+        ({"strategy_params": {"server_step": 0}}, "server_step of strategy 'fedavg' must be above 0 to 100, got 0"),
+        ({"strategy_params": {"server_step": "1"}}, r"strategy_params\.server_step"),
         ({"up_codec": "gzip"}, "codec must be one of"),
         ({"step_schedule": "steep"}, "step_schedule"),
         ({"seed": -1}, "seed"),

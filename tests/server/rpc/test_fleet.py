@@ -11,6 +11,7 @@ from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.engine import Engine
 from bnncore.optimizer import resolve_preset
 from server.coordinator import JobState
+from server.strategies import STRATEGIES
 from tests.server.conftest import House, OpenHouse, make_job, until
 from tests.server.scripted import ScriptedDevice, connected
 
@@ -19,9 +20,10 @@ async def finish(house: House) -> None:
     await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
 
 
-async def test_a_fleet_trains_all_rounds_of_a_job(open_house: OpenHouse) -> None:
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+async def test_a_fleet_trains_all_rounds_of_a_job(open_house: OpenHouse, strategy: str) -> None:
     async with open_house() as house, connected(house.address, "a", "b", "c") as devices:
-        job = await house.coordinator.jobs.create(make_job(rounds=3))
+        job = await house.coordinator.jobs.create(make_job(rounds=3, strategy=strategy))
         answers = await asyncio.gather(*(device.work(3) for device in devices))
         await finish(house)
 

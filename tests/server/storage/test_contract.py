@@ -166,6 +166,16 @@ def test_payloads_of_versions_and_of_open_rounds_are_referenced(storage: Storage
     assert storage.referenced_digests() == {"2" * 64, "3" * 64}
 
 
+def test_only_the_newest_memory_of_each_job_is_referenced(storage: Storage) -> None:
+    storage.add_job(replace(JOB, job_id="job-2"))
+    storage.add_version(replace(VERSION, memory_digest="6" * 64))
+    storage.add_version(replace(VERSION, version=2, memory_digest="7" * 64))
+    storage.add_version(replace(VERSION, job_id="job-2", memory_digest="8" * 64))
+
+    assert storage.get_version("job-1", 1) == replace(VERSION, memory_digest="6" * 64)
+    assert storage.referenced_digests() == {digit * 64 for digit in "2378"}
+
+
 def test_the_migrations_build_the_tables_that_the_code_uses(reopen: Callable[[], Storage], database_url: str) -> None:
     reopen()
     engine = create_engine(database_url)

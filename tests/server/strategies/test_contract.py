@@ -7,20 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from bnncore.errors import BitfleetError, CheckpointError, PayloadError
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32, validate_state, weights_digest
 from bnncore.zoo import mlp
-from server.strategies import STRATEGIES, Accumulator, Strategy, get_strategy
-from server.strategies.fedavg import MAX_EXAMPLES
+from server.errors import InvalidJobError
+from server.strategies import STRATEGIES, Accumulator, FoldingStrategy, difference_of, make_strategy
+from server.strategies.fixed_point import MAX_WEIGHT
 
 SPEC = mlp((5, 3), (8, 4), 3)
 
 
+NO_MEAN = {"fedadam", "fedyogi"}
+"""Strategies that rightly do not return what all devices agree on, but a step towards it."""
+
+
 @pytest.fixture(params=sorted(STRATEGIES))
-def strategy(request: pytest.FixtureRequest) -> Strategy:
-    return STRATEGIES[request.param]
+def strategy(request: pytest.FixtureRequest) -> FoldingStrategy:
+    return make_strategy(request.param)
 
 
 def random_update(seed: int, *, dtype: Any = np.int8, spec: ModelSpec = SPEC) -> State:
@@ -37,11 +43,27 @@ def random_update(seed: int, *, dtype: Any = np.int8, spec: ModelSpec = SPEC) ->
     return state
 
 
-def aggregate(strategy: Strategy, updates: list[tuple[State, int]], spec: ModelSpec = SPEC) -> State:
-    accumulator = strategy.init(spec)
-    for state, num_examples in updates:
-        strategy.fold(accumulator, state, num_examples)
-    return strategy.finish(accumulator)
+DEPLOYED = random_update(77)
+"""The model that the round started from, as devices received it."""
+BASE = {name: to_float32(array) for name, array in DEPLOYED.items()}
+
+
+def fold(strategy: FoldingStrategy, accumulator: Accumulator, update: State, weight: int) -> None:
+    if strategy.needs_differences:
+        update = difference_of(SPEC, update, DEPLOYED)
+    strategy.fold(accumulator, update, weight)
+
+
+def finish(strategy: FoldingStrategy, accumulator: Accumulator) -> State:
+    state, _ = strategy.finish(accumulator, BASE, None)
+    return state
+
+
+def aggregate(strategy: FoldingStrategy, updates: list[tuple[State, int]]) -> State:
+    accumulator = strategy.init(SPEC)
+    for update, weight in updates:
+        fold(strategy, accumulator, update, weight)
+    return finish(strategy, accumulator)
 
 
 def same(first: State, second: State) -> bool:
@@ -51,7 +73,7 @@ def same(first: State, second: State) -> bool:
 UPDATES = [(random_update(seed), num_examples) for seed, num_examples in ((1, 10), (2, 1), (3, 977), (4, 60_000))]
 
 
-def test_the_result_is_a_valid_model_in_float32(strategy: Strategy) -> None:
+def test_the_result_is_a_valid_model_in_float32(strategy: FoldingStrategy) -> None:
     result = aggregate(strategy, UPDATES)
 
     validate_state(SPEC, result, statistics=True)
@@ -60,7 +82,8 @@ def test_the_result_is_a_valid_model_in_float32(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float32])
-def test_identical_updates_return_that_update(strategy: Strategy, dtype: Any) -> None:
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - NO_MEAN), indirect=True)
+def test_identical_updates_return_that_update(strategy: FoldingStrategy, dtype: Any) -> None:
     update = random_update(1, dtype=dtype)
 
     result = aggregate(strategy, [(update, 7), (update, 123), (update, 60_000)])
@@ -74,91 +97,144 @@ def test_identical_updates_return_that_update(strategy: Strategy, dtype: Any) ->
             assert np.all(np.abs(result[tensor.name] - update[tensor.name]) <= bound)
 
 
-def test_the_order_of_devices_does_not_change_one_bit(strategy: Strategy) -> None:
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+def test_what_all_devices_send_counts_as_what_one_sends(strategy: FoldingStrategy, dtype: Any) -> None:
+    update = random_update(1, dtype=dtype)
+
+    assert same(aggregate(strategy, [(update, 7)] * 5), aggregate(strategy, [(update, 7)]))
+
+
+def test_the_order_of_devices_does_not_change_one_bit(strategy: FoldingStrategy) -> None:
     results = [aggregate(strategy, list(order)) for order in itertools.permutations(UPDATES)]
 
     assert all(same(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 10, 17])
-def test_scaling_all_num_examples_does_not_change_one_bit(strategy: Strategy, factor: int) -> None:
+def test_scaling_all_num_examples_does_not_change_one_bit(strategy: FoldingStrategy, factor: int) -> None:
     scaled = [(state, num_examples * factor) for state, num_examples in UPDATES]
 
     assert same(aggregate(strategy, scaled), aggregate(strategy, UPDATES))
 
 
-def test_inputs_are_left_as_they_were(strategy: Strategy) -> None:
+def test_inputs_are_left_as_they_were(strategy: FoldingStrategy) -> None:
     state = random_update(1)
     before = {name: array.copy() for name, array in state.items()}
-    for array in state.values():
+    base = {name: array.copy() for name, array in BASE.items()}
+    for array in (*state.values(), *base.values()):
         array.flags.writeable = False  # as a decoded payload is
+    accumulator = strategy.init(SPEC)
+    fold(strategy, accumulator, state, 3)
+    folded = accumulator.to_bytes()
 
-    aggregate(strategy, [(state, 3), (state, 4)])
+    _, memory = strategy.finish(accumulator, base, None)
+    again, _ = strategy.finish(accumulator, base, memory)
+    after, _ = strategy.finish(accumulator, base, memory)
+
+    assert accumulator.to_bytes() == folded
+    assert same(after, again)  # the memory that went in is as it was
 
     assert all(np.array_equal(state[name], before[name]) for name in state)
 
 
-def test_no_updates_raise(strategy: Strategy) -> None:
+def test_no_updates_raise(strategy: FoldingStrategy) -> None:
     with pytest.raises(BitfleetError, match="at least one update"):
-        strategy.finish(strategy.init(SPEC))
+        finish(strategy, strategy.init(SPEC))
 
 
-def test_merging_partial_sums_is_exact(strategy: Strategy) -> None:
+def test_merging_partial_sums_is_exact(strategy: FoldingStrategy) -> None:
     halves = [strategy.init(SPEC), strategy.init(SPEC)]
     for index, (state, num_examples) in enumerate(UPDATES):
-        strategy.fold(halves[index % 2], state, num_examples)
+        fold(strategy, halves[index % 2], state, num_examples)
     before = halves[0].to_bytes()
 
     merged = strategy.merge(halves[0], halves[1])
 
-    assert same(strategy.finish(merged), aggregate(strategy, UPDATES))
+    assert same(finish(strategy, merged), aggregate(strategy, UPDATES))
     assert merged.num_updates == len(UPDATES)
     assert halves[0].to_bytes() == before
     with_nothing = strategy.merge(merged, strategy.init(SPEC))
-    assert same(strategy.finish(with_nothing), strategy.finish(merged))
+    assert same(finish(strategy, with_nothing), finish(strategy, merged))
 
 
-def test_an_accumulator_survives_being_written_down(strategy: Strategy) -> None:
+def test_an_accumulator_survives_being_written_down(strategy: FoldingStrategy) -> None:
     accumulator = strategy.init(SPEC)
-    strategy.fold(accumulator, *UPDATES[0])
+    fold(strategy, accumulator, *UPDATES[0])
     restored = Accumulator.from_bytes(accumulator.to_bytes())
     for update in UPDATES[1:]:
-        strategy.fold(restored, *update)
+        fold(strategy, restored, *update)
 
-    assert same(strategy.finish(restored), aggregate(strategy, UPDATES))
+    assert same(finish(strategy, restored), aggregate(strategy, UPDATES))
 
 
 def test_bytes_that_are_no_accumulator_are_refused() -> None:
-    data = STRATEGIES["fedavg"].init(SPEC).to_bytes()
+    data = make_strategy("fedavg").init(SPEC).to_bytes()
 
     for wrong in (b"", data[:-1], b"x" * 100):
         with pytest.raises(CheckpointError):
             Accumulator.from_bytes(wrong)
 
 
-@pytest.mark.parametrize("num_examples", [0, -1, MAX_EXAMPLES + 1])
-def test_a_weight_outside_its_range_is_refused(strategy: Strategy, num_examples: int) -> None:
+@pytest.mark.parametrize("num_examples", [0, -1, MAX_WEIGHT + 1])
+def test_a_weight_outside_its_range_is_refused(strategy: FoldingStrategy, num_examples: int) -> None:
     accumulator = strategy.init(SPEC)
 
     with pytest.raises(PayloadError, match="num_examples"):
-        strategy.fold(accumulator, random_update(1), num_examples)
+        fold(strategy, accumulator, random_update(1), num_examples)
     assert accumulator.num_updates == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
-def test_a_value_that_fixed_point_cannot_carry_is_refused_and_leaves_no_trace(strategy: Strategy, value: float) -> None:
+def test_a_value_beyond_fixed_point_is_refused_and_leaves_no_trace(strategy: FoldingStrategy, value: float) -> None:
     accumulator = strategy.init(SPEC)
-    strategy.fold(accumulator, *UPDATES[0])
+    fold(strategy, accumulator, *UPDATES[0])
     before = accumulator.to_bytes()
     bad = random_update(9)
     bad["norm3.beta"] = bad["norm3.beta"].copy()
     bad["norm3.beta"][1] = value
 
     with pytest.raises(PayloadError, match=r"norm3\.beta"):
-        strategy.fold(accumulator, bad, 5)
+        fold(strategy, accumulator, bad, 5)
     assert accumulator.to_bytes() == before
 
 
+def test_what_is_remembered_survives_being_written_down(strategy: FoldingStrategy) -> None:
+    accumulator = strategy.init(SPEC)
+    fold(strategy, accumulator, *UPDATES[0])
+    _, memory = strategy.finish(accumulator, BASE, None)
+    if memory is None:
+        return
+
+    state, _ = strategy.finish(accumulator, BASE, load(save(memory)))
+
+    assert same(state, strategy.finish(accumulator, BASE, memory)[0])
+    assert not same(state, strategy.finish(accumulator, BASE, None)[0])
+
+
+def test_differences_without_their_base_make_no_model(strategy: FoldingStrategy) -> None:
+    accumulator = strategy.init(SPEC, is_difference=True)
+    strategy.fold(accumulator, difference_of(SPEC, UPDATES[0][0], DEPLOYED), 1)
+
+    with pytest.raises(PayloadError, match="the model that the round started from"):
+        strategy.finish(accumulator, None, None)
+
+
+def test_a_strategy_tells_its_parameters(strategy: FoldingStrategy) -> None:
+    assert make_strategy(strategy.name, strategy.parameters()) == strategy
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e9, 1e9, True, "1"])
+def test_a_parameter_outside_its_range_is_refused_by_name(strategy: FoldingStrategy, value: Any) -> None:
+    for name in strategy.parameters():
+        with pytest.raises(InvalidJobError, match=f"{name} of strategy '{strategy.name}' must be"):
+            make_strategy(strategy.name, {name: value})
+
+
+def test_an_unknown_parameter_is_refused_by_name(strategy: FoldingStrategy) -> None:
+    with pytest.raises(InvalidJobError, match="not 'momentun'"):
+        make_strategy(strategy.name, {"momentun": 0.9})
+
+
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(BitfleetError, match=r"fedavg.*'fedbest'"):
-        get_strategy("fedbest")
+    with pytest.raises(InvalidJobError, match=r"fedavg.*'fedbest'"):
+        make_strategy("fedbest")

@@ -10,7 +10,9 @@ import pytest
 from bnncore.errors import PayloadError
 from bnncore.state import State
 from bnncore.zoo import mlp
-from server.strategies.fedavg import MAX_EXAMPLES, MAX_TOTAL_EXAMPLES, FedAvg
+from server.strategies import difference_of
+from server.strategies.fedavg import FedAvg
+from server.strategies.fixed_point import MAX_TOTAL_WEIGHT, MAX_WEIGHT
 
 SPEC = mlp((2,), (), 2)  # one dense layer of 2 x 2 weights, its norm, the loss
 
@@ -30,7 +32,9 @@ def mean_of(*updates: tuple[State, int]) -> State:
     accumulator = strategy.init(SPEC)
     for state, num_examples in updates:
         strategy.fold(accumulator, state, num_examples)
-    return strategy.finish(accumulator)
+    result, memory = strategy.finish(accumulator, None, None)
+    assert memory is None
+    return result
 
 
 def test_it_is_the_mean_weighted_by_examples() -> None:
@@ -50,10 +54,10 @@ def test_float32_weights_meet_int8_weights_in_one_sum() -> None:
 
 def test_the_largest_sum_that_is_allowed_does_not_overflow() -> None:
     # |x| <= 255 and fan-in 2: a pre-activation lies within +-510
-    rounds = MAX_TOTAL_EXAMPLES // MAX_EXAMPLES
+    rounds = MAX_TOTAL_WEIGHT // MAX_WEIGHT
     extreme = update([-127, 127, -127, 127], beta=-1023.9, mean=-510.0, mean_abs_dev=510.0)
 
-    result = mean_of(*[(extreme, MAX_EXAMPLES)] * rounds)
+    result = mean_of(*[(extreme, MAX_WEIGHT)] * rounds)
 
     np.testing.assert_array_equal(result["dense1.weight"], np.array([[-1, 1], [-1, 1]], np.float32))
     np.testing.assert_array_equal(result["norm1.mean"], np.float32(-510.0))
@@ -63,8 +67,8 @@ def test_the_largest_sum_that_is_allowed_does_not_overflow() -> None:
 def test_one_example_more_is_refused() -> None:
     strategy = FedAvg()
     accumulator = strategy.init(SPEC)
-    for _ in range(MAX_TOTAL_EXAMPLES // MAX_EXAMPLES):
-        strategy.fold(accumulator, update([1, 1, 1, 1]), MAX_EXAMPLES)
+    for _ in range(MAX_TOTAL_WEIGHT // MAX_WEIGHT):
+        strategy.fold(accumulator, update([1, 1, 1, 1]), MAX_WEIGHT)
 
     with pytest.raises(PayloadError, match="at most 1073741824 examples"):
         strategy.fold(accumulator, update([1, 1, 1, 1]), 1)
@@ -76,7 +80,7 @@ def test_one_example_more_is_refused() -> None:
 def test_the_division_is_correctly_rounded(seed: int) -> None:
     rng = np.random.default_rng(seed)
     updates = [
-        (update([int(value) for value in rng.integers(-127, 128, 4)]), int(rng.integers(1, MAX_EXAMPLES)))
+        (update([int(value) for value in rng.integers(-127, 128, 4)]), int(rng.integers(1, MAX_WEIGHT)))
         for _ in range(5)
     ]
     total = sum(num_examples for _, num_examples in updates)
@@ -88,3 +92,27 @@ def test_the_division_is_correctly_rounded(seed: int) -> None:
         exact = Fraction(weighted, 127 * total)
         # float64 carries the ratio to 2^-52, far below float32's half step
         assert abs(Fraction(float(result[index])) - exact) <= Fraction(1, 2**24) * abs(exact) + Fraction(1, 2**50)
+
+
+@pytest.mark.parametrize(("server_step", "weight"), [(1.0, 60 / 127), (0.5, 45 / 127), (1.5, 75 / 127), (9.0, 1.0)])
+def test_a_server_step_scales_the_mean_difference_and_stays_in_range(server_step: float, weight: float) -> None:
+    base = update([30, 30, 30, 30], beta=1.0)
+    full = {**base, "dense1.weight": base["dense1.weight"].astype(np.float32) / np.float32(127)}
+    strategy = FedAvg(server_step=server_step)
+    accumulator = strategy.init(SPEC, is_difference=True)
+    for state, num_examples in ((update([20] * 4, beta=2.0, mean=4.0), 1), (update([100] * 4, beta=2.0, mean=8.0), 1)):
+        strategy.fold(accumulator, difference_of(SPEC, state, base), num_examples)
+
+    result, _ = strategy.finish(accumulator, full, None)
+
+    # the mean difference is (20 + 100) / 2 - 30 = 30 steps, and 1 of beta; statistics are their own mean
+    np.testing.assert_allclose(result["dense1.weight"], weight, rtol=2.0**-22)
+    np.testing.assert_array_equal(result["norm1.beta"], np.float32(1.0 + server_step))
+    np.testing.assert_array_equal(result["norm1.mean"], np.float32(6.0))
+
+
+def test_a_difference_is_exact_where_both_sides_are_int8() -> None:
+    difference = difference_of(SPEC, update([127, -127, 0, 5]), update([-127, 127, 0, 7]))
+
+    np.testing.assert_array_equal(difference["dense1.weight"].ravel(), np.array([254, -254, 0, -2], np.int16))
+    assert difference["dense1.weight"].dtype == np.int16

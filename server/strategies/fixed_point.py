@@ -1,0 +1,175 @@
+"""Fixed point: every value becomes a whole number of steps once, and all that follows is integer addition.
+
+So a sum does not depend on order. Units, chosen so that ``int64`` cannot overflow with weights of at most 2^30 in a
+round:
+
+====================  =====================  ==========================================================
+tensor                steps per 1.0          why
+====================  =====================  ==========================================================
+weight, int8, int16   2^24 per 1/127         exact: such a weight is a whole number of 1/127
+weight, float32       127 * 2^24             the same unit, so all kinds may meet in one sum
+beta                  2^22                   |beta| < 2^10
+mean, mean_abs_dev    2^(31 - b)             |pre-activation| <= 2^b, known from the layer's fan-in
+====================  =====================  ==========================================================
+
+Differences have the same units; one of a weight lies within +-2. Everything is done in blocks, so no function here
+needs memory in proportion to a tensor beyond what it returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnncore.errors import PayloadError
+from bnncore.spec import ModelSpec
+from bnncore.state import State
+from server.strategies.base import Accumulator
+
+MAX_WEIGHT = 2**20
+"""The largest weight of one update."""
+MAX_TOTAL_WEIGHT = 2**30
+"""The largest sum of weights in a round: 2^30 * 2^33 = 2^63, which no value reaches."""
+
+WEIGHT_SHIFT = 24
+_WEIGHT_UNITS = 127 * 2**WEIGHT_SHIFT
+_MAX_STEPS = 2**32
+_BETA_BITS = 10
+_BLOCK = 1 << 16
+
+
+def steps_by_tensor(spec: ModelSpec) -> dict[str, int]:
+    """Return the fixed-point steps per 1.0 of each tensor.
+
+    A pre-activation is a sum of fan_in products of +-1 with +-1, or with x = 2u - 255 in the first layer.
+    """
+    steps: dict[str, int] = {}
+    for block in spec.blocks:
+        largest = block.fan_in * (255 if block.is_first else 1)
+        bits = math.ceil(math.log2(largest)) + 1  # one bit more, for rounding of a statistic that sits on the bound
+        steps[f"{block.linear}.weight"] = _WEIGHT_UNITS
+        steps[f"{block.norm}.beta"] = _MAX_STEPS >> _BETA_BITS
+        steps[f"{block.norm}.mean"] = _MAX_STEPS >> bits
+        steps[f"{block.norm}.mean_abs_dev"] = _MAX_STEPS >> bits
+    return steps
+
+
+def blocks(size: int, length: int = _BLOCK) -> Iterator[slice]:
+    """Cut ``range(size)`` into slices of at most ``length``."""
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
+def check_update(accumulator: Accumulator, update: State, weight: int) -> None:
+    """Check what ``add_update`` is about to add.
+
+    Raises:
+      PayloadError: the weight or a value is more than the fixed point can carry, or not a number.
+    """
+    if not 1 <= weight <= MAX_WEIGHT:
+        raise PayloadError(f"num_examples must be 1 to {MAX_WEIGHT}, got {weight}")
+    total = accumulator.total_weight + weight
+    if total > MAX_TOTAL_WEIGHT:
+        raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} examples, this update would make {total}")
+    for name, steps in steps_by_tensor(accumulator.spec).items():
+        check_magnitude(name, update[name], steps, is_difference=accumulator.is_difference)
+
+
+def check_magnitude(name: str, tensor: NDArray[Any], steps: int, *, is_difference: bool) -> None:
+    """Check that a tensor's values lie within what ``steps`` are for; also refuses NaN."""
+    limit = _MAX_STEPS / steps
+    if steps == _WEIGHT_UNITS:
+        limit = 2.0 if is_difference else 1.0
+    scale = 1.0 if tensor.dtype == np.float32 else 127.0
+    worst = max(-float(tensor.min()), float(tensor.max())) / scale
+    if not worst <= limit:
+        raise PayloadError(f"tensor {name!r} must lie within +-{limit:g}, its largest magnitude is {worst:g}")
+
+
+def add_update(accumulator: Accumulator, update: State, weight: int) -> None:
+    """Add ``weight`` times an update that was checked."""
+    steps = steps_by_tensor(accumulator.spec)
+    for name, sums in accumulator.sums.items():
+        flat, values = sums.reshape(-1), update[name].reshape(-1)
+        for block in blocks(flat.size):
+            flat[block] += to_fixed(values[block], steps[name]) * weight
+    accumulator.total_weight += weight
+    accumulator.num_updates += 1
+
+
+def merge_sums(accumulator: Accumulator, other: Accumulator) -> Accumulator:
+    """Add two accumulators of the same network.
+
+    Raises:
+      PayloadError: their weights are more than one round carries.
+    """
+    total = accumulator.total_weight + other.total_weight
+    if total > MAX_TOTAL_WEIGHT:
+        raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} examples, the merged sums hold {total}")
+    return Accumulator(
+        accumulator.spec,
+        sums={name: sums + other.sums[name] for name, sums in accumulator.sums.items()},
+        is_difference=accumulator.is_difference,
+        total_weight=total,
+        num_updates=accumulator.num_updates + other.num_updates,
+    )
+
+
+def to_fixed(tensor: NDArray[Any], steps: int) -> NDArray[np.int64]:
+    """Turn values into whole steps; int8 and int16 are weights in units of 1/127."""
+    if tensor.dtype != np.float32:
+        return tensor.astype(np.int64) << WEIGHT_SHIFT
+    # float32 times an integer below 2^32 is exact in float64 up to 2^53 steps; rint is the only rounding.
+    return np.rint(tensor.astype(np.float64) * steps).astype(np.int64)
+
+
+def divide(total_steps: NDArray[np.int64], total_weight: int, steps: int) -> NDArray[np.float64]:
+    """Divide once, so that only the ratio of the weights matters, not their scale.
+
+    Quotient and remainder are exact integers; remainder / total_weight is one correctly rounded division of a ratio
+    that stays the same when all weights are multiplied.
+    """
+    quotient, remainder = np.divmod(total_steps, total_weight)
+    mean_steps: NDArray[np.float64] = quotient.astype(np.float64) + remainder.astype(np.float64) / total_weight
+    return mean_steps / steps
+
+
+def mean(accumulator: Accumulator, name: str) -> NDArray[np.float32]:
+    """Return a tensor's weighted mean."""
+    steps, sums = steps_by_tensor(accumulator.spec)[name], accumulator.sums[name]
+    result = np.empty(sums.shape, np.float32)
+    flat, flat_sums = result.reshape(-1), sums.reshape(-1)
+    for block in blocks(flat.size):
+        flat[block] = divide(flat_sums[block], accumulator.total_weight, steps)
+    return result
+
+
+def require_updates(num_updates: int) -> None:
+    """Refuse to make a model of nothing.
+
+    Raises:
+      PayloadError: there was no update.
+    """
+    if num_updates == 0:
+        raise PayloadError("at least one update is needed to make a model, none was folded in")
+
+
+def require_base(base: State | None) -> State:
+    """Refuse to apply differences to nothing.
+
+    Raises:
+      PayloadError: there is no base.
+    """
+    if base is None:
+        raise PayloadError("differences were folded in: the model that the round started from is needed")
+    return base
+
+
+def moved(base: NDArray[np.float32], step: NDArray[np.float64], *, is_weight: bool) -> NDArray[np.float32]:
+    """Add a step to parameters, in float64, and keep them in range: weights in [-1, 1], beta in +-2^10."""
+    limit = 1.0 if is_weight else 2.0**_BETA_BITS
+    return np.clip(base.astype(np.float64) + step, -limit, limit).astype(np.float32)
