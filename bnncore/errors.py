@@ -10,13 +10,18 @@
      │  ├ BudgetError                a memory budget that nothing fits in
      │  └ OptimizerError             a preset, an optimizer or its numbers
      ├ UnreachableError            exit 4: no answer from the coordinator
-     └ IncompatibleError           exit 5: two sides that do not fit each other
-        ├ ShapeError                 tensors and a network
-        ├ PayloadError               bytes that are no valid model or update
-        └ ProtocolError              two versions of the wire protocol
+     ├ IncompatibleError           exit 5: two sides that do not fit each other
+     │  ├ ShapeError                 tensors and a network
+     │  ├ PayloadError               bytes that are no valid model or update
+     │  └ ProtocolError              two versions of the wire protocol
+     └ TaskError                   a device's task ends without an update; its text travels to the coordinator
+        ├ TaskDeclinedError          the device will not do it
+        ├ TaskFailedError            the device tried and could not
+        └ ModelMissingError          the trainer cannot make the model itself: it has to be downloaded
 
 A message says what was required, what was received, where, and what to do next. This module needs the standard
-library alone, so that a process without NumPy can use it.
+library alone, so that a process without NumPy can use it. The text of a TaskError is read by a stranger: it holds no
+path, no address and no other secret of the device.
 """
 
 from __future__ import annotations
@@ -28,11 +33,15 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "IncompatibleError",
+    "ModelMissingError",
     "OptimizerError",
     "PayloadError",
     "ProtocolError",
     "ShapeError",
     "SpecError",
+    "TaskDeclinedError",
+    "TaskError",
+    "TaskFailedError",
     "UnreachableError",
 ]
 
@@ -91,3 +100,19 @@ class PayloadError(IncompatibleError):
 
 class ProtocolError(IncompatibleError):
     """Device and coordinator share no version of the wire protocol."""
+
+
+class TaskError(BitfleetError):
+    """A task that ends without an update. The text is sent to the coordinator."""
+
+
+class TaskDeclinedError(TaskError):
+    """The task does not fit this device: its data, its memory, its hours."""
+
+
+class TaskFailedError(TaskError):
+    """The device tried and could not."""
+
+
+class ModelMissingError(TaskError):
+    """The model that the trainer made from the seed is not the one that the task names."""

@@ -13,7 +13,8 @@
         ├ TaskFailedError            the device tried and could not
         └ ModelMissingError          the trainer cannot make the model itself: it has to be downloaded
 
-The text of a TaskError is read by a stranger: it holds no path, no address and no other secret of the device.
+A TaskError is of ``bnncore.errors``, since the core trains. Its text is read by a stranger: it holds no path, no
+address and no other secret of the device.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from __future__ import annotations
 import os
 import re
 
-from bnncore.errors import BitfleetError, ConfigurationError, DataError, UnreachableError
+from bnncore.errors import (
+    BitfleetError,
+    ConfigurationError,
+    DataError,
+    ModelMissingError,
+    TaskDeclinedError,
+    TaskError,
+    TaskFailedError,
+    UnreachableError,
+)
 
 __all__ = [
     "LinkError",
@@ -58,22 +68,6 @@ class LinkError(UnreachableError):
     def __init__(self, message: str, *, is_coordinators_fault: bool = False) -> None:
         super().__init__(message)
         self.is_coordinators_fault = is_coordinators_fault
-
-
-class TaskError(BitfleetError):
-    """A task that ends without an update. The text is sent to the coordinator."""
-
-
-class TaskDeclinedError(TaskError):
-    """The task does not fit this device: its data, its memory, its hours."""
-
-
-class TaskFailedError(TaskError):
-    """The device tried and could not."""
-
-
-class ModelMissingError(TaskError):
-    """The model that the trainer made from the seed is not the one that the task names."""
 
 
 def public_reason(error: BaseException) -> str:

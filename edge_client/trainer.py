@@ -16,19 +16,14 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bnncore.codec import get_codec, payload_digest
-from bnncore.data import Dataset, open_dataset
+from bnncore.codec import payload_digest
+from bnncore.data import open_dataset
 from bnncore.durable import replace_file
-from bnncore.engine import Engine, permutation
-from bnncore.optimizer import resolve_preset
-from bnncore.seeds import derive_seed
-from bnncore.spec import ModelSpec
+from bnncore.federated import EngineShelf, LocalTask, LocalTraining, train_locally
 from edge_client.child import TASK_FILE, UPDATE_FILE, EventWriter, bind_to_parent, child_parser
 from edge_client.errors import ModelMissingError, TaskDeclinedError, TaskError, TaskFailedError, public_reason
 from edge_client.pss import peak_pss_bytes
@@ -65,118 +60,47 @@ def train_task(task: dict[str, Any], folder: Path, events: EventWriter) -> dict[
       BitfleetError: the data, the network, the optimizer or the payload is not usable.
       OSError: the disk refused.
     """
-    training = task["training"]
-    if training["local_steps"] < 1 or training["batch_size"] < 1 or not math.isfinite(training["step_scale"]):
-        raise TaskFailedError(f"local_steps and batch_size must be at least 1, step_scale finite; got {training}")
-    spec = ModelSpec.from_json(task["spec_json"])
+    local_task = LocalTask(
+        device_id=task["device_id"],
+        round_number=task["round_number"],
+        model_digest=task["model_digest"],
+        initial_seed=task["initial_seed"],
+        spec_json=task["spec_json"],
+        down_codec=task["down_codec"],
+        up_codec=task["up_codec"],
+        classes=tuple(task["classes"]),
+        training=LocalTraining(**task["training"]),
+    )
+    model = None if task["model_path"] is None else Path(task["model_path"]).read_bytes()
     root = task["data"]["root"]
     with open_dataset(task["data"]["name"], Path(root) if root else None, split="train") as dataset:
-        job_labels = labels_in_job(spec, dataset, tuple(task["classes"]))
-        seed = derive_seed(training["seed"], task["round_number"], task["device_id"])
-        engine = Engine(
-            spec,
-            batch_size=min(training["batch_size"], dataset.num_examples),
-            preset=resolve_preset(training["preset"], training["optimizer"] or None),
-            seed=seed,
-            threads=task["threads"],
-        )
-        load_model(engine, spec, task, seed)
-        began = time.monotonic()
-        loss, accuracy = run_steps(engine, dataset, job_labels, training, seed, events)
-        training_seconds = time.monotonic() - began
-        num_examples = dataset.num_examples
-    payload = get_codec(task["up_codec"]).encode(spec, engine.state(), kind="update")
+        update = train_locally(local_task, model, dataset, EngineShelf(task["threads"]), _progress(events))
     with replace_file(folder / UPDATE_FILE) as file:
-        file.write(payload)
+        file.write(update.payload)
     return {
-        "update_digest": payload_digest(payload),
-        "total_bytes": len(payload),
-        "codec": task["up_codec"],
-        "num_examples": num_examples,
-        "steps": training["local_steps"],
-        "loss": loss,
-        "accuracy": accuracy,
-        "training_seconds": training_seconds,
+        "update_digest": payload_digest(update.payload),
+        "total_bytes": len(update.payload),
+        "codec": local_task.up_codec,
+        "num_examples": update.num_examples,
+        "steps": update.steps,
+        "loss": update.loss,
+        "accuracy": update.accuracy,
+        "training_seconds": update.training_seconds,
         "peak_pss_bytes": peak_pss_bytes(),
     }
 
 
-def labels_in_job(spec: ModelSpec, dataset: Dataset, job_classes: tuple[str, ...]) -> NDArray[np.int32]:
-    """Map the device's labels onto the job's by class name.
+def _progress(events: EventWriter) -> Callable[[int, int], None]:
+    """Tell of steps, not more often than every ``PROGRESS_INTERVAL_S``."""
+    reported_at = -math.inf
 
-    Returns:
-      int32 [num_examples]: the job's label number of each example.
-
-    Raises:
-      TaskDeclinedError: the samples have another shape than the network's input, or a class of the device is none
-        of the job's; the classes are listed.
-    """
-    if dataset.input_shape != spec.input_shape:
-        raise TaskDeclinedError(
-            f"the network reads samples of shape {list(spec.input_shape)}, "
-            f"the device's have shape {list(dataset.input_shape)}"
-        )
-    unknown = [name for name in dataset.classes if name not in job_classes]
-    if unknown:
-        raise TaskDeclinedError(f"the device has classes that the job does not name: {', '.join(unknown)}")
-    numbers = np.array([job_classes.index(name) for name in dataset.classes], dtype=np.int32)
-    return numbers[dataset.labels]
-
-
-def load_model(engine: Engine, spec: ModelSpec, task: dict[str, Any], seed: int) -> None:
-    """Bring the engine to the model that the task names: from its payload, else from the job's seed.
-
-    Both ways end in the same state, its randomness drawn from ``seed``, the device's own.
-
-    Raises:
-      ModelMissingError: neither gives the bytes that the task's digest names.
-      PayloadError: the payload is no model of this network.
-    """
-    codec = get_codec(task["down_codec"])
-    if task["model_path"] is not None:
-        payload = Path(task["model_path"]).read_bytes()
-        where = "the cached payload"
-    else:
-        engine.initialise(task["initial_seed"])
-        payload = codec.encode(spec, engine.state(), kind="model")
-        where = "the model made from the seed"
-    if payload_digest(payload) != task["model_digest"]:
-        raise ModelMissingError(f"{where} does not have the digest that the task names")
-    engine.seed = seed  # making the model drew from the job's seed
-    engine.load_state(codec.decode(spec, payload, kind="model"))
-
-
-def run_steps(
-    engine: Engine,
-    dataset: Dataset,
-    job_labels: NDArray[np.int32],
-    training: dict[str, Any],
-    seed: int,
-    events: EventWriter,
-) -> tuple[float, float]:
-    """Do the local steps: epochs of full batches, each in an order of its own.
-
-    Returns:
-      Mean loss (nats) and accuracy (0 to 1) over the steps.
-    """
-    batch_size = len(engine.labels)
-    total = training["local_steps"]
-    steps_an_epoch = dataset.num_examples // batch_size
-    loss, correct, reported_at = 0.0, 0, -math.inf
-    for step in range(total):
-        epoch, position = divmod(step, steps_an_epoch)
-        if position == 0:
-            order = permutation(dataset.num_examples, seed, epoch)
-        batch = order[position * batch_size : (position + 1) * batch_size]
-        dataset.read(batch, engine.input)
-        engine.labels[:] = job_labels[batch]
-        result = engine.step(training["step_scale"])
-        loss += result.loss
-        correct += result.correct
+    def on_step(step: int, total_steps: int) -> None:
+        nonlocal reported_at
         if time.monotonic() - reported_at >= PROGRESS_INTERVAL_S:
-            events.write({"step": step + 1, "total_steps": total})
+            events.write({"step": step, "total_steps": total_steps})
             reported_at = time.monotonic()
-    return loss / total, correct / (total * batch_size)
+
+    return on_step
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,8 @@ from tests.edge_client.wire import make_task
 
 LIMIT_S = 60
 
+NO_STEPS = {"preset": "bitfleet", "optimizer": "", "batch_size": 1, "local_steps": 0, "step_scale": 1.0, "seed": 0}
+
 
 def describe(data_dir: Path, *, optimizer: str = "latent8m", steps: int = 20) -> tuple[dict[str, Any], bytes]:
     """A task as the worker writes it, and its model."""
@@ -119,8 +121,8 @@ def test_progress_is_told_and_the_loss_falls(tmp_path: Path, data_dir: Path) -> 
         ({"spec_json": "{}"}, "failed", "format"),
         ({"up_codec": "morse"}, "failed", "'morse'"),
         ({"data": {"name": None, "root": "/nowhere"}}, "failed", "the device's data cannot be read"),
-        ({"training": {"local_steps": 0, "batch_size": 1, "step_scale": 1.0}}, "failed", "at least 1"),
-        ({"training": {}}, "failed", "unexpected KeyError"),
+        ({"training": NO_STEPS}, "failed", "at least 1"),
+        ({"training": {}}, "failed", "unexpected TypeError"),
     ],
 )
 def test_what_cannot_be_done_is_told(
