@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from bnncore.blocks import Block
 from bnncore.checkpoint import load_checkpoint, save_checkpoint
 from bnncore.errors import ShapeError
+from bnncore.nn.maps import channels_second, input_map
 from bnncore.nn.reading import find_layers, map_of, spec_of
 from bnncore.nn.sequential import Sequential
 from bnncore.nn.writing import modules_of
@@ -138,10 +139,8 @@ def to_input(spec: ModelSpec, samples: NDArray[np.uint8], *, input_scale: float 
     """
     x = torch.from_numpy(np.ascontiguousarray(samples).reshape(len(samples), -1)).float()
     x = x.mul_(2).sub_(255).mul_(input_scale)
-    first = spec.blocks[0]
-    if first.is_conv:
-        x = x.view(-1, first.in_height, first.in_width, first.in_channels).permute(0, 3, 1, 2).contiguous()
-    return x
+    shape = input_map(spec)
+    return x if shape is None else channels_second(x.view(-1, *shape)).contiguous()
 
 
 def save_network(path: Any, model: Any, spec: ModelSpec, **options: Any) -> str:

@@ -32,13 +32,13 @@ from bnncore.blocks import Block
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32
 
-__all__ = ["NormKind", "StandardNetwork"]
+__all__ = ["EPSILON", "MOMENTUM", "NormKind", "StandardNetwork", "clipped_sign", "l1_norm", "weight_sign"]
 
 NormKind = Literal["l2", "l1", "paper"]
 
-_MOMENTUM = 0.1
+MOMENTUM = 0.1
 """Share of the newest batch in the running statistics."""
-_EPSILON = 1e-5
+EPSILON = 1e-5
 """Addend to the variance. Products of +-1 have variances of about their number, so it only guards against 0."""
 _LIMIT = float(np.nextafter(np.float32(1), np.float32(2)))
 """hardtanh's gradient is 0 at its limits; ours passes at +-1, so the limit is the next float32."""
@@ -68,6 +68,24 @@ class _WeightSign(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         return grad, None
+
+
+def clipped_sign(x: Any, one: Any) -> Any:
+    """Give sign(x), sign(0) = +1, whose gradient passes where |x| <= 1; ``one`` is a 1 of x's type."""
+    return _ActivationSign.apply(x, one)
+
+
+def weight_sign(w: Any, one: Any) -> Any:
+    """Give sign(w) of weights in [-1, 1], whose gradient always passes."""
+    return _WeightSign.apply(w, one)
+
+
+def l1_norm(rows: Any, beta: Any) -> Any:
+    """l1 batch norm of y [J, N] with beta [N]; a channel without deviation gives beta and no gradient."""
+    centred = rows - rows.mean(0)
+    psi = centred.abs().mean(0)
+    alive = psi > 0
+    return torch.where(alive, centred / torch.where(alive, psi, 1), 0) + beta
 
 
 class _SignGradient(torch.autograd.Function):
@@ -128,7 +146,7 @@ class _StandardBlock(nn.Module):
 
     def forward(self, x: Any) -> Any:
         block = self.block
-        weight = _WeightSign.apply(_SignGradient.apply(self.weight) if self.norm == "paper" else self.weight, self.one)
+        weight = weight_sign(_SignGradient.apply(self.weight) if self.norm == "paper" else self.weight, self.one)
         if block.is_conv:
             x = functional.conv2d(x, weight, stride=block.stride, padding=(block.pad_height, block.pad_width))
         else:
@@ -140,7 +158,7 @@ class _StandardBlock(nn.Module):
             x = functional.max_pool2d(x, window)
         x = self._normalise(x)
         if not block.is_last:
-            x = _ActivationSign.apply(x, self.one)
+            x = clipped_sign(x, self.one)
         if block.pool == "after_sign":
             x = functional.max_pool2d(x, window)
         return x
@@ -148,14 +166,10 @@ class _StandardBlock(nn.Module):
     def _normalise(self, y: Any) -> Any:
         if self.norm == "l2":
             return functional.batch_norm(
-                y, self.running_mean, self.running_var, None, self.beta, self.training, _MOMENTUM, _EPSILON
+                y, self.running_mean, self.running_var, None, self.beta, self.training, MOMENTUM, EPSILON
             )
         rows = y.movedim(1, -1).flatten(0, -2)
-        if self.norm == "paper":
-            x = _PaperNorm.apply(rows, self.beta)
-        else:
-            centred = rows - rows.mean(0)
-            x = centred / centred.abs().mean(0) + self.beta
+        x = _PaperNorm.apply(rows, self.beta) if self.norm == "paper" else l1_norm(rows, self.beta)
         return x.view(y.movedim(1, -1).shape).movedim(-1, 1)
 
 
@@ -163,7 +177,7 @@ class StandardNetwork(nn.Module):
     """A network of a spec.
 
     Args:
-      spec: any that the native engine takes.
+      spec: a chain of binary blocks; ``bnncore.nn.standard_residual`` has the residual networks.
       norm: which batch norm and whose gradient. Under l1 and paper it trains only: there are no running statistics.
 
     ``forward`` takes what ``bnncore.nn.trainer.prepare`` gives and gives the logits, float32 [batch, classes].

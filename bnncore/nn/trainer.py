@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnncore.nn.standard import NormKind, StandardNetwork
+from bnncore.nn.maps import channels_second, input_map
+from bnncore.nn.standard import NormKind
+from bnncore.nn.standard_residual import standard_network
 from bnncore.nn.variants import VARIANTS, Variant
 from bnncore.spec import ModelSpec
 
@@ -38,7 +40,7 @@ class StandardTrainer:
         norm: NormKind = "l2",
     ) -> None:
         torch.manual_seed(seed)
-        self.network = StandardNetwork(spec, norm)
+        self.network = standard_network(spec, norm)
         if variant.channels_last:
             self.network.to(memory_format=torch.channels_last)
         # Only what differs from the default is named: without it PyTorch takes its loop over all tensors at once.
@@ -70,10 +72,10 @@ def prepare(
     Returns:
       float32 [batch, features] or [batch, channels, height, width], and int64 [batch].
     """
-    first = spec.blocks[0]
+    shape = input_map(spec)
     x = torch.from_numpy(samples.astype(np.float32)).mul_(2 / 255).sub_(1)
-    if first.is_conv:
-        x = x.reshape(-1, first.in_height, first.in_width, first.in_channels).permute(0, 3, 1, 2)
+    if shape is not None:
+        x = channels_second(x.reshape(-1, *shape))
         x = x.contiguous(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
     return x, torch.from_numpy(labels.astype(np.int64))
 

@@ -41,5 +41,5 @@ VARIANTS = {
 
 def variants_for(spec: ModelSpec) -> list[Variant]:
     """List the variants that can differ for a network."""
-    has_maps = any(block.is_conv for block in spec.blocks)
+    has_maps = spec.residual is not None or any(block.is_conv for block in spec.blocks)
     return [variant for variant in VARIANTS.values() if has_maps or not variant.channels_last]
