@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ __all__ = [
     "to_float32",
     "to_int8",
     "validate_state",
+    "validate_tensors",
     "weights_digest",
     "without_statistics",
 ]
@@ -89,18 +90,26 @@ def validate_state(spec: ModelSpec, state: State, *, statistics: bool) -> None:
       ShapeError: a tensor is missing, unknown, or of another shape than the spec says.
       PayloadError: a tensor is of another dtype, not finite, or out of range.
     """
-    wanted = [tensor for tensor in spec.tensors if statistics or not tensor.is_statistic]
+    validate_tensors(spec, state, [tensor for tensor in spec.tensors if statistics or not tensor.is_statistic])
+
+
+def validate_tensors(spec: ModelSpec, state: State, wanted: Sequence[TensorSpec]) -> None:
+    """Check that a state consists of these tensors of the network, and that they are valid.
+
+    Raises:
+      ShapeError, PayloadError: as ``validate_state``.
+    """
     missing = [tensor.name for tensor in wanted if tensor.name not in state]
     unknown = sorted(set(state) - {tensor.name for tensor in wanted})
     if missing or unknown:
         raise ShapeError(
-            f"a state of model {spec.name!r} {'with' if statistics else 'without'} statistics has {len(wanted)} "
-            f"tensors; missing {missing}, not wanted {unknown}. Was it made by another model?"
+            f"this state of model {spec.name!r} has {len(wanted)} tensors; missing {missing}, not wanted {unknown}. "
+            "Was it made by another model?"
         )
-    latent = next(tensor.name for tensor in wanted if tensor.role == "weight")
-    weight_dtype = state[latent].dtype
+    latent = [tensor.name for tensor in wanted if tensor.role == "weight"]
+    weight_dtype = state[latent[0]].dtype if latent else np.dtype(np.float32)
     if weight_dtype not in (np.int8, np.float32):
-        raise PayloadError(f"{latent} must be int8 or float32, got {weight_dtype}")
+        raise PayloadError(f"{latent[0]} must be int8 or float32, got {weight_dtype}")
     for tensor in wanted:
         _check_tensor(tensor, state[tensor.name], weight_dtype if tensor.role == "weight" else np.dtype(np.float32))
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from bnncore.codec import get_codec
+from bnncore.codec import get_state_codec
 from bnncore.errors import BitfleetError, ConfigurationError, SpecError
 from bnncore.spec import ModelSpec
 from bnncore.zoo import build
@@ -88,8 +88,8 @@ class JobConfig(_Part):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         if self.cohort_size and self.quorum is not None and self.quorum > self.cohort_size:
             raise ValueError(f"quorum ({self.quorum}) can never be reached with a cohort_size of {self.cohort_size}")
-        get_codec(self.up_codec)
-        get_codec(self.down_codec)
+        get_state_codec(self.up_codec)
+        get_state_codec(self.down_codec)
         spec = self.spec
         if spec.residual is not None:
             raise SpecError(f"model {spec.name!r} is a residual network, which a fleet cannot merge yet. Take a chain")

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec.base import Codec
+from bnncore.codec.state import StateCodec
 from bnncore.state import to_float32
 
 __all__ = ["Float32Codec"]
 
 
-class Float32Codec(Codec):
+class Float32Codec(StateCodec):
     """Exact for float32 latent weights; int8 ones are written as w / 127."""
 
     name: ClassVar[str] = "float32"

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec.base import Codec
+from bnncore.codec.state import StateCodec
 from bnncore.state import to_int8
 
 __all__ = ["Int8Codec"]
 
 
-class Int8Codec(Codec):
+class Int8Codec(StateCodec):
     """Exact for int8 latent weights; float32 ones are rounded to steps of 1/127."""
 
     name: ClassVar[str] = "int8"

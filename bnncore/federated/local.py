@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec import get_codec, payload_digest
+from bnncore.codec import get_state_codec, payload_digest
 from bnncore.data import Dataset
 from bnncore.engine import Engine, permutation
 from bnncore.errors import ModelMissingError, TaskDeclinedError, TaskFailedError
@@ -139,7 +139,7 @@ def train_locally(
     began = time.monotonic()
     loss, accuracy = run_steps(engine, dataset, job_labels, task, on_step)
     training_seconds = time.monotonic() - began
-    payload = get_codec(task.up_codec).encode(spec, engine.state(copy=False), kind="update")
+    payload = get_state_codec(task.up_codec).encode(spec, engine.state(copy=False), kind="update")
     return LocalUpdate(payload, dataset.num_examples, training.local_steps, loss, accuracy, training_seconds)
 
 
@@ -174,7 +174,7 @@ def load_model(engine: Engine, spec: ModelSpec, task: LocalTask, payload: bytes 
       ModelMissingError: neither gives the bytes that the task's digest names.
       PayloadError: the payload is no model of this network.
     """
-    codec = get_codec(task.down_codec)
+    codec = get_state_codec(task.down_codec)
     where = "the cached payload"
     if payload is None:
         engine.initialise(task.initial_seed)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from safetensors.numpy import load, save
 
-from bnncore.codec import get_codec
+from bnncore.codec import get_state_codec
 from bnncore.errors import BitfleetError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -72,7 +72,7 @@ class Collection:
 
     def _fold_again(self, row: UpdateRecord) -> None:
         data = self._disk.blobs.get(row.update_digest or "")
-        state = get_codec(self._config.up_codec).decode(self._spec, data, kind="update")
+        state = get_state_codec(self._config.up_codec).decode(self._spec, data, kind="update")
         self._fold(state, row.num_examples)
 
     def _fold(self, update: State, num_examples: int) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
-from bnncore.codec import get_codec
+from bnncore.codec import get_state_codec
 from bnncore.errors import IncompatibleError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -176,6 +176,6 @@ def _decode(spec: ModelSpec, header: UpdateHeader, writer: BlobWriter) -> State:
     if writer.digest != header.update_digest:
         raise UpdateRejected(f"the payload has digest {writer.digest}, the header announced {header.update_digest}")
     try:
-        return get_codec(header.codec).decode(spec, writer.read(), kind="update")
+        return get_state_codec(header.codec).decode(spec, writer.read(), kind="update")
     except IncompatibleError as error:
         raise UpdateRejected(str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bnncore.codec import get_codec
+from bnncore.codec import get_state_codec
 from bnncore.engine import Engine
 from bnncore.optimizer import resolve_preset
 from bnncore.spec import ModelSpec
@@ -45,8 +45,9 @@ class VersionWriter:
           state: weights, beta and statistics.
           created_at: seconds since 1970.
         """
-        payload = get_codec(self.down_codec).encode(self.spec, state, kind="model")
-        full = get_codec(FULL_CODEC).encode(self.spec, state, kind="update")
+        payload = get_state_codec(self.down_codec).encode(self.spec, state, kind="model")
+        full_codec = get_state_codec(FULL_CODEC)
+        full = full_codec.encode(self.spec, state, kind="update")
         return VersionRecord(
             job_id=self.job_id,
             version=version,
@@ -54,18 +55,18 @@ class VersionWriter:
             payload_digest=self.blobs.put(payload),
             payload_bytes=len(payload),
             state_digest=self.blobs.put(full),
-            weights_digest=weights_digest(self.spec, get_codec(FULL_CODEC).decode(self.spec, full, kind="update")),
+            weights_digest=weights_digest(self.spec, full_codec.decode(self.spec, full, kind="update")),
             created_at=created_at,
         )
 
 
 def read_state(blobs: BlobStore, spec: ModelSpec, record: VersionRecord) -> State:
     """Read a version's full float32 state, statistics included."""
-    return get_codec(FULL_CODEC).decode(spec, blobs.get(record.state_digest), kind="update")
+    return get_state_codec(FULL_CODEC).decode(spec, blobs.get(record.state_digest), kind="update")
 
 
 def read_deployed_state(blobs: BlobStore, spec: ModelSpec, record: VersionRecord) -> State:
     """Read a version as devices receive it (through its codec), with the merged statistics added for evaluation."""
     full = read_state(blobs, spec, record)
-    deployed = get_codec(record.codec).decode(spec, blobs.get(record.payload_digest), kind="model")
+    deployed = get_state_codec(record.codec).decode(spec, blobs.get(record.payload_digest), kind="model")
     return {name: deployed.get(name, full[name]) for name in full}

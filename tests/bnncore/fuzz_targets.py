@@ -19,7 +19,7 @@ from typing import Any
 from random_states import random_state
 
 from bnncore import checkpoint, resume
-from bnncore.codec import CODECS, PayloadKind
+from bnncore.codec import CODECS
 from bnncore.codec.container import pack, unpack
 from bnncore.engine import Engine
 from bnncore.errors import BitfleetError
@@ -29,8 +29,7 @@ from bnncore.zoo import binarynet, mlp
 
 SPEC = binarynet((4, 4), (2,), 1, (3,), 2)
 SETTINGS = {"epochs": 3}
-KINDS: tuple[PayloadKind, ...] = ("model", "update")
-WAYS = [(codec, kind) for codec in CODECS.values() for kind in KINDS]
+WAYS = [(codec, kind) for codec in CODECS.values() if not codec.is_difference for kind in codec.kinds]
 
 
 @cache

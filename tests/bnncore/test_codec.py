@@ -1,4 +1,4 @@
-"""Laws of every codec, and of the container below them."""
+"""Laws of every state codec, and of the container below them."""
 
 from __future__ import annotations
 
@@ -12,30 +12,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_states import assert_same_state, random_state, specs
 
-from bnncore.codec import CODECS, PayloadKind, get_codec, payload_digest
+from bnncore.codec import CODECS, PayloadKind, get_codec, get_difference_codec, get_state_codec, payload_digest
+from bnncore.codec.base import tensors_of_kind
 from bnncore.codec.container import pack, unpack
 from bnncore.errors import ConfigurationError, PayloadError, ShapeError
 from bnncore.spec import ModelSpec
-from bnncore.state import State, to_float32, to_int8, validate_state
+from bnncore.state import State, to_float32, to_int8, validate_tensors
 from bnncore.zoo import mlp
 
 SPEC = mlp((2, 3), (4,), 2)
-codec_names = st.sampled_from(sorted(CODECS))
-kinds: st.SearchStrategy[PayloadKind] = st.sampled_from(["model", "update"])
+STATE_CODECS = sorted(name for name, codec in CODECS.items() if not codec.is_difference)
+codec_names = st.sampled_from(STATE_CODECS)
+kinds: st.SearchStrategy[PayloadKind] = st.sampled_from(["model", "update", "statistics"])
 dtypes = st.sampled_from([np.int8, np.float32])
 
 
 def payload(codec: str = "int8", kind: PayloadKind = "update", spec: ModelSpec = SPEC, seed: int = 3) -> bytes:
-    return get_codec(codec).encode(spec, random_state(spec, seed), kind=kind)
+    return get_state_codec(codec).encode(spec, random_state(spec, seed), kind=kind)
 
 
 def as_decoded(codec: str, kind: PayloadKind, state: State) -> State:
     """What a codec must give back, computed from the definition."""
     convert: Any = {"int8": to_int8, "float32": to_float32}[codec]
+    statistics = {name for name in state if name.endswith((".mean", ".mean_abs_dev"))}
+    wanted = {"model": set(state) - statistics, "update": set(state), "statistics": statistics}[kind]
     return {
-        name: convert(array) if name.endswith(".weight") else array
-        for name, array in state.items()
-        if kind == "update" or not name.endswith((".mean", ".mean_abs_dev"))
+        name: convert(array) if name.endswith(".weight") else array for name, array in state.items() if name in wanted
     }
 
 
@@ -45,24 +47,24 @@ def test_decoding_gives_back_what_was_encoded(
 ) -> None:
     state = random_state(spec, seed, dtype=dtype)
 
-    data = get_codec(codec).encode(spec, state, kind=kind)
-    decoded = get_codec(codec).decode(spec, memoryview(data), kind=kind)
+    data = get_state_codec(codec).encode(spec, state, kind=kind)
+    decoded = get_state_codec(codec).decode(spec, memoryview(data), kind=kind)
 
     assert_same_state(decoded, as_decoded(codec, kind, state))
     assert_same_state(state, random_state(spec, seed, dtype=dtype))
-    assert get_codec(codec).encode(spec, decoded, kind=kind) == data
+    assert get_state_codec(codec).encode(spec, decoded, kind=kind) == data
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("codec", STATE_CODECS)
 def test_every_truncation_is_refused(codec: str) -> None:
     data = payload(codec)
 
     for length in range(len(data)):
         with pytest.raises(PayloadError):
-            get_codec(codec).decode(SPEC, data[:length], kind="update")
+            get_state_codec(codec).decode(SPEC, data[:length], kind="update")
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("codec", STATE_CODECS)
 def test_every_changed_byte_is_refused_or_decodes_to_a_valid_state(codec: str) -> None:
     data = payload(codec)
     generator = np.random.default_rng(5)
@@ -72,11 +74,11 @@ def test_every_changed_byte_is_refused_or_decodes_to_a_valid_state(codec: str) -
         damaged = bytearray(data)
         damaged[position] ^= int(generator.integers(1, 256))
         try:
-            state = get_codec(codec).decode(SPEC, bytes(damaged), kind="update")
+            state = get_state_codec(codec).decode(SPEC, bytes(damaged), kind="update")
         except PayloadError:
             refused += 1
         else:
-            validate_state(SPEC, state, statistics=True)
+            validate_tensors(SPEC, state, tensors_of_kind(SPEC, "update"))
 
     assert refused > 0
 
@@ -87,7 +89,7 @@ def test_arbitrary_bytes_are_refused(noise: bytes, with_length: bool) -> None:
     data = len(noise).to_bytes(8, "little") + noise if with_length else noise
 
     with pytest.raises(PayloadError):
-        get_codec("int8").decode(SPEC, data, kind="model")
+        get_state_codec("int8").decode(SPEC, data, kind="model")
 
 
 @settings(max_examples=300)
@@ -125,7 +127,7 @@ def test_a_payload_for_another_purpose_is_refused() -> None:
         (SPEC, "int8", "model"),
     ]:
         with pytest.raises(PayloadError, match="must be made for"):
-            get_codec(codec).decode(spec, data, kind=kind)  # type: ignore[arg-type]
+            get_state_codec(codec).decode(spec, data, kind=kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -147,22 +149,22 @@ def test_a_bad_tensor_is_refused_at_both_ends(name: str, value: Any, message: st
     forged = pack(state, unpack(good)[1])
 
     with pytest.raises(PayloadError, match=message):
-        get_codec("int8").decode(SPEC, forged, kind="update")
+        get_state_codec("int8").decode(SPEC, forged, kind="update")
     with pytest.raises((PayloadError, ShapeError), match=message):
-        get_codec("int8").encode(SPEC, state, kind="update")
+        get_state_codec("int8").encode(SPEC, state, kind="update")
 
 
 def test_weights_of_another_dtype_than_the_codecs_are_refused() -> None:
     forged = pack(random_state(SPEC, 3, dtype=np.float32), unpack(payload("int8"))[1])
 
     with pytest.raises(PayloadError, match="must be int8"):
-        get_codec("int8").decode(SPEC, forged, kind="update")
+        get_state_codec("int8").decode(SPEC, forged, kind="update")
 
 
 def test_decoding_copies_nothing() -> None:
     data = payload()
 
-    state = get_codec("int8").decode(SPEC, data, kind="update")
+    state = get_state_codec("int8").decode(SPEC, data, kind="update")
 
     whole = np.frombuffer(data, np.uint8)
     assert all(np.shares_memory(array, whole) for array in state.values())
@@ -173,7 +175,7 @@ def test_int8_costs_one_byte_a_weight() -> None:
     spec = mlp((28, 28), (256, 256), 10)
     floats = 4 * 2 * (256 + 256 + 10)
 
-    size = len(get_codec("int8").encode(spec, random_state(spec, 0), kind="update"))
+    size = len(get_state_codec("int8").encode(spec, random_state(spec, 0), kind="update"))
 
     assert size - spec.num_binary_weights - floats - 4 * (256 + 256 + 10) < 2048
 
@@ -196,5 +198,22 @@ def test_payload_digest_is_the_known_sha256() -> None:
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"\['float32', 'int8'\], got 'zip'"):
+    with pytest.raises(ConfigurationError, match=r"\['float32', 'int8', 'sign'\], got 'zip'"):
         get_codec("zip")
+
+
+def test_a_codec_of_the_other_family_is_refused_with_those_of_the_wanted_one() -> None:
+    assert get_codec("sign") is get_difference_codec("sign")
+
+    with pytest.raises(ConfigurationError, match=r"\['float32', 'int8'\] here, got 'sign', which writes differences"):
+        get_state_codec("sign")
+    with pytest.raises(ConfigurationError, match=r"\['sign'\] here, got 'int8', which writes states"):
+        get_difference_codec("int8")
+
+
+@pytest.mark.parametrize("codec", STATE_CODECS)
+def test_a_kind_that_a_state_has_not_is_refused(codec: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"\['model', 'update', 'statistics'\], not 'step'"):
+        get_state_codec(codec).encode(SPEC, random_state(SPEC, 3), kind="step")
+    with pytest.raises(ConfigurationError, match="not 'step'"):
+        get_state_codec(codec).decode(SPEC, b"", kind="step")

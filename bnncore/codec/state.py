@@ -1,0 +1,88 @@
+"""State codecs: the parameters of a network, as a tensor container.
+
+A payload is a container (``container.py``) whose metadata say which codec made it, for which network and of which kind,
+so a payload that reaches the wrong job is recognised before any tensor is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnncore.codec.base import Codec, PayloadKind, tensors_of_kind
+from bnncore.codec.container import pack, unpack
+from bnncore.errors import PayloadError, ShapeError
+from bnncore.spec import ModelSpec, TensorSpec
+from bnncore.state import State, validate_state, validate_tensors
+
+__all__ = ["StateCodec"]
+
+
+class StateCodec(Codec[State]):
+    """One way of writing a state as bytes. Subclasses say how a tensor is written.
+
+    Attributes:
+      weight_dtype: dtype of a weight tensor in the payload.
+    """
+
+    is_difference: ClassVar[bool] = False
+    kinds: ClassVar[tuple[PayloadKind, ...]] = ("model", "update", "statistics")
+    weight_dtype: ClassVar[type[np.generic]]
+
+    @abstractmethod
+    def encode_weight(self, weights: NDArray[Any]) -> NDArray[Any]:
+        """Turn latent weights (int8 or float32, any shape) into ``weight_dtype`` of the same shape."""
+
+    def encode(self, spec: ModelSpec, tensors: State, *, kind: PayloadKind) -> bytes:
+        """Write a state as a payload; see ``Codec.encode``."""
+        self.check_kind(kind)
+        wanted = tensors_of_kind(spec, kind)
+        left_out = {tensor.name for tensor in spec.tensors} - {tensor.name for tensor in wanted}
+        chosen = {name: array for name, array in tensors.items() if name not in left_out}
+        _validate(spec, chosen, kind)
+        written = {
+            tensor.name: self.encode_weight(chosen[tensor.name]) if tensor.role == "weight" else chosen[tensor.name]
+            for tensor in wanted
+        }
+        return pack(written, self._metadata(spec, kind))
+
+    def decode(self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind) -> State:
+        """Read a payload; see ``Codec.decode``.
+
+        Memory: nothing beyond ``data``.
+        """
+        self.check_kind(kind)
+        tensors, metadata = unpack(data)
+        wanted = self._metadata(spec, kind)
+        if metadata != wanted:
+            raise PayloadError(f"the payload must be made for {wanted}, got {metadata!r:.400}")
+        state = {tensor.name: tensors.pop(tensor.name) for tensor in spec.tensors if tensor.name in tensors}
+        try:
+            _validate(spec, {**state, **tensors}, kind)
+        except ShapeError as error:
+            raise PayloadError(str(error)) from error
+        for tensor in tensors_of_kind(spec, kind):
+            self._check_dtype(tensor, state[tensor.name])
+        return state
+
+    def _check_dtype(self, tensor: TensorSpec, array: NDArray[Any]) -> None:
+        if tensor.role == "weight" and array.dtype != self.weight_dtype:
+            raise PayloadError(
+                f"{tensor.name} must be {np.dtype(self.weight_dtype)} in a payload of codec {self.name!r}, "
+                f"got {array.dtype}"
+            )
+
+    def _metadata(self, spec: ModelSpec, kind: PayloadKind) -> str:
+        metadata = {"codec": self.name, "kind": kind, "spec": spec.digest}
+        return json.dumps(metadata, sort_keys=True, separators=(",", ":"))
+
+
+def _validate(spec: ModelSpec, state: State, kind: PayloadKind) -> None:
+    if kind == "statistics":
+        validate_tensors(spec, state, tensors_of_kind(spec, kind))
+    else:
+        validate_state(spec, state, statistics=kind == "update")
