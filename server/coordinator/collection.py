@@ -11,18 +11,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from safetensors.numpy import load, save
-
 from bnncore.codec import get_state_codec
 from bnncore.errors import BitfleetError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
+from server.coordinator.aggregation import Aggregation
 from server.coordinator.disk import Disk
 from server.coordinator.messages import UpdateHeader
-from server.coordinator.versions import read_deployed_state, read_state
 from server.jobs import JobConfig
 from server.storage.base import BlobWriter, UpdateRecord, VersionRecord
-from server.strategies import difference_of, make_strategy
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +40,7 @@ class Collection:
         self._disk = disk
         self._config = config
         self._spec = spec
-        self._base = base
-        self._deployed: State | None = None
-        self._strategy = make_strategy(config.strategy, config.strategy_params)
-        self._accumulator = self._strategy.init(spec)
+        self._aggregation = Aggregation(config, spec, disk.blobs, base)
         self.job_id = base.job_id
         self.round_number = base.version + 1
         self.rows: dict[str, UpdateRecord] = {}
@@ -73,14 +67,7 @@ class Collection:
     def _fold_again(self, row: UpdateRecord) -> None:
         data = self._disk.blobs.get(row.update_digest or "")
         state = get_state_codec(self._config.up_codec).decode(self._spec, data, kind="update")
-        self._fold(state, row.num_examples)
-
-    def _fold(self, update: State, num_examples: int) -> None:
-        if self._strategy.needs_differences:
-            if self._deployed is None:
-                self._deployed = read_deployed_state(self._disk.blobs, self._spec, self._base)
-            update = difference_of(self._spec, update, self._deployed)
-        self._strategy.fold(self._accumulator, update, num_examples)
+        self._aggregation.add(row.device_id, state, row.num_examples)
 
     def assigned(self, device_ids: Iterable[str]) -> list[UpdateRecord]:
         """Give these devices the task; returns the rows for the caller to commit."""
@@ -100,7 +87,8 @@ class Collection:
         Raises:
           PayloadError: the strategy cannot take it; the sum is unchanged.
         """
-        await asyncio.to_thread(self._fold, upload.state, upload.header.num_examples)
+        header = upload.header
+        await asyncio.to_thread(self._aggregation.add, header.device_id, upload.state, header.num_examples)
 
     async def accept(self, upload: Upload) -> None:
         """Make an update that was folded in durable.
@@ -136,14 +124,11 @@ class Collection:
 
     async def finish(self) -> tuple[State, str | None]:
         """Return the next model's state, and the digest of the payload of what the strategy remembers, if anything."""
-        return await asyncio.to_thread(self._finish)
+        return await asyncio.to_thread(self._aggregation.finish)
 
-    def _finish(self) -> tuple[State, str | None]:
-        blobs, base = self._disk.blobs, self._base
-        start = read_state(blobs, self._spec, base) if self._accumulator.is_difference else None
-        memory = None if base.memory_digest is None else load(blobs.get(base.memory_digest))
-        state, memory = self._strategy.finish(self._accumulator, start, memory)
-        return state, None if memory is None else blobs.put(save(memory))
+    def release(self) -> None:
+        """Give back what lies on disk beside the payloads."""
+        self._aggregation.close()
 
     def close(self) -> list[UpdateRecord]:
         """End the collection: whoever had the task and sent nothing has missed the round; returns all rows."""

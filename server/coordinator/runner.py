@@ -24,7 +24,7 @@ from server.coordinator.sessions import Fleet
 from server.coordinator.versions import InitialState, VersionWriter
 from server.errors import ServerError
 from server.jobs import JobConfig
-from server.storage.base import JobRecord, RoundRecord
+from server.storage.base import JobRecord, RoundRecord, VersionRecord
 
 RETURN_GRACE_S = 45.0
 """After a restart devices have this long to come back before they count as gone: more than their longest backoff."""
@@ -131,6 +131,13 @@ class JobRunner:
         if base is None:
             raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
         collection = Collection(self._disk, self.config, self._spec, base)
+        try:
+            return await self._collect(record, base, collection)
+        finally:
+            collection.release()
+
+    async def _collect(self, record: RoundRecord | None, base: VersionRecord, collection: Collection) -> Round:
+        storage, number = self._disk.storage, collection.round_number
         is_new = record is None
         if record is None:
             record = RoundRecord(self.job_id, number, Phase.OPEN, attempt=1, opened_at=time.time())

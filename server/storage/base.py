@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,9 @@ class BlobStore(Protocol):
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes from ``offset`` on; raises NotFoundError when it is missing."""
+
+    def temporary_file(self) -> BinaryIO:
+        """Open an unnamed local file for writing and reading; it is gone when it is closed, or by a crash."""
 
     def delete(self, digest: str) -> None:
         """Remove a payload; does nothing when there is none."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tempfile
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from bnncore.durable import sync_folder
 from server.errors import NotFoundError
@@ -63,6 +64,10 @@ class LocalBlobs:
                 return file.read(length)
         except FileNotFoundError:
             raise NotFoundError(f"no payload {digest} in {self._root}") from None
+
+    def temporary_file(self) -> BinaryIO:
+        """Open an unnamed file on the disk of the payloads."""
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=self._temporary))
 
     def delete(self, digest: str) -> None:
         """Remove a payload if it is there."""

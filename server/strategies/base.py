@@ -9,6 +9,9 @@ A ``FoldingStrategy`` sees a round's updates as a stream and keeps only an ``Acc
 is O(model), not O(model x cohort), and so that neither the order of arrival nor the way partial sums are merged can
 enter the result.
 
+A ``CohortStrategy`` compares updates with each other: it reads all of them, block by block, from where they were put
+aside.
+
 An update is either a state (the parameters after local training) or a difference to the model that the round started
 from. A difference has the same tensors; only its running statistics are themselves, as statistics are taken anew.
 """
@@ -17,8 +20,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +161,41 @@ class FoldingStrategy(Strategy):
 
         Raises:
           PayloadError: nothing was folded in.
+        """
+
+
+class UpdateReader(Protocol):
+    """One update of a round, read in pieces from where it was put aside."""
+
+    @property
+    def name(self) -> str:
+        """The device's name; ties between updates are decided by it."""
+
+    def read(self, tensor: str, block: slice) -> NDArray[Any]:
+        """Return a piece of a flattened tensor, in the dtype of the update."""
+
+
+class CohortStrategy(Strategy):
+    """A strategy that needs all updates of a round side by side.
+
+    It reads them in blocks of coordinates, so that its memory is O(block x cohort), whatever the model. Weights do not
+    count: a device could claim any.
+    """
+
+    @abstractmethod
+    def aggregate(
+        self, spec: ModelSpec, readers: Sequence[UpdateReader], base: State | None, *, is_difference: bool
+    ) -> State:
+        """Return the next model: float32 tensors in the spec's order, statistics included.
+
+        Args:
+          spec: the network.
+          readers: the round's updates, in any order; all states or all differences, checked by ``check_values``.
+          base: the full state that the round started from; None is enough for states.
+          is_difference: which of the two the updates are.
+
+        Raises:
+          PayloadError: there is no update.
         """
 
 

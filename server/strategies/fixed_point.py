@@ -70,13 +70,22 @@ def check_update(accumulator: Accumulator, update: State, weight: int) -> None:
     Raises:
       PayloadError: the weight or a value is more than the fixed point can carry, or not a number.
     """
-    if not 1 <= weight <= MAX_WEIGHT:
-        raise PayloadError(f"num_examples must be 1 to {MAX_WEIGHT}, got {weight}")
+    check_values(accumulator.spec, update, weight, is_difference=accumulator.is_difference)
     total = accumulator.total_weight + weight
     if total > MAX_TOTAL_WEIGHT:
         raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} examples, this update would make {total}")
-    for name, steps in steps_by_tensor(accumulator.spec).items():
-        check_magnitude(name, update[name], steps, is_difference=accumulator.is_difference)
+
+
+def check_values(spec: ModelSpec, update: State, weight: int, *, is_difference: bool) -> None:
+    """Check one update by itself.
+
+    Raises:
+      PayloadError: the weight or a value is more than the fixed point can carry, or not a number.
+    """
+    if not 1 <= weight <= MAX_WEIGHT:
+        raise PayloadError(f"num_examples must be 1 to {MAX_WEIGHT}, got {weight}")
+    for name, steps in steps_by_tensor(spec).items():
+        check_magnitude(name, update[name], steps, is_difference=is_difference)
 
 
 def check_magnitude(name: str, tensor: NDArray[Any], steps: int, *, is_difference: bool) -> None:
@@ -94,11 +103,15 @@ def add_update(accumulator: Accumulator, update: State, weight: int) -> None:
     """Add ``weight`` times an update that was checked."""
     steps = steps_by_tensor(accumulator.spec)
     for name, sums in accumulator.sums.items():
-        flat, values = sums.reshape(-1), update[name].reshape(-1)
-        for block in blocks(flat.size):
-            flat[block] += to_fixed(values[block], steps[name]) * weight
+        add_tensor(sums.reshape(-1), update[name].reshape(-1), steps[name], weight)
     accumulator.total_weight += weight
     accumulator.num_updates += 1
+
+
+def add_tensor(sums: NDArray[np.int64], values: NDArray[Any], steps: int, weight: int) -> None:
+    """Add ``weight`` times a tensor to its sums; both are flat."""
+    for block in blocks(sums.size):
+        sums[block] += to_fixed(values[block], steps) * weight
 
 
 def merge_sums(accumulator: Accumulator, other: Accumulator) -> Accumulator:

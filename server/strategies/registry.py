@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from server.errors import InvalidJobError
-from server.strategies.base import FoldingStrategy
+from server.strategies.base import CohortStrategy, FoldingStrategy
 from server.strategies.fedavg import FedAvg
 from server.strategies.fedopt import FedAdam, FedYogi
+from server.strategies.krum import Krum, MultiKrum
+from server.strategies.signvote import SignVote
+from server.strategies.trimmed import Median, TrimmedMean
 
-STRATEGIES: dict[str, type[FoldingStrategy]] = {strategy.name: strategy for strategy in (FedAvg, FedAdam, FedYogi)}
+_Kind = type[FoldingStrategy] | type[CohortStrategy]
+
+_ALL: tuple[_Kind, ...] = (FedAvg, FedAdam, FedYogi, SignVote, Median, TrimmedMean, Krum, MultiKrum)
+
+STRATEGIES: dict[str, _Kind] = {strategy.name: strategy for strategy in _ALL}
 
 
-def make_strategy(name: str, parameters: Mapping[str, float] | None = None) -> FoldingStrategy:
+def make_strategy(name: str, parameters: Mapping[str, float] | None = None) -> FoldingStrategy | CohortStrategy:
     """Make a strategy with its parameters; those that are not given have their defaults.
 
     Raises:

@@ -19,6 +19,7 @@ from bnncore.state import State
 from bnncore.zoo import mlp
 from tests.server.conftest import House, OpenHouse, make_job, until
 from tests.server.scripted import ScriptedDevice, connected
+from tests.server.strategies.updates import random_update
 
 
 def encode(task: pb.Task, state: State) -> bytes:
@@ -43,8 +44,6 @@ def other_shape(payload: bytes) -> bytes:
 
 def another_network(payload: bytes) -> bytes:
     del payload
-    from tests.server.strategies.test_contract import random_update
-
     spec = mlp((4, 4), (8,), 3)
     return get_codec("int8").encode(spec, random_update(1, spec=spec), kind="update")
 
