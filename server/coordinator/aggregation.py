@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from safetensors.numpy import load, save
 
+from bnncore.codec import get_codec
 from bnncore.spec import ModelSpec
 from bnncore.state import State
 from server.coordinator.spool import Spool
 from server.coordinator.versions import read_deployed_state, read_state
 from server.jobs import JobConfig
 from server.storage.base import BlobStore, VersionRecord
-from server.strategies import Accumulator, FoldingStrategy, check_values, difference_of, make_strategy
+from server.strategies import Accumulator, FoldingStrategy, Update, check_values, difference_of, make_strategy
 
 
 class Aggregation:
@@ -25,17 +26,18 @@ class Aggregation:
         self._base = base
         self._deployed: State | None = None
         self._strategy = make_strategy(config.strategy, config.strategy_params)
-        self._is_difference = self._strategy.needs_differences
+        self._takes_states = not get_codec(config.up_codec).is_difference
+        self._is_difference = self._strategy.needs_differences or not self._takes_states
         self._accumulator: Accumulator | None = None
         self._spool: Spool | None = None
 
-    def add(self, device_id: str, update: State, weight: int) -> None:
+    def add(self, device_id: str, update: Update, weight: int) -> None:
         """Take one update in.
 
         Raises:
           PayloadError: the strategy cannot take it; nothing has changed.
         """
-        if self._strategy.needs_differences:
+        if self._is_difference and self._takes_states:
             update = difference_of(self._spec, update, self._read_deployed())
         if isinstance(self._strategy, FoldingStrategy):
             if self._accumulator is None:

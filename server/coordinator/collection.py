@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from bnncore.codec import get_state_codec
+from bnncore.codec import get_codec
 from bnncore.errors import BitfleetError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -20,6 +20,7 @@ from server.coordinator.disk import Disk
 from server.coordinator.messages import UpdateHeader
 from server.jobs import JobConfig
 from server.storage.base import BlobWriter, UpdateRecord, VersionRecord
+from server.strategies import Update
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Upload:
 
     header: UpdateHeader
     writer: BlobWriter
-    state: State
+    update: Update
 
 
 class Collection:
@@ -66,8 +67,8 @@ class Collection:
 
     def _fold_again(self, row: UpdateRecord) -> None:
         data = self._disk.blobs.get(row.update_digest or "")
-        state = get_state_codec(self._config.up_codec).decode(self._spec, data, kind="update")
-        self._aggregation.add(row.device_id, state, row.num_examples)
+        update = get_codec(self._config.up_codec).decode(self._spec, data, kind="update")
+        self._aggregation.add(row.device_id, update, row.num_examples)
 
     def assigned(self, device_ids: Iterable[str]) -> list[UpdateRecord]:
         """Give these devices the task; returns the rows for the caller to commit."""
@@ -88,7 +89,7 @@ class Collection:
           PayloadError: the strategy cannot take it; the sum is unchanged.
         """
         header = upload.header
-        await asyncio.to_thread(self._aggregation.add, header.device_id, upload.state, header.num_examples)
+        await asyncio.to_thread(self._aggregation.add, header.device_id, upload.update, header.num_examples)
 
     async def accept(self, upload: Upload) -> None:
         """Make an update that was folded in durable.

@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
-from bnncore.codec import get_state_codec
+from bnncore.codec import get_codec
 from bnncore.errors import IncompatibleError
 from bnncore.spec import ModelSpec
-from bnncore.state import State
 from server.coordinator.collection import Upload
 from server.coordinator.disk import Disk
 from server.coordinator.events import SubmitStatus
@@ -25,6 +24,7 @@ from server.coordinator.round_runner import RoundRunner
 from server.coordinator.runner import JobRunner
 from server.errors import InvalidRequestError, NotReadyError, UpdateRejected
 from server.storage.base import BlobWriter, UpdateRecord
+from server.strategies import Update
 
 _log = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class Intake:
             try:
                 await self._write_chunks(active, header, chunks, writer)
                 async with self._decoding:
-                    state = await asyncio.to_thread(_decode, spec, header, writer)
-                    return await active.offer(Upload(header, writer, state))
+                    update = await asyncio.to_thread(_decode, spec, header, writer)
+                    return await active.offer(Upload(header, writer, update))
             except UpdateRejected as error:
                 return await active.refuse(header, str(error))
         finally:
@@ -171,11 +171,11 @@ class Intake:
         return late
 
 
-def _decode(spec: ModelSpec, header: UpdateHeader, writer: BlobWriter) -> State:
+def _decode(spec: ModelSpec, header: UpdateHeader, writer: BlobWriter) -> Update:
     """Check a whole payload's digest and decode it."""
     if writer.digest != header.update_digest:
         raise UpdateRejected(f"the payload has digest {writer.digest}, the header announced {header.update_digest}")
     try:
-        return get_state_codec(header.codec).decode(spec, writer.read(), kind="update")
+        return get_codec(header.codec).decode(spec, writer.read(), kind="update")
     except IncompatibleError as error:
         raise UpdateRejected(str(error)) from error

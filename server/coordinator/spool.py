@@ -14,8 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore.codec import SignTensor
 from bnncore.spec import ModelSpec
-from bnncore.state import State
+from server.strategies import Update
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class Spool:
         self._file = file
         self._updates: dict[str, SpooledUpdate] = {}
 
-    def append(self, name: str, update: State) -> None:
-        """Put an update aside."""
+    def append(self, name: str, update: Update) -> None:
+        """Put an update aside; signs of weights become int32 in fine units."""
         places: dict[str, tuple[int, np.dtype[Any]]] = {}
         offset = self._file.seek(0, os.SEEK_END)
         for tensor in self._spec.tensors:
-            array = np.ascontiguousarray(update[tensor.name])
+            values = update[tensor.name]
+            array = np.ascontiguousarray(values.dense() if isinstance(values, SignTensor) else values)
             places[tensor.name] = (offset, array.dtype)
             self._file.write(array.data)
             offset += math.prod(tensor.shape) * array.dtype.itemsize

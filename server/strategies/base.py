@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -29,13 +29,20 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from bnncore.errors import CheckpointError, SpecError
+from bnncore.codec import SignTensor, fold_many
+from bnncore.errors import CheckpointError, PayloadError, SpecError
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32
 from server.errors import InvalidJobError
 
 _COUNTS = "accumulator.counts"
 _SPEC = "accumulator.spec"
+
+
+Update = Mapping[str, NDArray[Any] | SignTensor]
+"""An update by tensor: a state, or a difference, whose weights are float32, int16 in units of 1/127, or signs."""
+
+_FOLDED_AT_ONCE = 8
 
 
 @dataclass
@@ -48,6 +55,8 @@ class Accumulator:
       is_difference: whether differences are summed, not states.
       total_weight: sum of the weights of the updates folded in.
       num_updates: how many updates were folded in.
+
+    Signs of weights wait until there are several, which together cost little more than one; ``settle`` adds them.
     """
 
     spec: ModelSpec
@@ -55,6 +64,7 @@ class Accumulator:
     is_difference: bool = False
     total_weight: int = 0
     num_updates: int = 0
+    _waiting: list[tuple[dict[str, SignTensor], int]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, spec: ModelSpec, *, is_difference: bool) -> Accumulator:
@@ -62,8 +72,21 @@ class Accumulator:
         sums = {name: np.zeros(shape, dtype=np.int64) for name, shape in spec.tensor_shapes().items()}
         return cls(spec, sums, is_difference)
 
+    def add_signs(self, tensors: dict[str, SignTensor], weight: int) -> None:
+        """Add ``weight`` times signs, in fine units, to the sums of their tensors, now or a little later."""
+        self._waiting.append((tensors, weight))
+        if len(self._waiting) == _FOLDED_AT_ONCE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add what is waiting; the sums are complete then."""
+        for name in self._waiting[0][0] if self._waiting else ():
+            fold_many(self.sums[name], [signs[name] for signs, _ in self._waiting], [w for _, w in self._waiting])
+        self._waiting.clear()
+
     def to_bytes(self) -> bytes:
         """Serialise, so that another process can merge or continue it."""
+        self.settle()
         counts = np.array([self.total_weight, self.num_updates, self.is_difference], dtype=np.int64)
         spec = np.frombuffer(self.spec.to_json().encode(), dtype=np.uint8)
         return save({**self.sums, _COUNTS: counts, _SPEC: spec})
@@ -101,7 +124,7 @@ class Strategy(ABC):
 
     def parameters(self) -> dict[str, float]:
         """Return every parameter with its value."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {parameter.name: getattr(self, parameter.name) for parameter in fields(self)}
 
     def _require(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         """Check a parameter's range: ``low <= value <= high``, or ``low < value <= high``.
@@ -129,13 +152,13 @@ class FoldingStrategy(Strategy):
         return Accumulator.empty(spec, is_difference=is_difference or self.needs_differences)
 
     @abstractmethod
-    def fold(self, accumulator: Accumulator, update: State, weight: int) -> None:
+    def fold(self, accumulator: Accumulator, update: Update, weight: int) -> None:
         """Add one update to ``accumulator`` in place; ``update`` is left as it was.
 
         Args:
           accumulator: from ``init`` of the same spec.
           update: tensors of the spec, statistics included: a valid state, or a difference where the accumulator sums
-            differences (weights then float32, or int16 in units of 1/127).
+            differences.
           weight: the update's weight (how many examples it was trained on), 1 to ``MAX_WEIGHT``.
 
         Raises:
@@ -199,14 +222,19 @@ class CohortStrategy(Strategy):
         """
 
 
-def difference_of(spec: ModelSpec, update: State, base: State) -> State:
+def difference_of(spec: ModelSpec, update: Update, base: State) -> Update:
     """Turn a state into its difference to ``base``, the model as its device received it.
 
     Weights of int8 on both sides give int16 in units of 1/127, exactly; otherwise float32.
+
+    Raises:
+      PayloadError: the update is a difference already.
     """
     difference: dict[str, NDArray[Any]] = {}
     for tensor in spec.tensors:
         new, old = update[tensor.name], base[tensor.name]
+        if isinstance(new, SignTensor):
+            raise PayloadError(f"tensor {tensor.name!r} must be that of a state, got signs of a difference")
         if tensor.is_statistic:
             difference[tensor.name] = new
         elif new.dtype == np.int8 and old.dtype == np.int8:

@@ -21,17 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.state import State
-from server.strategies.base import Accumulator, FoldingStrategy
+from server.strategies.base import Accumulator, FoldingStrategy, Update
 from server.strategies.fixed_point import (
     add_update,
     blocks,
     check_update,
+    complete,
     divide,
     mean,
     merge_sums,
     moved,
     require_base,
-    require_updates,
     steps_by_tensor,
 )
 
@@ -64,7 +64,7 @@ class FedAdam(FoldingStrategy):
     def needs_differences(self) -> bool:
         return True
 
-    def fold(self, accumulator: Accumulator, update: State, weight: int) -> None:
+    def fold(self, accumulator: Accumulator, update: Update, weight: int) -> None:
         check_update(accumulator, update, weight)
         add_update(accumulator, update, weight)
 
@@ -72,7 +72,7 @@ class FedAdam(FoldingStrategy):
         return merge_sums(accumulator, other)
 
     def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
-        require_updates(accumulator.num_updates)
+        complete(accumulator)
         base = require_base(base)
         state: State = {}
         new_memory: State = {}

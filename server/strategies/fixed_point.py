@@ -7,13 +7,14 @@ round:
 tensor                steps per 1.0          why
 ====================  =====================  ==========================================================
 weight, int8, int16   2^24 per 1/127         exact: such a weight is a whole number of 1/127
+weight, signs, int32  2^16 per fine unit     exact: a fine unit is 1/256 of 1/127
 weight, float32       127 * 2^24             the same unit, so all kinds may meet in one sum
 beta                  2^22                   |beta| < 2^10
 mean, mean_abs_dev    2^(31 - b)             |pre-activation| <= 2^b, known from the layer's fan-in
 ====================  =====================  ==========================================================
 
-Differences have the same units; one of a weight lies within +-2. Everything is done in blocks, so no function here
-needs memory in proportion to a tensor beyond what it returns.
+Differences have the same units; one of a weight lies within +-2, or 2^16 fine units. Everything is done in blocks, so
+no function here needs memory in proportion to a tensor beyond what it returns.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore.codec import SignTensor
 from bnncore.errors import PayloadError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
-from server.strategies.base import Accumulator
+from server.strategies.base import Accumulator, Update
 
 MAX_WEIGHT = 2**20
 """The largest weight of one update."""
@@ -36,10 +38,18 @@ MAX_TOTAL_WEIGHT = 2**30
 """The largest sum of weights in a round: 2^30 * 2^33 = 2^63, which no value reaches."""
 
 WEIGHT_SHIFT = 24
+FINE_SHIFT = 16
 _WEIGHT_UNITS = 127 * 2**WEIGHT_SHIFT
 _MAX_STEPS = 2**32
 _BETA_BITS = 10
 _BLOCK = 1 << 16
+_UNITS: dict[np.dtype[Any], float] = {
+    np.dtype(np.float32): 1.0,
+    np.dtype(np.int8): 127.0,
+    np.dtype(np.int16): 127.0,
+    np.dtype(np.int32): 127.0 * 256,
+}
+"""Units per 1.0 of what may stand in an update."""
 
 
 def steps_by_tensor(spec: ModelSpec) -> dict[str, int]:
@@ -64,7 +74,7 @@ def blocks(size: int, length: int = _BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + length, size))
 
 
-def check_update(accumulator: Accumulator, update: State, weight: int) -> None:
+def check_update(accumulator: Accumulator, update: Update, weight: int) -> None:
     """Check what ``add_update`` is about to add.
 
     Raises:
@@ -76,7 +86,7 @@ def check_update(accumulator: Accumulator, update: State, weight: int) -> None:
         raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} examples, this update would make {total}")
 
 
-def check_values(spec: ModelSpec, update: State, weight: int, *, is_difference: bool) -> None:
+def check_values(spec: ModelSpec, update: Update, weight: int, *, is_difference: bool) -> None:
     """Check one update by itself.
 
     Raises:
@@ -85,25 +95,31 @@ def check_values(spec: ModelSpec, update: State, weight: int, *, is_difference: 
     if not 1 <= weight <= MAX_WEIGHT:
         raise PayloadError(f"num_examples must be 1 to {MAX_WEIGHT}, got {weight}")
     for name, steps in steps_by_tensor(spec).items():
-        check_magnitude(name, update[name], steps, is_difference=is_difference)
+        tensor = update[name]
+        if not isinstance(tensor, SignTensor):  # whose scales cannot be too large: 2^16 fine units are 2.02
+            _check_magnitude(name, tensor, steps, is_difference=is_difference)
 
 
-def check_magnitude(name: str, tensor: NDArray[Any], steps: int, *, is_difference: bool) -> None:
+def _check_magnitude(name: str, tensor: NDArray[Any], steps: int, *, is_difference: bool) -> None:
     """Check that a tensor's values lie within what ``steps`` are for; also refuses NaN."""
-    limit = _MAX_STEPS / steps
-    if steps == _WEIGHT_UNITS:
-        limit = 2.0 if is_difference else 1.0
-    scale = 1.0 if tensor.dtype == np.float32 else 127.0
-    worst = max(-float(tensor.min()), float(tensor.max())) / scale
+    limit = 1.0 if steps == _WEIGHT_UNITS and not is_difference else _MAX_STEPS / steps
+    worst = max(-float(tensor.min()), float(tensor.max())) / _UNITS[tensor.dtype]
     if not worst <= limit:
         raise PayloadError(f"tensor {name!r} must lie within +-{limit:g}, its largest magnitude is {worst:g}")
 
 
-def add_update(accumulator: Accumulator, update: State, weight: int) -> None:
+def add_update(accumulator: Accumulator, update: Update, weight: int) -> None:
     """Add ``weight`` times an update that was checked."""
     steps = steps_by_tensor(accumulator.spec)
+    signs: dict[str, SignTensor] = {}
     for name, sums in accumulator.sums.items():
-        add_tensor(sums.reshape(-1), update[name].reshape(-1), steps[name], weight)
+        tensor = update[name]
+        if isinstance(tensor, SignTensor):
+            signs[name] = tensor
+        else:
+            add_tensor(sums.reshape(-1), tensor.reshape(-1), steps[name], weight)
+    if signs:
+        accumulator.add_signs(signs, weight << FINE_SHIFT)
     accumulator.total_weight += weight
     accumulator.num_updates += 1
 
@@ -123,6 +139,8 @@ def merge_sums(accumulator: Accumulator, other: Accumulator) -> Accumulator:
     total = accumulator.total_weight + other.total_weight
     if total > MAX_TOTAL_WEIGHT:
         raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} examples, the merged sums hold {total}")
+    accumulator.settle()
+    other.settle()
     return Accumulator(
         accumulator.spec,
         sums={name: sums + other.sums[name] for name, sums in accumulator.sums.items()},
@@ -133,9 +151,9 @@ def merge_sums(accumulator: Accumulator, other: Accumulator) -> Accumulator:
 
 
 def to_fixed(tensor: NDArray[Any], steps: int) -> NDArray[np.int64]:
-    """Turn values into whole steps; int8 and int16 are weights in units of 1/127."""
+    """Turn values into whole steps; int8 and int16 are weights in units of 1/127, int32 in fine units."""
     if tensor.dtype != np.float32:
-        return tensor.astype(np.int64) << WEIGHT_SHIFT
+        return tensor.astype(np.int64) << (FINE_SHIFT if tensor.dtype == np.int32 else WEIGHT_SHIFT)
     # float32 times an integer below 2^32 is exact in float64 up to 2^53 steps; rint is the only rounding.
     return np.rint(tensor.astype(np.float64) * steps).astype(np.int64)
 
@@ -159,6 +177,16 @@ def mean(accumulator: Accumulator, name: str) -> NDArray[np.float32]:
     for block in blocks(flat.size):
         flat[block] = divide(flat_sums[block], accumulator.total_weight, steps)
     return result
+
+
+def complete(accumulator: Accumulator) -> None:
+    """Make an accumulator's sums ready to be divided.
+
+    Raises:
+      PayloadError: nothing was folded in.
+    """
+    require_updates(accumulator.num_updates)
+    accumulator.settle()
 
 
 def require_updates(num_updates: int) -> None:

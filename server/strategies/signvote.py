@@ -12,22 +12,23 @@ Source: Bernstein et al., "signSGD with Majority Vote is Communication Efficient
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
+from bnncore.codec import SignTensor
 from bnncore.state import State
-from server.strategies.base import Accumulator, FoldingStrategy
+from server.strategies.base import Accumulator, FoldingStrategy, Update
 from server.strategies.fixed_point import (
     add_tensor,
     blocks,
     check_update,
+    complete,
     mean,
     merge_sums,
     moved,
     require_base,
-    require_updates,
     steps_by_tensor,
 )
 
@@ -51,16 +52,23 @@ class SignVote(FoldingStrategy):
     def needs_differences(self) -> bool:
         return True
 
-    def fold(self, accumulator: Accumulator, update: State, weight: int) -> None:
+    def fold(self, accumulator: Accumulator, update: Update, weight: int) -> None:
         check_update(accumulator, update, weight)
         steps = steps_by_tensor(accumulator.spec)
+        votes: dict[str, SignTensor] = {}
         for tensor in accumulator.spec.tensors:
-            sums, values = accumulator.sums[tensor.name].reshape(-1), update[tensor.name].reshape(-1)
+            values = update[tensor.name]
+            if isinstance(values, SignTensor):
+                votes[tensor.name] = replace(values, scales=(values.scales > 0).astype(np.uint16))
+                continue
+            sums, values = accumulator.sums[tensor.name].reshape(-1), values.reshape(-1)
             if tensor.role == "weight":
                 for block in blocks(sums.size):
                     sums[block] += np.sign(values[block]).astype(np.int64) * weight
             else:
                 add_tensor(sums, values, steps[tensor.name], weight)
+        if votes:
+            accumulator.add_signs(votes, weight)
         accumulator.total_weight += weight
         accumulator.num_updates += 1
 
@@ -68,7 +76,7 @@ class SignVote(FoldingStrategy):
         return merge_sums(accumulator, other)
 
     def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
-        require_updates(accumulator.num_updates)
+        complete(accumulator)
         base = require_base(base)
         state: State = {}
         for tensor in accumulator.spec.tensors:
