@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -16,6 +14,7 @@ import uvicorn
 import bnncore
 from bnncore.errors import ConfigurationError
 from server.api import create_app
+from server.app.lock import locked
 from server.coordinator import Coordinator, JobState, Limits
 from server.jobs import JobConfig
 from server.rpc import FleetService, create_server
@@ -53,7 +52,7 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with _locked(settings.state), _listening(settings.http) as http_socket:
+    with locked(settings.state), _listening(settings.http) as http_socket:
         storage = await asyncio.to_thread(open_storage, settings.database_url)
         coordinator = Coordinator(
             storage,
@@ -140,21 +139,3 @@ def _listening(address: Address) -> Iterator[socket.socket]:
                 f"cannot listen on --http {address}: {error.strerror}; stop what uses the port or choose another"
             ) from error
         yield listener
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Own the state folder: two coordinators over one folder would undo each other's work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ConfigurationError(f"--state {folder} cannot be used: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                f"--state {folder} is in use by another coordinator; stop it or choose another folder"
-            ) from None
-        yield

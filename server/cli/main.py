@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from bnncore.errors import BitfleetError
+from server.cli.simulate import add_simulate
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_devices(commands)
     _add_models(commands)
     _add_demo(commands)
+    add_simulate(commands)
     return parser
 
 

@@ -1,0 +1,171 @@
+"""``bitfleet-server simulate``: a whole federation in one process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnncore.cli.options import add_json_option, add_model_options, build_model, positive_int, unsigned_int
+from bnncore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from server.simulate import Scenario
+
+_EPILOG = """\
+examples:
+  bitfleet-server simulate --dataset digits --widths 64 --batch-size 20 --devices 10 --cohort 10 --rounds 10
+      ten devices on the digits that ship with scikit-learn: a few seconds
+  bitfleet-server simulate --dataset mnist --data ~/data --devices 1000 --cohort 100 --rounds 20 --alpha 0.5
+      a thousand devices of very different class mixtures, a hundred of them in each round
+  bitfleet-server simulate --dataset mnist --data ~/data --rounds 30 --state run --json run.json
+      stopped with Ctrl-C or by a power cut, and gone on with by the same command
+
+The same options give the same model, bit for bit, on any number of threads and in any order of arrivals.
+"""
+
+
+def add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand to the command line."""
+    parser = commands.add_parser(
+        "simulate",
+        help="a coordinator and any number of devices in one process",
+        description="Simulate a fleet: the coordinator and the devices' own code in one process.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    add_model_options(parser)
+    parser.add_argument("--dataset", default="mnist", metavar="NAME", help="what the devices share (mnist)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the data folder (the variable BITFLEET_DATA)")
+    parser.add_argument("--devices", type=positive_int, default=10, metavar="N", help="in the fleet (10)")
+    parser.add_argument("--cohort", type=positive_int, metavar="N", help="that train in a round (all)")
+    parser.add_argument("--rounds", type=positive_int, default=30, metavar="N", help="to play (30)")
+    parser.add_argument("--local-steps", type=positive_int, default=60, metavar="N", help="of a device in a round (60)")
+    parser.add_argument("--batch-size", type=positive_int, default=100, metavar="N", help="samples a step (100)")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=float("inf"),
+        metavar="A",
+        help="Dirichlet parameter of the split (inf: IID)",
+    )
+    parser.add_argument("--strategy", default="fedavg", metavar="NAME", help="that merges updates (fedavg)")
+    parser.add_argument(
+        *("--strategy-param", "-p"), action="append", default=[], metavar="NAME=NUMBER", help="a number of the strategy"
+    )
+    parser.add_argument("--up", default="int8", metavar="CODEC", help="of updates (int8)")
+    parser.add_argument("--down", default="int8", metavar="CODEC", help="of models (int8)")
+    parser.add_argument("--preset", default="bitfleet", metavar="NAME", help="of the devices' training (bitfleet)")
+    parser.add_argument("--optimizer", metavar="NAME", help="of the devices (the preset's own)")
+    parser.add_argument(
+        "--schedule", default="linear", metavar="NAME", help="step size over rounds: linear, cosine, constant (linear)"
+    )
+    parser.add_argument("--absent", type=float, default=0.0, metavar="P", help="chance of a member to be away (0)")
+    parser.add_argument("--attackers", type=unsigned_int, default=0, metavar="N", help="devices that send poison (0)")
+    parser.add_argument("--attack", metavar="NAME", help="negate or scale: what attackers send")
+    parser.add_argument("--seed", type=unsigned_int, default=0, metavar="N", help="decides everything random (0)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="devices that train at once (all processors)")
+    parser.add_argument(
+        "--shuffle-arrivals", type=unsigned_int, metavar="SEED", help="another order of the updates; same result"
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="work folder, to go on after an interruption (a temporary one)"
+    )
+    add_json_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate; see ``server.simulate.run.simulate``."""
+    from bnncore.cli.output import check_destination, say, write_json
+    from bnncore.processors import usable_processors
+    from server.app.lock import locked
+    from server.app.logging import configure_logging
+    from server.simulate import simulate
+    from server.simulate.report import summary
+
+    configure_logging("ERROR")
+    check_destination(arguments.json, "--json")
+    scenario = build_scenario(arguments)
+    scenario.job()  # a wrong name is told before anything is made
+    threads = arguments.threads or max(1, int(usable_processors()))
+    with _work_folder(arguments.state) as state, locked(state), _progress(scenario.rounds) as on_round:
+        result = asyncio.run(
+            simulate(scenario, state, threads=threads, shuffle=arguments.shuffle_arrivals, on_round=on_round)
+        )
+    write_json(result.to_json_object(), arguments.json)
+    say(summary(result, scenario.spec.num_binary_weights), arguments.json)
+    return 0
+
+
+def build_scenario(arguments: argparse.Namespace) -> Scenario:
+    """Turn the options into a scenario.
+
+    Raises:
+      BitfleetError: the data, the network or the options cannot be used.
+    """
+    from bnncore.data import open_dataset
+    from server.simulate import Scenario
+
+    with open_dataset(arguments.dataset, arguments.data, split="train") as dataset:
+        shape, classes = dataset.input_shape, dataset.classes
+    return Scenario(
+        spec=build_model(arguments, input_shape=shape, classes=len(classes)),
+        dataset=arguments.dataset,
+        data=None if arguments.data is None else arguments.data.resolve(),
+        classes=classes,
+        devices=arguments.devices,
+        cohort=arguments.cohort or arguments.devices,
+        rounds=arguments.rounds,
+        local_steps=arguments.local_steps,
+        batch_size=arguments.batch_size,
+        alpha=arguments.alpha,
+        strategy=arguments.strategy,
+        strategy_params=dict(_strategy_param(text) for text in arguments.strategy_param),
+        up_codec=arguments.up,
+        down_codec=arguments.down,
+        preset=arguments.preset,
+        optimizer=arguments.optimizer,
+        step_schedule=arguments.schedule,
+        absent=arguments.absent,
+        attackers=arguments.attackers,
+        attack=arguments.attack,
+        seed=arguments.seed,
+    )
+
+
+def _strategy_param(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ConfigurationError(f"--strategy-param must be NAME=NUMBER, got {text!r}") from None
+
+
+@contextlib.contextmanager
+def _work_folder(chosen: Path | None) -> Iterator[Path]:
+    if chosen is not None:
+        yield chosen
+    else:
+        with tempfile.TemporaryDirectory(prefix="bitfleet-simulate-") as folder:
+            yield Path(folder)
+
+
+@contextlib.contextmanager
+def _progress(rounds: int) -> Iterator[Callable[[int, float | None], None]]:
+    """Show on a terminal which round was committed and what the last evaluated model reaches."""
+    from tqdm import tqdm
+
+    with tqdm(total=rounds, desc="rounds", unit="round", disable=not sys.stderr.isatty()) as bar:
+
+        def on_round(committed: int, accuracy: float | None) -> None:
+            bar.update(committed - bar.n)
+            if accuracy is not None:
+                bar.set_postfix_str(f"accuracy {accuracy:.2f} %")
+
+        yield on_round

@@ -1,0 +1,171 @@
+"""Simulations as users run them: whole processes, real coordinator, real training."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bnncore.codec import get_codec
+from bnncore.zoo import mlp
+from server.storage.sql import open_storage
+from tests.server.simulate.federations import LIMIT_S, run, start
+
+SAME = ("accuracy", "accuracy_by_round", "bits_per_weight_up", "bits_per_weight_down", "digest", "updates")
+UNEVEN = ("--alpha", "0.5", "--seed", "5")
+SPEC = mlp(input_shape=(8, 8), widths=(32,), classes=10)
+
+
+def outcome(result: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on anything but the options."""
+    return {name: result[name] for name in SAME}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("undisturbed"), *UNEVEN, "--threads", "1")
+
+
+def test_threads_and_order_of_arrival_do_not_enter_the_result(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    shuffled = [run(tmp_path, *UNEVEN, "--threads", "2", "--shuffle-arrivals", str(seed)) for seed in (1, 2)]
+
+    assert [outcome(result) for result in shuffled] == [outcome(undisturbed)] * 2
+
+
+def test_another_seed_gives_another_model(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    assert run(tmp_path, "--alpha", "0.5", "--seed", "6")["digest"] != undisturbed["digest"]
+
+
+def test_the_model_learns_and_every_round_is_reported(tmp_path: Path) -> None:
+    result = run(tmp_path, "--rounds", "6", "--local-steps", "30", "--devices", "4")
+
+    assert len(result["accuracy_by_round"]) == 6
+    assert result["accuracy"] == result["accuracy_by_round"][-1]
+    assert result["accuracy"] > 80
+    assert result["accuracy"] > result["accuracy_by_round"][0]
+
+
+def test_the_bytes_counted_are_those_of_the_messages(undisturbed: dict[str, Any]) -> None:
+    state = {
+        tensor.name: np.zeros(tensor.shape, np.int8 if tensor.role == "weight" else np.float32)
+        for tensor in SPEC.tensors
+    }
+    update = len(get_codec("int8").encode(SPEC, state, kind="update"))
+    model = len(get_codec("int8").encode(SPEC, state, kind="model"))
+    shares = SPEC.num_binary_weights * 4 * 3
+
+    up = undisturbed["bits_per_weight_up"] * shares / 8
+    down = undisturbed["bits_per_weight_down"] * shares / 8
+
+    # 12 updates: a header of some hundred bytes, one chunk. 8 models (the first round's are made from the seed).
+    assert 12 * (update + 200) < up < 12 * (update + 600)
+    assert 8 * model < down < 8 * (model + 40)
+    assert undisturbed["updates"] == 12
+
+
+@pytest.mark.parametrize("wait", ["round 1", "update 6"])
+def test_a_killed_simulation_goes_on_to_the_same_end(tmp_path: Path, undisturbed: dict[str, Any], wait: str) -> None:
+    what, number = wait.split()
+    process = start(*UNEVEN, "--state", str(tmp_path / "work"), json_path=tmp_path / "never.json")
+    wait_for(tmp_path / "work", rounds=int(number) if what == "round" else 0, lines=int(number) * (what == "update"))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=LIMIT_S)
+    assert not (tmp_path / "never.json").exists()
+
+    result = run(tmp_path, *UNEVEN, "--state", str(tmp_path / "work"))
+
+    assert outcome(result) == outcome(undisturbed)
+
+
+def wait_for(state: Path, *, rounds: int, lines: int) -> None:
+    """Wait until a simulation has committed so many rounds and sent so many updates."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.005)
+        traffic = state / "traffic.jsonl"
+        if not traffic.exists() or traffic.read_bytes().count(b"\n") < max(lines, 1):
+            continue
+        storage = open_storage(f"sqlite:///{state / 'simulation.db'}")
+        try:
+            (job,) = storage.list_jobs()
+            committed = [r for r in storage.list_rounds(job.job_id) if r.state == "COMMITTED"]
+        finally:
+            storage.close()
+        if len(committed) >= rounds:
+            return
+    raise AssertionError("the simulation made no progress")
+
+
+def test_a_finished_simulation_tells_its_result_again(tmp_path: Path) -> None:
+    work = ("--state", str(tmp_path / "work"), "--rounds", "1")
+
+    first, second = run(tmp_path, *work), run(tmp_path, *work)
+
+    assert outcome(first) == outcome(second)
+
+
+def test_a_work_folder_of_other_options_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, "--state", str(tmp_path / "work"), "--rounds", "1")
+
+    process = start("--state", str(tmp_path / "work"), "--rounds", "2", json_path=tmp_path / "never.json")
+    _, complaints = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 3
+    assert b"other options" in complaints
+
+
+def test_absent_devices_send_and_receive_nothing(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    some, again = (run(tmp_path, *UNEVEN, "--absent", "0.4", "--shuffle-arrivals", seed) for seed in ("1", "2"))
+
+    assert 0 < some["updates"] < undisturbed["updates"]
+    assert some["bits_per_weight_up"] == pytest.approx(
+        undisturbed["bits_per_weight_up"] * some["updates"] / undisturbed["updates"], rel=1e-3
+    )
+    assert outcome(some) == outcome(again)
+
+
+def test_attackers_do_harm_and_more_with_more_force(tmp_path: Path) -> None:
+    options = ("--rounds", "5", "--local-steps", "25", "--devices", "5", "--cohort", "5")
+
+    honest, negated, scaled = (
+        run(tmp_path, *options, *attack)["accuracy"]
+        for attack in ((), ("--attackers", "2", "--attack", "negate"), ("--attackers", "2", "--attack", "scale"))
+    )
+
+    assert honest > negated > scaled
+
+
+def test_memory_does_not_grow_with_the_fleet(tmp_path: Path) -> None:
+    few, many = (
+        run(tmp_path, "--devices", devices, "--rounds", "2", "--threads", "1")["rss_peak_bytes"]
+        for devices in ("4", "200")
+    )
+
+    # An idle device is a stream, which is a few objects; a model of this network, or its engine, would be more.
+    assert (many - few) / 196 < 40_000
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--cohort", "7"), "--cohort must be at most --devices (6), got 7"),
+        (("--absent", "1"), "--absent must be in [0, 1)"),
+        (("--attackers", "2"), "need each other"),
+        (("--attackers", "2", "--attack", "shout"), "negate, scale"),
+        (("--alpha", "0"), "alpha must be above 0"),
+        (("--strategy", "vote"), "strategy must be one of"),
+        (("--strategy", "fedadam", "--strategy-param", "step"), "must be NAME=NUMBER, got 'step'"),
+        (("--strategy", "fedadam", "--strategy-param", "speed=1"), "speed"),
+        (("--up", "morse"), "codec must be one of"),
+        (("--devices", "5000", "--cohort", "1"), "number of shards"),
+    ],
+)
+def test_wrong_options_are_told_by_name(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    process = start(*options, json_path=tmp_path / "never.json")
+    _, complaints = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 3
+    assert words in complaints.decode()
