@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import bnncore
 from bitfleet.v1 import fleet_pb2 as pb
-from bnncore.codec import get_codec, payload_digest
+from bnncore.codec import get_state_codec, payload_digest
 from bnncore.data import Dataset
 from bnncore.engine import isa_selected
 from bnncore.errors import BitfleetError
@@ -188,7 +188,7 @@ class SimulatedFleet:
         if model is None:
             base = initial_state(scenario.job())
         else:
-            base = get_codec(task.down_codec).decode(spec, model, kind="model")
+            base = get_state_codec(task.down_codec).decode(spec, model, kind="model")
         return replace(update, payload=poison(scenario.attack, spec, base, update.payload, task.up_codec))
 
     async def _deliver(self, header: pb.UpdateHeader, payload: bytes, *, is_hostile: bool) -> None:
