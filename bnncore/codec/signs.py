@@ -1,8 +1,8 @@
 """One sign a weight: how a difference of latent weights is held, made, applied and added up.
 
 ``bnncore.reference.signs`` is the same in plain NumPy, with the formulas and their source. Everything is integers, or
-rounded to integers once, so the bits are the same on every machine. A *fine unit* is 1/256 of a latent step, which is
-1/127. A *row* of a tensor is what feeds one output channel: its first axis.
+rounded to integers once, so the bits are the same on every instruction set. A *fine unit* is 1/256 of a latent step,
+which is 1/127. A *row* of a tensor is what feeds one output channel: its first axis.
 
 Letters: R = rows, K = weights of a row, W = ceil(K / 8).
 """
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore import _native
+from bnncore.engine import isa_selected
 from bnncore.errors import PayloadError, ShapeError
-from bnncore.reference import signs as reference
 
 __all__ = ["FINE_UNITS", "MAX_WEIGHT", "SignTensor", "encode_signs", "encode_steps", "fold_many"]
 
@@ -74,7 +75,9 @@ class SignTensor:
 
     def dense(self) -> NDArray[np.int32]:
         """Give every element in fine units: ``int32`` of ``shape``."""
-        return reference.dense((self.scales, self.bits, self.mask), self.row_size).reshape(self.shape)
+        values = np.empty((self.rows, self.row_size), np.int32)
+        _native.kernels.expand_signs(isa_selected(), self.scales, self.bits, self.mask, values)
+        return values.reshape(self.shape)
 
     def apply_to(self, replica: NDArray[np.int8]) -> None:
         """Move a replica in place: ``clip(replica + sign * ((scale + 128) >> 8), -127, 127)``.
@@ -85,8 +88,8 @@ class SignTensor:
         Raises:
           ShapeError: it is not.
         """
-        rows = self._rows_of(replica, np.int8)
-        rows[...] = reference.apply((self.scales, self.bits, self.mask), rows)
+        rows = self.rows_of(replica, np.int8)
+        _native.kernels.apply_signs(isa_selected(), self.scales, self.bits, self.mask, rows)
 
     def add_to(self, sums: NDArray[np.int64], weight: int) -> None:
         """Add ``weight`` times this difference, in fine units, to ``int64`` sums of ``shape`` in place.
@@ -97,8 +100,12 @@ class SignTensor:
         """
         fold_many(sums, [self], [weight])
 
-    def _rows_of(self, array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-        """View a tensor of ``shape`` as [R, K]."""
+    def rows_of(self, array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+        """View a tensor that is to be changed in place as [R, K].
+
+        Raises:
+          ShapeError: it is not a contiguous and writable array of ``shape`` and this dtype.
+        """
         _check_array("the tensor", array, dtype, self.shape)
         if not (array.flags.c_contiguous and array.flags.writeable):
             raise ShapeError("the tensor must be contiguous and writable, since it is changed in place")
@@ -135,11 +142,20 @@ def encode_signs(
     if error is not None:
         _check_array("error", error, np.int8, latent.shape)
     _check_density(density)
-    rows = (latent.shape[0], math.prod(latent.shape[1:]))
-    signs, remaining = reference.encode_signs(
-        latent.reshape(rows), replica.reshape(rows), None if error is None else error.reshape(rows), density
+    signs, sent = _empty_signs(latent.shape, density)
+    remaining = np.empty((signs.rows, signs.row_size), np.int8)
+    _native.kernels.encode_signs(
+        isa_selected(),
+        _as_rows(latent),
+        _as_rows(replica),
+        None if error is None else _as_rows(error),
+        sent,
+        signs.scales,
+        signs.bits,
+        signs.mask,
+        remaining,
     )
-    return SignTensor(latent.shape, *signs), remaining.reshape(latent.shape)
+    return signs, remaining.reshape(latent.shape)
 
 
 def encode_steps(master: NDArray[np.float32], replica: NDArray[np.int8], *, density: float | None = None) -> SignTensor:
@@ -160,8 +176,11 @@ def encode_steps(master: NDArray[np.float32], replica: NDArray[np.int8], *, dens
     _check_array("master", master, np.float32, master.shape)
     _check_array("replica", replica, np.int8, master.shape)
     _check_density(density)
-    rows = (master.shape[0], math.prod(master.shape[1:]))
-    return SignTensor(master.shape, *reference.encode_steps(master.reshape(rows), replica.reshape(rows), density))
+    signs, sent = _empty_signs(master.shape, density)
+    _native.kernels.encode_steps(
+        isa_selected(), _as_rows(master), _as_rows(replica), sent, signs.scales, signs.bits, signs.mask
+    )
+    return signs
 
 
 def fold_many(sums: NDArray[np.int64], tensors: Sequence[SignTensor], weights: Sequence[int]) -> None:
@@ -183,9 +202,23 @@ def fold_many(sums: NDArray[np.int64], tensors: Sequence[SignTensor], weights: S
     too_large = [weight for weight in weights if abs(weight) > MAX_WEIGHT]
     if too_large:
         raise PayloadError(f"a weight must lie within +-{MAX_WEIGHT}, got {too_large[0]}")
-    views = [tensor._rows_of(sums, np.int64) for tensor in tensors]
-    for view, tensor, weight in zip(views, tensors, weights, strict=True):
-        view[...] = reference.add((tensor.scales, tensor.bits, tensor.mask), weight, view)
+    views = [tensor.rows_of(sums, np.int64) for tensor in tensors]
+    if views:
+        scales, bits, masks = ([getattr(t, field) for t in tensors] for field in ("scales", "bits", "mask"))
+        _native.kernels.fold_signs(views[0], scales, bits, masks, list(weights))
+
+
+def _empty_signs(shape: tuple[int, ...], density: float | None) -> tuple[SignTensor, int]:
+    """Give signs to be filled in, and how many elements they may tell."""
+    packed = (shape[0], (math.prod(shape[1:]) + 7) // 8)
+    mask = None if density is None else np.zeros(packed, np.uint8)
+    signs = SignTensor(shape, np.zeros(shape[0], np.uint16), np.zeros(packed, np.uint8), mask)
+    size = math.prod(shape)
+    return signs, size if density is None else max(1, int(density * size))
+
+
+def _as_rows(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array).reshape(array.shape[0], -1)
 
 
 def _check_array(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]) -> None:

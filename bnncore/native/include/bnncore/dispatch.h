@@ -14,6 +14,7 @@
 #include "bnncore/packing.h"
 #include "bnncore/pool.h"
 #include "bnncore/sign_gemm.h"
+#include "bnncore/signs.h"
 #include "bnncore/update.h"
 #include "bnncore/xnor_gemm.h"
 
@@ -39,6 +40,7 @@ struct Kernels {
   const UpdateKernels* update;
   const FloatKernels* floats;
   const FixedPointKernels* fixed_point;
+  const SignKernels* signs;
 
   template <typename Y>
   InputGemm<Y> input_gemm_of() const {

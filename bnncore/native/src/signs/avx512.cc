@@ -1,0 +1,8 @@
+// The portable loops at 512 bits.
+#if defined(__x86_64__)
+#include "../avx512.h"
+
+#include "loops_inl.h"
+
+BITFLEET_DEFINE_SIGN_KERNELS(avx512, BITFLEET_AVX512)
+#endif

@@ -1,0 +1,3 @@
+#include "loops_inl.h"
+
+BITFLEET_DEFINE_SIGN_KERNELS(portable, )
