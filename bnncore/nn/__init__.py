@@ -1,7 +1,7 @@
 """Networks in PyTorch: the only package that imports torch.
 
 Layers under PyTorch's names that keep bits where PyTorch keeps floats (``Sequential`` of ``BinaryConv2d``,
-``BinaryLinear``, ``L1BatchNorm1d/2d``, ``BinarySign``), the networks of the zoo (``zoo``), conversion to and from the
+``BinaryLinear``, ``L1BatchNorm1d/2d``, ``BinarySign``, ``Residual``), the networks of the zoo (``zoo``), conversion to and from the
 native engine (``convert``), and the published algorithms in plain PyTorch (``standard``).
 
 ``import bnncore.nn`` alone does not import torch: the first use of a layer does, and says what to install where it is
@@ -22,6 +22,7 @@ _HOMES = {
     "BinarySign": "layers",
     "L1BatchNorm1d": "layers",
     "L1BatchNorm2d": "layers",
+    "Residual": "residual",
     "Sequential": "sequential",
     "update_in_backward": "updating",
 }
@@ -34,6 +35,7 @@ __all__ = [
     "BinarySign",
     "L1BatchNorm1d",
     "L1BatchNorm2d",
+    "Residual",
     "Sequential",
     "Variant",
     "convert",

@@ -29,6 +29,7 @@ from bnncore.nn.maps import channels_last, channels_second
 from bnncore.nn.pooling import arg_max, max_pool, unpool
 from bnncore.nn.precision import autocast_off, compute_dtype, travel_dtype
 from bnncore.nn.products import Geometry, Signs, chunk_bytes
+from bnncore.nn.stream import UNITS, add_to_stream
 
 __all__ = ["Block", "Flow", "run_block"]
 
@@ -45,9 +46,9 @@ class Flow:
     bits: Any = None
 
     @classmethod
-    def of_signs(cls, x: Any) -> Flow:
-        """Take the sign of floats, which passes their gradient where |x| <= 1: two bits a number are kept."""
-        return cls(*_Signs.apply(x))
+    def of_signs(cls, x: Any, gradient: str = "clip") -> Flow:
+        """Take the sign of floats: two bits a number are kept, for the gradient "approx" 11 of a stream's numbers."""
+        return cls(*(_Signs if gradient == "clip" else _ApproxSigns).apply(x))
 
     def real(self) -> Any:
         """Give floats, whichever it is."""
@@ -79,12 +80,14 @@ class Block:
       window: rows and columns of the max pool; None: there is none.
       pools_signs: it pools after the sign instead of before the norm.
       is_signed: it ends in a sign.
+      limit: what it gives is added to a stream, and is this large at most, in units of it; None: it is not.
     """
 
     geometry: Geometry | None
     window: tuple[int, int] | None = None
     pools_signs: bool = False
     is_signed: bool = True
+    limit: int | None = None
 
 
 def run_block(block: Block, flow: Flow, weight: Any, norm: Any) -> Flow:
@@ -139,6 +142,9 @@ class _Block(torch.autograd.Function):
             if block.is_signed:
                 shape, packed = _all_signs(y, thresholds_of(channels, beta, source.dtype), block)
                 return _proxy(x, shape, dtype), packed
+            if block.limit is not None:
+                y = y.double() if source.dtype == torch.float64 else y
+                return channels_second(add_to_stream(y, channels, beta, block.limit)), None
             return channels_second(normalise(y, channels, beta.double(), source.dtype)), None
 
     @staticmethod
@@ -270,6 +276,31 @@ class _Signs(torch.autograd.Function):
     def backward(ctx: Any, grad: Any, _: Any) -> Any:
         (inside,) = ctx.saved_tensors
         return grad * unpack_mask(inside, math.prod(ctx.shape[1:])).view(ctx.shape)
+
+
+class _ApproxSigns(torch.autograd.Function):
+    """The sign of a stream's numbers, in bits behind a proxy, with the gradient of ApproxSign, 2 - 2 |x|."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.shape, kept = x.shape, x
+        if x.dtype != torch.float64:
+            steps = (x.abs() * UNITS).round_().clamp_(max=UNITS).short().flatten(1)
+            kept = torch.stack([pack((steps & (1 << bit)) != 0) for bit in range(UNITS.bit_length())])
+        ctx.save_for_backward(kept)
+        return _proxy(x, x.shape), _pack_maps(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any, _: Any) -> Any:
+        (kept,) = ctx.saved_tensors
+        if kept.is_floating_point():
+            return grad * (2 - 2 * kept.abs()).clamp_(min=0)
+        steps: Any = None
+        for bit, plane in enumerate(kept):
+            part = unpack_mask(plane, math.prod(ctx.shape[1:])).short() * (1 << bit)
+            steps = part if steps is None else steps.add_(part)
+        return grad * (UNITS - steps).to(grad.dtype).mul_(2 / UNITS).view(ctx.shape)
 
 
 class _Bits(torch.autograd.Function):

@@ -10,6 +10,7 @@ spec                      PyTorch                           what changes
 ``<dense>.weight``        ``<dense>.weight``                columns: PyTorch flattens maps channel by channel, a
                                                             spec pixel by pixel
 ``<conv>.weight``         ``<conv>.weight``                 [out, rows, columns, in] -> [out, in, rows, columns]
+``<dense>.bias``          ``<dense>.bias``                  of the real linear layer of a residual network
 ``<norm>.beta``           ``<norm>.bias``
 ``<norm>.mean``           ``<norm>.running_mean``           units, in the first norm only
 ``<norm>.mean_abs_dev``   ``<norm>.running_mean_abs_dev``   likewise
@@ -34,6 +35,7 @@ from bnncore.errors import ShapeError
 from bnncore.nn.maps import channels_second, input_map
 from bnncore.nn.reading import find_layers, map_of, spec_of
 from bnncore.nn.sequential import Sequential
+from bnncore.nn.tensors import places_of
 from bnncore.nn.writing import modules_of
 from bnncore.spec import ModelSpec
 from bnncore.state import State, has_statistics, to_float32, to_int8, validate_state
@@ -79,6 +81,9 @@ def load_state(model: Any, spec: ModelSpec, state: State, *, input_scale: float 
     """
     statistics = has_statistics(spec, state)
     validate_state(spec, state, statistics=statistics)
+    if spec.residual is not None:
+        _load_residual(model, spec, state, statistics=statistics, input_scale=input_scale)
+        return
     with torch.no_grad():
         for block, (linear, norm), columns in _pairs(model, spec):
             weight = torch.from_numpy(to_float32(state[f"{block.linear}.weight"]).copy())
@@ -106,6 +111,8 @@ def state_of(model: Any, spec: ModelSpec, *, dtype: Any = np.float32, input_scal
       ShapeError: the network is not one of this spec.
       PayloadError: a weight or a statistic is not finite.
     """
+    if spec.residual is not None:
+        return _residual_state(model, spec, dtype=dtype, input_scale=input_scale)
     state: State = {}
     pairs = _pairs(model, spec)
     statistics = all(int(norm.num_batches_tracked) > 0 for _, (_, norm), _ in pairs)
@@ -181,6 +188,36 @@ def _pairs(model: Any, spec: ModelSpec) -> list[tuple[Block, tuple[Any, Any], An
             columns = columns.view(flattened).permute(2, 0, 1).flatten()
         found.append((block, pair, columns))
     return found
+
+
+def _load_residual(model: Any, spec: ModelSpec, state: State, *, statistics: bool, input_scale: float) -> None:
+    for place in places_of(model, spec):
+        tensor, target = place.tensor, place.values
+        if tensor.role == "beta":
+            place.module.num_batches_tracked.fill_(_SETTLED if statistics else 0)
+        if tensor.is_statistic and not statistics:
+            target.fill_(tensor.role == "mean_abs_dev")
+            continue
+        scale = input_scale if place.is_first and tensor.is_statistic else 1.0
+        target.copy_(torch.from_numpy(to_float32(state[tensor.name]).copy()) * scale)
+
+
+def _residual_state(model: Any, spec: ModelSpec, *, dtype: Any, input_scale: float) -> State:
+    places = places_of(model, spec)
+    statistics = all(int(p.module.num_batches_tracked) > 0 for p in places if p.tensor.is_statistic)
+    state: State = {}
+    for place in places:
+        tensor, values = place.tensor, place.values
+        if tensor.is_statistic and not statistics:
+            continue
+        if place.is_first and tensor.is_statistic:
+            values = values.float() / input_scale
+        elif tensor.role == "weight":
+            values = values.clamp(-1, 1)
+        array = np.ascontiguousarray(_array(values))
+        state[tensor.name] = to_int8(array) if tensor.role == "weight" and dtype == np.int8 else array
+    validate_state(spec, state, statistics=statistics)
+    return state
 
 
 def _array(tensor: Any) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """What the layers compute when each stands alone, with gradients; ``bnncore.nn.block`` runs them together.
 
 Channels stand second here, as everywhere in PyTorch. What is kept for the backward pass: of a product, what it read
-(bits, if all of it is +1 or -1); of a sign, one bit a number that says whether |x| <= 1; of a norm, its input.
+(bits, if all of it is +1 or -1); of a sign, one bit a number that says whether |x| <= 1, or x where the gradient wants it; of a norm, its input.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from bnncore.nn.products import Geometry, Signs
 __all__ = ["binary_products", "l1_batch_norm", "sign"]
 
 
-def sign(x: Any) -> Any:
-    """Give +1 where x is not negative and -1 elsewhere; the gradient passes where |x| <= 1."""
-    return _Sign.apply(x)
+def sign(x: Any, gradient: str = "clip") -> Any:
+    """Give +1 where x is not negative and -1 elsewhere; "clip" passes the gradient where |x| <= 1.
+
+    "approx" multiplies it with max(0, 2 - 2 |x|).
+    """
+    return _Sign.apply(x) if gradient == "clip" else _ApproxSign.apply(x)
 
 
 def binary_products(x: Any, weight: Any, geometry: Geometry | None) -> Any:
@@ -56,6 +59,19 @@ class _Sign(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         (inside,) = ctx.saved_tensors
         return grad * unpack_mask(inside, grad.numel()).view(grad.shape)
+
+
+class _ApproxSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return torch.where(x < 0, -torch.ones((), dtype=x.dtype, device=x.device), 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        return grad * (2 - 2 * x.abs()).clamp_(min=0)
 
 
 class _Products(torch.autograd.Function):

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
+from bnncore.layers import SIGN_GRADIENTS
 from bnncore.nn.channels import Channels, measure
 from bnncore.nn.functional import binary_products, l1_batch_norm, sign
 from bnncore.nn.products import Geometry
@@ -196,10 +197,12 @@ class _L1BatchNorm(nn.Module):
         """Whether it normalises by the statistics of the batch, not by the running ones."""
         return self.training or not self.track_running_stats
 
-    def take_channels(self, y: Any) -> Channels:
-        """Give what y [..., N] is normalised by, eps included, and count y into the running statistics."""
+    def take_channels(self, y: Any, *, scale: float = 1.0) -> Channels:
+        """Give what ``scale`` y, y [..., N], is normalised by, eps included; count it into the running statistics."""
         if self.uses_batch:
             found = measure(y)
+            if scale != 1:
+                found = Channels(found.mean * scale, found.mean_abs_dev * scale)
             if self.track_running_stats:
                 self._count_in(found)
         else:
@@ -266,9 +269,24 @@ class L1BatchNorm2d(_L1BatchNorm):
 
 
 class BinarySign(nn.Module):
-    """+1 where x is not negative, -1 elsewhere; the gradient passes where |x| <= 1 and is 0 elsewhere."""
+    """+1 where x is not negative, -1 elsewhere.
+
+    Args:
+      gradient: "clip": the gradient passes where |x| <= 1 and is 0 elsewhere; "approx": it is multiplied with
+        max(0, 2 - 2 |x|), which is ApproxSign of Bi-Real networks.
+    """
+
+    def __init__(self, gradient: str = "clip") -> None:
+        super().__init__()
+        if gradient not in SIGN_GRADIENTS:
+            raise ValueError(f"gradient must be one of {list(SIGN_GRADIENTS)}, got {gradient!r}")
+        self.gradient = gradient
 
     @torch.compiler.disable
     def forward(self, x: Any) -> Any:
         """Take the sign; of x's shape and type."""
-        return sign(x)
+        return sign(x, self.gradient)
+
+    def extra_repr(self) -> str:
+        """What ``print`` says of it."""
+        return "" if self.gradient == "clip" else f"gradient={self.gradient!r}"

@@ -12,7 +12,7 @@ from bnncore import zoo
 from bnncore.nn.convert import network
 from bnncore.nn.sequential import Sequential
 
-__all__ = ["binarynet", "build", "cnv", "mlp", "sensor1d"]
+__all__ = ["binarynet", "bireal18", "build", "cnv", "mlp", "resnete18", "sensor1d"]
 
 
 def build(name: str, **params: Any) -> Sequential:
@@ -37,6 +37,16 @@ def cnv(**params: Any) -> Sequential:
 def binarynet(**params: Any) -> Sequential:
     """Build a padded VGG, whose stages end in a pool in front of the norm."""
     return build("binarynet", **params)
+
+
+def resnete18(**params: Any) -> Sequential:
+    """Build ResNetE-18: a stream of real numbers to which binary convolutions add."""
+    return build("resnete18", **params)
+
+
+def bireal18(**params: Any) -> Sequential:
+    """Build Bi-Real-18: ResNetE-18 whose signs have the gradient of ApproxSign."""
+    return build("bireal18", **params)
 
 
 def sensor1d(**params: Any) -> Sequential:
