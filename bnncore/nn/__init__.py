@@ -1,8 +1,9 @@
 """Networks in PyTorch: the only package that imports torch.
 
 Layers under PyTorch's names that keep bits where PyTorch keeps floats (``Sequential`` of ``BinaryConv2d``,
-``BinaryLinear``, ``L1BatchNorm1d/2d``, ``BinarySign``, ``Residual``), the networks of the zoo (``zoo``), conversion to and from the
-native engine (``convert``), and the published algorithms in plain PyTorch (``standard``).
+``BinaryLinear``, ``L1BatchNorm1d/2d``, ``BinarySign``, ``Residual``), the networks of the zoo (``zoo``), conversion to
+and from the native engine (``convert``), and the published algorithms in plain PyTorch (``standard``,
+``standard_residual``).
 
 ``import bnncore.nn`` alone does not import torch: the first use of a layer does, and says what to install where it is
 missing.

@@ -1,7 +1,8 @@
 """What the layers compute when each stands alone, with gradients; ``bnncore.nn.block`` runs them together.
 
 Channels stand second here, as everywhere in PyTorch. What is kept for the backward pass: of a product, what it read
-(bits, if all of it is +1 or -1); of a sign, one bit a number that says whether |x| <= 1, or x where the gradient wants it; of a norm, its input.
+(bits, if all of it is +1 or -1); of a sign, one bit a number that says whether |x| <= 1, or x where the gradient is
+"approx"; of a norm, its input.
 """
 
 from __future__ import annotations

@@ -67,9 +67,10 @@ class _Products:
 
     def __init__(self, x: Any, weight: Any, stem: Stem) -> None:
         self.x, self.stem, self.dtype = x, stem, compute_dtype(x)
-        self.units = sample_units(x)
+        units = sample_units(x)
+        self.units = units or 1.0
         self.fixed = None
-        if self.units is not None:
+        if units is not None:
             most = _LARGEST_SAMPLE * weight[0].numel()
             self.fixed = fix(weight, largest_input=_LARGEST_SAMPLE, most=most, bits=_BITS)
         self.weight = weight.to(self.dtype) if self.fixed is None else self.fixed.integers

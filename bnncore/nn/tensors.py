@@ -59,7 +59,7 @@ def places_of(model: Any, spec: ModelSpec) -> list[Place]:
     if len(modules) != len(names):
         raise ShapeError(f"model {spec.name!r} has {len(names)} layers with parameters, the network has {len(modules)}")
     by_name = dict(zip(names, modules, strict=True))
-    first = next(name for name, module in by_name.items() if isinstance(module, layers.L1BatchNorm2d))
+    first = next((name for name, module in by_name.items() if isinstance(module, layers.L1BatchNorm2d)), None)
     found = []
     for tensor in spec.tensors:
         name, part = tensor.name.rsplit(".", 1)

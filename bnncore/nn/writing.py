@@ -95,7 +95,9 @@ def _module_of(layer: Layer, *, is_map: bool) -> Any:
     if isinstance(layer, ReLU):
         return nn.ReLU()
     if isinstance(layer, Conv2d):
-        kernel, padding = (layer.kernel_height, layer.kernel_width), (layer.pad_height, layer.pad_width)
+        kernel = (layer.kernel_height, layer.kernel_width)
+        # PyTorch takes the word at stride 1 only, and then keeps it.
+        padding: Any = layer.padding if layer.stride == 1 else (layer.pad_height, layer.pad_width)
         conv = nn.Conv2d(layer.in_channels, layer.out_channels, kernel, layer.stride, padding, bias=False)
         _draw(conv.weight, layer.fan_in)
         return conv

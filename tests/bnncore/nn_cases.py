@@ -99,3 +99,17 @@ def gradients_of(run: Any, modules: Any, x: Any) -> tuple[Any, list[Any]]:
     generator = torch.Generator().manual_seed(5)
     out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype))
     return out.detach(), [x.grad, *(p.grad.clone() for p in parameters)]
+
+
+def kept_bytes(run: Any, x: Any) -> int:
+    """Bytes that autograd keeps of activations: without parameters, and each memory once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Any) -> Any:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run(x)
+    return sum(kept.values())

@@ -135,3 +135,9 @@ def _residual_specs(draw: st.DrawFn) -> ModelSpec:
 
 
 residual_specs = _residual_specs()
+
+SMALL: dict[str, tuple[ModelSpec, int]] = {
+    "resnete18": (resnete18((16, 16, 3), (8, 8, 16, 16), 4, 10), 8),
+    "bireal18": (bireal18((16, 16, 3), (8, 8, 16, 16), 4, 10), 8),
+}
+"""The networks of the paper for small images, narrow, with batch sizes."""

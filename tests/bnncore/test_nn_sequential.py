@@ -10,7 +10,7 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-from nn_cases import BLOCKS, gradients_of, make_layers, plain  # noqa: E402
+from nn_cases import BLOCKS, gradients_of, kept_bytes, make_layers, plain  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnncore.nn import (  # noqa: E402
@@ -24,20 +24,6 @@ from bnncore.nn import (  # noqa: E402
     update_in_backward,
 )
 from bnncore.nn import block as block_module  # noqa: E402
-
-
-def kept_bytes(run: Any, x: Any) -> int:
-    """Bytes that autograd keeps of activations: without parameters, and each memory once."""
-    kept: dict[int, int] = {}
-
-    def note(tensor: Any) -> Any:
-        if not isinstance(tensor, nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run(x)
-    return sum(kept.values())
 
 
 @pytest.mark.parametrize("chunk", [1, 2 << 20])

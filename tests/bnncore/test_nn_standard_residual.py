@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from residual_cases import CASES, random_batch, start
+from residual_cases import CASES, SMALL, random_batch, start
 
 from bnncore.engine import Engine
 from bnncore.errors import ConfigurationError
@@ -22,7 +22,7 @@ from bnncore.optimizer import OPTIMIZERS, resolve_preset
 from bnncore.reference import ResidualReference
 from bnncore.spec import ModelSpec
 from bnncore.state import State, without_statistics
-from bnncore.zoo import bireal18, mlp, resnete18
+from bnncore.zoo import mlp
 
 torch: Any = pytest.importorskip("torch")
 
@@ -34,10 +34,6 @@ from bnncore.nn.variants import VARIANTS, variants_for  # noqa: E402
 
 UNIT = 1 / 512
 """Of the stream."""
-SMALL = {
-    "resnete18": (resnete18((16, 16, 3), (8, 8, 16, 16), 4, 10), 8),
-    "bireal18": (bireal18((16, 16, 3), (8, 8, 16, 16), 4, 10), 8),
-}
 
 
 def many(count: int) -> float:
