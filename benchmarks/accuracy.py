@@ -3,6 +3,7 @@
     python -m benchmarks.accuracy --model mlp --dataset mnist --epochs 24 --seeds 0,1,2
     python -m benchmarks.accuracy --model cnv --dataset cifar10 --epochs 3
     python -m benchmarks.accuracy --model binarynet --dataset cifar10 --batch-size 40 --max-steps 200 --windows 10
+    python -m benchmarks.accuracy --model resnete18 --dataset cifar10 --widths 16,32,64,128 --epochs 10
 
 Prints, for every preset, the mean training loss over each of ``--windows`` equal parts of the run and the test accuracy
 after each epoch; ``make accuracy`` runs all three.
@@ -20,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bnncore.cli.options import parse_sizes
 from bnncore.data import open_dataset
 from bnncore.engine import Engine
 from bnncore.optimizer import resolve_preset
@@ -39,7 +41,8 @@ def run(args: argparse.Namespace, preset_name: str, seed: int) -> dict[str, Any]
         open_dataset(args.dataset, root, split="test") as test_set,
         tqdm(desc=f"{preset_name}, seed {seed}", unit="step", leave=False, disable=None) as bar,
     ):
-        spec = build(args.model, input_shape=train_set.input_shape, classes=len(train_set.classes))
+        sizes = {} if args.widths is None else {"widths": args.widths}
+        spec = build(args.model, input_shape=train_set.input_shape, classes=len(train_set.classes), **sizes)
         engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=seed, threads=args.threads)
 
         def on_step(done: int, total: int, loss: float) -> None:
@@ -86,6 +89,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mlp")
+    parser.add_argument("--widths", type=parse_sizes, metavar="N,N,...", help="as of bitfleet train, e.g. 16,32,64,128")
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data", default=os.environ.get("BITFLEET_DATA"), help="data folder (default: BITFLEET_DATA)")
     parser.add_argument("--presets", default="standard,bitfleet", help="PRESET or PRESET:OPTIMIZER, comma-separated")
@@ -106,7 +110,9 @@ def main() -> None:
         last = [row["accuracy_by_epoch"][-1] for row in rows if row["preset"] == preset]
         print(f"{preset:<18}mean of the last epoch {statistics.mean(last):.2f} % over {len(last)} seed(s)")
     if args.json:
-        settings = {key: getattr(args, key) for key in ("model", "dataset", "batch_size", "epochs", "max_steps")}
+        settings = {
+            key: getattr(args, key) for key in ("model", "widths", "dataset", "batch_size", "epochs", "max_steps")
+        }
         Path(args.json).write_text(json.dumps({**settings, "rows": rows}, indent=1))
 
 

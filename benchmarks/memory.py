@@ -1,11 +1,15 @@
-"""Peak memory of training, measured beside what was planned, for the paper's three networks and all presets.
+"""Peak memory of training, measured beside what was planned, for the paper's networks and all presets.
 
 For each network and preset a process of its own trains a few steps, and another one does all but train; what lies
 between their peak resident sizes (VmHWM of each) is what training took. Run it with
 
     python -m benchmarks.memory --json build/memory.json --plot build/memory.png
 
-The samples are random numbers in the shape of MNIST and CIFAR-10: memory does not depend on them.
+and the residual network, whose step in float32 takes long, with
+
+    python -m benchmarks.memory --models resnete18 --batch-size 32 --presets standard,bitfleet --steps 1 --repeats 1
+
+The samples are random numbers in the networks' usual shapes: memory does not depend on them.
 """
 
 from __future__ import annotations
@@ -24,25 +28,21 @@ import numpy as np
 
 from bnncore.data import write_idx
 from bnncore.memory import count_layers, paper_memory, standard_memory
+from bnncore.optimizer import Preset, resolve_preset
 from bnncore.zoo import ZOO, build
 
 MIB = 1 << 20
-CASES = [
-    ("standard", "adam"),
-    ("paper", "adam"),
-    ("bitfleet", "latent8m"),
-    ("bitfleet", "latent8"),
-    ("bitfleet", "bop"),
-]
-"""(preset, optimizer), the largest first."""
+PRESETS = "standard:adam,paper:adam,bitfleet:latent8m,bitfleet:latent8,bitfleet:bop"
+"""PRESET:OPTIMIZER, the largest first: the others are compared with it."""
 
 
-def make_samples(folder: Path, shape: tuple[int, ...], count: int) -> None:
+def make_samples(folder: Path, shape: tuple[int, ...], num_classes: int, count: int) -> None:
     """Write random samples of one shape as an idx folder."""
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         samples = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        write_idx(folder, samples, np.arange(count) % 10, split, classes=[str(i) for i in range(10)])
+        labels, names = np.arange(count) % num_classes, [str(i) for i in range(num_classes)]
+        write_idx(folder, samples, labels, split, classes=names)
 
 
 def train(model: str, preset: str, optimizer: str, data: Path, batch_size: int, steps: int) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def train(model: str, preset: str, optimizer: str, data: Path, batch_size: int, 
     return result
 
 
-def measure(model: str, batch_size: int, repeats: int, steps: int) -> list[dict[str, Any]]:
+def measure(model: str, presets: list[Preset], batch_size: int, repeats: int, steps: int) -> list[dict[str, Any]]:
     """Measure one network under every preset; give a row for each, in MiB."""
     spec = build(model)
     counts = count_layers(spec)
@@ -65,8 +65,8 @@ def measure(model: str, batch_size: int, repeats: int, steps: int) -> list[dict[
     }
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        make_samples(Path(folder), spec.input_shape, batch_size * max(2, steps))
-        for preset, optimizer in CASES:
+        make_samples(Path(folder), spec.input_shape, spec.classes, batch_size * max(2, steps))
+        for preset, optimizer in ((preset.name, preset.optimizer.name) for preset in presets):
             trained = [train(model, preset, optimizer, Path(folder), batch_size, steps) for _ in range(repeats)]
             idle = [train(model, preset, optimizer, Path(folder), batch_size, 0) for _ in range(repeats)]
             peaks = [statistics.median(run["rss_peak_bytes"] for run in runs) for runs in (trained, idle)]
@@ -122,6 +122,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="mlp,cnv,binarynet", help="networks of the zoo (default: the paper's)")
+    parser.add_argument("--presets", default=PRESETS, help=f"PRESET or PRESET:OPTIMIZER (default: {PRESETS})")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the median counts (default: 3)")
     parser.add_argument("--steps", type=int, default=2, help="steps of each run (default: 2)")
@@ -131,11 +132,15 @@ def main() -> None:
     unknown = set(args.models.split(",")) - set(ZOO)
     if unknown:
         parser.error(f"unknown models {sorted(unknown)}; known: {sorted(ZOO)}")
+    named = [name.partition(":") for name in args.presets.split(",")]
+    presets = [resolve_preset(name, optimizer or None) for name, _, optimizer in named]
     print(
         f"{'model':<10}{'preset':<10}{'optimizer':<10}{'published':>9}{'planned':>10}{'measured':>10}{'less':>8}{'process':>10}"
     )
     rows = [
-        row for model in args.models.split(",") for row in measure(model, args.batch_size, args.repeats, args.steps)
+        row
+        for model in args.models.split(",")
+        for row in measure(model, presets, args.batch_size, args.repeats, args.steps)
     ]
     if args.json:
         Path(args.json).write_text(json.dumps({"rows": rows}, indent=1))

@@ -104,7 +104,15 @@ class ResidualEngine(Engine):
         self, network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
     ) -> None: ...
 
+class StandardResidualEngine(Engine):
+    def __init__(
+        self, network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
+    ) -> None: ...
+
 def plan_residual(
+    network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
+) -> tuple[list[tuple[Any, ...]], int]: ...
+def plan_standard_residual(
     network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
 ) -> tuple[list[tuple[Any, ...]], int]: ...
 def plan(

@@ -36,6 +36,10 @@ _ENGINES: dict[str, type[_native.Engine]] = {
     "standard": _native.StandardEngine,
     "paper": _native.PaperEngine,
 }
+_RESIDUAL_ENGINES: dict[str, type[_native.ResidualEngine | _native.StandardResidualEngine]] = {
+    "bitfleet": _native.ResidualEngine,
+    "standard": _native.StandardResidualEngine,
+}
 _NUM_PHASES = 5  # what holds something in all of them lasts between steps
 
 _PRODUCT_PHASES = ("forward", "recompute", "grad_w", "grad_x")
@@ -282,7 +286,8 @@ def _make_native(spec: ModelSpec, preset: Preset, *, batch_size: int, threads: i
     if spec.residual is not None:
         check_residual_preset(spec, preset)
         check_threads(batch_size, threads)
-        return _native.ResidualEngine(native_network(spec, batch_size=batch_size), params, batch_size, threads)
+        network = native_network(spec, batch_size=batch_size)
+        return _RESIDUAL_ENGINES[preset.name](network, params, batch_size, threads)
     blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
     return _ENGINES[preset.name](blocks, params, batch_size, threads)
 

@@ -84,7 +84,8 @@ def plan_memory(spec: ModelSpec, *, batch_size: int, preset: Preset | None = Non
         check_threads(batch_size, threads)
         params = native_params(preset.optimizer)
         network = native_network(spec, batch_size=batch_size)
-        return describe_plan(*_native.plan_residual(network, params, batch_size, threads))
+        lay_out = {"bitfleet": _native.plan_residual, "standard": _native.plan_standard_residual}[preset.name]
+        return describe_plan(*lay_out(network, params, batch_size, threads))
     blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
     plan = {"bitfleet": _native.plan, "standard": _native.plan_standard, "paper": _native.plan_paper}[preset.name]
     return describe_plan(*plan(blocks, native_params(preset.optimizer), batch_size, threads))
@@ -136,10 +137,10 @@ def check_residual_preset(spec: ModelSpec, preset: Preset) -> None:
     Raises:
       SpecError: it does not.
     """
-    if preset.name != "bitfleet":
+    if preset.name == "paper":
         raise SpecError(
             f"preset {preset.name!r} trains chains of binary blocks only, and model {spec.name!r} is a residual "
-            "network. Leave --preset out"
+            "network. Leave --preset out, or give --preset standard"
         )
 
 

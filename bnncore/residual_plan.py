@@ -14,7 +14,7 @@ from bnncore.errors import BudgetError, SpecError
 from bnncore.layers import BinaryConv2d, Conv2d
 from bnncore.residual import ResidualNetwork
 from bnncore.spec import ModelSpec
-from bnncore.state import State
+from bnncore.state import State, to_float32
 
 if TYPE_CHECKING:
     from bnncore.plan import PlanEntry
@@ -94,9 +94,10 @@ def residual_tensors(
     for tensor in spec.tensors:
         if tensor.role == "weight":
             block += 1
-            yield tensor.name, native.weights(block).reshape(tensor.shape)
-        else:
+        if tensor.name in views:
             yield tensor.name, views[tensor.name].reshape(tensor.shape)
+        else:
+            yield tensor.name, native.weights(block).reshape(tensor.shape)
 
 
 def load_residual_tensors(spec: ModelSpec, native: _native.Engine, entries: Iterable[PlanEntry], state: State) -> None:
@@ -106,9 +107,12 @@ def load_residual_tensors(spec: ModelSpec, native: _native.Engine, entries: Iter
     for tensor in spec.tensors:
         if tensor.role == "weight":
             block += 1
+        if tensor.name not in state:
+            continue
+        if tensor.name in views:
+            views[tensor.name].reshape(tensor.shape)[...] = to_float32(state[tensor.name])
+        else:
             native.write_weights(block, np.ascontiguousarray(state[tensor.name]).reshape(tensor.shape[0], -1))
-        elif tensor.name in state:
-            views[tensor.name].reshape(tensor.shape)[...] = state[tensor.name]
 
 
 def _views(native: _native.Engine, entries: Iterable[PlanEntry]) -> dict[str, NDArray[Any]]:

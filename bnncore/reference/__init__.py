@@ -4,7 +4,8 @@ Nothing is packed, tiled or recomputed here, and every array has its shape besid
 sum can overflow; where the engine rounds in float32 this does too, in the same order. It is slow and takes the memory
 that the engine saves; its only uses are to be compared with and to be understood. Read ``engine`` first: it is the
 step, and it says in one place what ``maps`` (convolution and pooling), ``norm`` (batch norm), ``optimizers``,
-``randomness`` and ``real_math`` are for; ``residual`` is the step of residual networks, with ``fixed_point``.
+``randomness`` and ``real_math`` are for; ``residual`` is the step of residual networks, with ``fixed_point``;
+``published`` and ``published_residual`` are the algorithms that it is compared with.
 
 Letters: B = batch size, N = output channels of a block, C = its input channels, P x Q = the map of its products,
 J = B x positions = numbers that one channel is normalised over, K = weights of an output channel (fan-in). A dense

@@ -11,6 +11,7 @@ low bits of the sum until any of it fits ``bits`` bits: the batch norm that foll
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def average_pool(s: Ints, window: tuple[int, int]) -> Ints:
     return mean
 
 
-def spread(grad: Ints, window: tuple[int, int], shape: tuple[int, int]) -> Ints:
+def spread(grad: NDArray[Any], window: tuple[int, int], shape: tuple[int, int]) -> NDArray[Any]:
     """Give each element of grad [B, P, Q, C] to all of its window of a map [B, H, W, C], ``shape`` = (H, W); else 0."""
     (height, width), (batch, rows, columns, channels) = window, grad.shape
     spread_out = np.zeros((batch, *shape, channels), dtype=grad.dtype)
@@ -60,7 +61,7 @@ def spread(grad: Ints, window: tuple[int, int], shape: tuple[int, int]) -> Ints:
     return spread_out
 
 
-def max_pool(y: Ints, pool: MaxPool2d) -> tuple[Ints, Ints]:
+def max_pool(y: NDArray[Any], pool: MaxPool2d) -> tuple[NDArray[Any], Ints]:
     """Give the largest of each window of y [B, P, Q, N] and which it is, both [B, P', Q', N]; windows may overlap.
 
     Elements of a window count row by row, those outside the map too, which are never chosen; of equal ones, the first.
@@ -74,10 +75,10 @@ def max_pool(y: Ints, pool: MaxPool2d) -> tuple[Ints, Ints]:
     return elements.max(axis=4), elements.argmax(axis=4)
 
 
-def unpool(grad: Ints, choice: Ints, pool: MaxPool2d) -> Ints:
+def unpool(grad: NDArray[Any], choice: Ints, pool: MaxPool2d) -> NDArray[Any]:
     """Add each element of grad [B, P', Q', N] to the element of the map [B, P, Q, N] that ``max_pool`` chose."""
     (above, left), (down, across) = pool.pads, pool.strides
-    routed = np.zeros((len(grad), pool.in_height, pool.in_width, grad.shape[3]), dtype=np.int64)
+    routed = np.zeros((len(grad), pool.in_height, pool.in_width, grad.shape[3]), dtype=grad.dtype)
     sample, row, column, channel = np.indices(grad.shape)
     in_row = row * down - above + choice // pool.pool_width
     in_column = column * across - left + choice % pool.pool_width

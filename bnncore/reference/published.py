@@ -24,7 +24,7 @@ from bnncore.reference.real_math import exp, log
 from bnncore.spec import ModelSpec
 from bnncore.state import State
 
-__all__ = ["PublishedReference", "chain", "round_half_stochastic"]
+__all__ = ["PublishedReference", "add_patches", "chain", "round_half_stochastic", "sum_rows"]
 
 Floats = NDArray[Any]
 """float32, or float64 where sums are taken."""
@@ -65,10 +65,50 @@ def round_half_stochastic(x: Floats, random: NDArray[np.uint32]) -> Floats:
     return bits.astype(np.uint16).view(np.float16).astype(_F)
 
 
-def _sum_rows(values: Floats) -> Floats:
+def sum_rows(values: Floats) -> Floats:
     """Sum over the first axis in ascending order, in float64."""
     total: Floats = np.add.accumulate(values.astype(np.float64), axis=0)[-1]
     return total
+
+
+def add_patches(
+    parts: Floats,
+    in_map: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: int,
+    padding: tuple[int, int],
+    out_width: int,
+) -> Floats:
+    """Add up the gradients of a convolution's patches tile by tile, position by position.
+
+    Args:
+      parts: float32 [B, P x Q, K].
+      in_map: height, width and channels of what is read.
+      kernel: height and width.
+      stride: of both axes.
+      padding: above and left.
+      out_width: Q.
+
+    Returns:
+      float32 [B, height, width, channels].
+    """
+    (height, width, channels), fan_in = in_map, parts.shape[2]
+    maps = np.zeros((len(parts), *in_map), _F)
+    positions, columns = parts.shape[1], min(_MOST_COLUMNS, -(-fan_in // 16) * 16)
+    rows = _TILE // columns // _ROWS * _ROWS
+    for first_row in range(0, positions, rows):
+        for first_column in range(0, fan_in, columns):
+            for position in range(first_row, min(first_row + rows, positions)):
+                k, end = first_column, min(first_column + columns, fan_in)
+                while k < end:
+                    tap, channel = divmod(k, channels)
+                    count = min(channels - channel, end - k)
+                    y = position // out_width * stride - padding[0] + tap // kernel[1]
+                    x = position % out_width * stride - padding[1] + tap % kernel[1]
+                    if 0 <= y < height and 0 <= x < width:
+                        maps[:, y, x, channel : channel + count] += parts[:, position, k : k + count]
+                    k += count
+    return maps
 
 
 @dataclass
@@ -142,15 +182,15 @@ class PublishedReference:
         if block.pool == "before_norm":
             pooled, choice = max_pool(y.reshape(shape), window)
             y = pooled.reshape(-1, block.out_channels)
-        mean = _sum_rows(y) / len(y)
+        mean = sum_rows(y) / len(y)
         if self.is_paper:
-            deviation = (_sum_rows(np.abs(y - mean)) / len(y)).astype(_F)
+            deviation = (sum_rows(np.abs(y - mean)) / len(y)).astype(_F)
         else:
-            deviation = np.sqrt(_sum_rows((y - mean) ** 2) / len(y)).astype(_F)
+            deviation = np.sqrt(sum_rows((y - mean) ** 2) / len(y)).astype(_F)
         inverse = np.divide(_F(1), deviation, out=np.zeros_like(deviation), where=deviation > 0)
         x = (y - mean.astype(_F)) * inverse + self.beta[i]
         self._update_statistics(i, mean.astype(_F), deviation)
-        omega = (_sum_rows(np.abs(x)) / len(x)).astype(_F)
+        omega = (sum_rows(np.abs(x)) / len(x)).astype(_F)
         signs = np.where(x < 0, _F(-1), _F(1))
         if block.pool == "after_sign":
             signs, choice = max_pool(signs.reshape(shape), window)
@@ -201,7 +241,7 @@ class PublishedReference:
         passed = grad if is_last else np.where(np.abs(kept.x) <= 1, grad, _F(0))
         x0 = np.where(kept.x < 0, _F(-1), _F(1)) if self.is_paper else kept.x - self.beta[i]
         rows, inverse = len(grad), kept.inverse.astype(np.float64)
-        total, products = _sum_rows(passed), _sum_rows(passed.astype(np.float64) * x0)
+        total, products = sum_rows(passed), sum_rows(passed.astype(np.float64) * x0)
         self.beta_gradients[i] = (total / batch if self.is_paper else total).astype(_F)
         mean_v = (total * inverse / rows).astype(_F)
         omega = kept.omega.astype(np.float64) if self.is_paper else 1.0
@@ -209,33 +249,11 @@ class PublishedReference:
         return self._stored((passed * kept.inverse - mean_v) - x0 * slope)
 
     def _input_gradient(self, i: int, grad: Floats, batch: int) -> Floats:
-        """Add up the gradients of the patches tile by tile, position by position."""
         block = self.blocks[i]
         parts = chain(grad, self._signs(i)).reshape(batch, -1, block.fan_in)
-        maps = np.zeros((batch, block.in_height, block.in_width, block.in_channels), _F)
-        positions, columns = parts.shape[1], min(_MOST_COLUMNS, -(-block.fan_in // 16) * 16)
-        rows = _TILE // columns // _ROWS * _ROWS
-        for first_row in range(0, positions, rows):
-            for first_column in range(0, block.fan_in, columns):
-                for position in range(first_row, min(first_row + rows, positions)):
-                    k = first_column
-                    while k < min(first_column + columns, block.fan_in):
-                        pixel, channel, count = self._pixel(block, position, k)
-                        count = min(count, first_column + columns - k)
-                        if pixel is not None:
-                            target = maps[:, pixel[0], pixel[1], channel : channel + count]
-                            target += parts[:, position, k : k + count]
-                        k += count
-        return maps.reshape(batch, -1)
-
-    @staticmethod
-    def _pixel(block: Block, position: int, k: int) -> tuple[tuple[int, int] | None, int, int]:
-        """Give the pixel (None in the padding) and channel that column k of a patch reads, and how many follow it."""
-        tap, channel = divmod(k, block.in_channels)
-        y = position // block.conv_width * block.stride - block.pad_height + tap // block.kernel_width
-        x = position % block.conv_width * block.stride - block.pad_width + tap % block.kernel_width
-        inside = 0 <= y < block.in_height and 0 <= x < block.in_width
-        return (y, x) if inside else None, channel, block.in_channels - channel
+        kernel, padding = (block.kernel_height, block.kernel_width), (block.pad_height, block.pad_width)
+        in_map = (block.in_height, block.in_width, block.in_channels)
+        return add_patches(parts, in_map, kernel, block.stride, padding, block.conv_width).reshape(batch, -1)
 
     def _update(self, i: int, step_scale: float) -> None:
         o, w, m, g = self.optimizer, self.weights[i], self.moments[i], self.gradients[i]

@@ -208,8 +208,8 @@ def test_maps_that_cannot_be_halved_are_refused() -> None:
 def test_what_works_on_chains_says_why_it_cannot_take_a_residual_network() -> None:
     with pytest.raises(SpecError, match=r"'resnete18' is a residual network, and this needs a chain of binary blocks"):
         _ = SMALL.blocks
-    with pytest.raises(SpecError, match=r"preset 'standard' trains chains of binary blocks only.*Leave --preset out"):
-        plan_memory(SMALL, batch_size=1, preset=resolve_preset("standard"))
+    with pytest.raises(SpecError, match=r"preset 'paper' trains chains of binary blocks only.*give --preset standard"):
+        plan_memory(SMALL, batch_size=1, preset=resolve_preset("paper"))
 
 
 def test_the_zoo_has_the_papers_networks() -> None:

@@ -98,14 +98,11 @@ void bind_steps(Class& type, InputFeatures input_features) {
       });
 }
 
-template <class E>
-nb::class_<E> bind_engine(nb::module_& m, const char* name) {
+// What every engine keeps: its memory, and what it counts.
+template <class E, class Class>
+void bind_memory(Class& type) {
   using namespace nb::literals;
-  nb::class_<E> type(m, name);
-  bind_steps<E>(type, [](E& engine) { return engine.blocks()[0].in_features(); });
-  type.def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
-           "batch_size"_a, "num_threads"_a)
-      .def_prop_ro("labels",
+  type.def_prop_ro("labels",
                    [](nb::handle self) {
                      E& engine = nb::cast<E&>(self);
                      return view(self, engine.labels(), {static_cast<size_t>(engine.batch_size())});
@@ -133,7 +130,17 @@ nb::class_<E> bind_engine(nb::module_& m, const char* name) {
              double beta1_power, double beta2_power) {
             self.restore({seed, steps_done, statistics_steps, saturated, beta1_power, beta2_power});
           },
-          "seed"_a, "steps_done"_a, "statistics_steps"_a, "saturated"_a, "beta1_power"_a, "beta2_power"_a)
+          "seed"_a, "steps_done"_a, "statistics_steps"_a, "saturated"_a, "beta1_power"_a, "beta2_power"_a);
+}
+
+template <class E>
+nb::class_<E> bind_engine(nb::module_& m, const char* name) {
+  using namespace nb::literals;
+  nb::class_<E> type(m, name);
+  bind_steps<E>(type, [](E& engine) { return engine.blocks()[0].in_features(); });
+  bind_memory<E>(type);
+  type.def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int>(), "blocks"_a, "optimizer"_a,
+           "batch_size"_a, "num_threads"_a)
       .def(
           "norm",
           [](nb::handle self, size_t block) {

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "bindings_engine.h"
 #include "bnncore/residual_engine.h"
+#include "bnncore/standard_residual_engine.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -55,11 +56,24 @@ void bind_residual_engine(nb::module_& m) {
            "num_threads"_a);
   bind_steps<E>(type, [](E& engine) { return engine.input_features(); });
 
+  nb::class_<StandardResidualEngine> standard(m, "StandardResidualEngine");
+  standard.def(nb::init<ResidualSpec, const OptimizerParams&, int, int>(), "network"_a, "optimizer"_a, "batch_size"_a,
+               "num_threads"_a);
+  bind_steps<StandardResidualEngine>(standard, [](StandardResidualEngine& engine) { return engine.input_features(); });
+  bind_memory<StandardResidualEngine>(standard);
+
   m.def(
       "plan_residual",
       [](const ResidualSpec& network, const OptimizerParams& optimizer, int batch_size, int num_threads) {
         const ResidualLayout layout = lay_out_residual(network, optimizer, batch_size, num_threads);
         return nb::make_tuple(describe(layout.engine.plan), layout.engine.plan.peak_bytes());
+      },
+      "network"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a);
+  m.def(
+      "plan_standard_residual",
+      [](const ResidualSpec& network, const OptimizerParams& optimizer, int batch_size, int num_threads) {
+        const StandardResidualLayout layout = lay_out_standard_residual(network, optimizer, batch_size, num_threads);
+        return nb::make_tuple(describe(layout.common.plan), layout.common.plan.peak_bytes());
       },
       "network"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a);
 }

@@ -2,6 +2,7 @@
 // threads, and the golden ones. What they compute is held to NumPy in tests/bnncore/test_residual_engine.py.
 #include "bnncore/residual_engine.h"
 
+#include "bnncore/standard_residual_engine.h"
 #include "check.h"
 #include "forced_isa.h"
 #include "golden.h"
@@ -45,7 +46,8 @@ ResidualSpec without_pool() {
   return {stem, {unit}, false, "dense", 4};
 }
 
-std::string trained_digest(ResidualEngine& engine, int classes) {
+template <typename AnyEngine>
+std::string trained_digest(AnyEngine& engine, int classes) {
   Fnv1a digest;
   const size_t features = static_cast<size_t>(engine.input_features());
   engine.initialise(2026);
@@ -70,20 +72,26 @@ std::string trained_digest(ResidualEngine& engine, int classes) {
   return digest.hex();
 }
 
-}  // namespace
-
-KERNEL_TEST(training_residual_networks) {
+template <typename AnyEngine>
+void check_preset(const std::string& preset, const Kernels& kernels, const std::vector<NamedOptimizer>& optimizers) {
   const ForcedIsa forced(kernels.isa);
   for (const NamedResidual& each : {NamedResidual{"pool", with_pool()}, NamedResidual{"bare", without_pool()}}) {
-    for (const NamedOptimizer& optimizer : optimizers()) {
+    for (const NamedOptimizer& optimizer : optimizers) {
       for (int threads : {1, 2}) {
-        ResidualEngine engine(each.network, optimizer.params, kBatch, threads);
+        AnyEngine engine(each.network, optimizer.params, kBatch, threads);
         CHECK_EQUAL(std::string(engine.isa()), std::string(kernels.isa));
-        Golden::instance().meet("residual/" + each.name + "/" + optimizer.name,
+        Golden::instance().meet(preset + "/" + each.name + "/" + optimizer.name,
                                 trained_digest(engine, each.network.classes));
       }
     }
   }
+}
+
+}  // namespace
+
+KERNEL_TEST(training_residual_networks) { check_preset<ResidualEngine>("residual", kernels, optimizers()); }
+KERNEL_TEST(training_residual_networks_with_standard) {
+  check_preset<StandardResidualEngine>("standard-residual", kernels, float_optimizers());
 }
 
 }  // namespace bitfleet::test

@@ -9,6 +9,7 @@
 #include "bnncore/engine.h"
 #include "bnncore/paper_engine.h"
 #include "bnncore/standard_engine.h"
+#include "bnncore/standard_residual_engine.h"
 
 extern "C" {
 void* __libc_malloc(size_t size);
@@ -78,6 +79,31 @@ int main() {
        {"conv2", "norm2", 10, 10, 20, 70, 3, 3, 1, 1, 1, 10, 10, Pool::kBeforeNorm, 2, 2},
        {"conv3", "norm3", 5, 5, 70, 17, 2, 2, 1, 0, 0, 4, 4, Pool::kAfterSign, 2, 2},
        dense("dense1", "norm4", 2, 2, 17, 10)}};
+  // A stem of 5 x 5 kernels with relu and a pool whose windows overlap, a shortcut behind a pool.
+  const auto real = [](BlockSpec conv, const char* name) {
+    conv.linear = name;
+    conv.norm = std::string(name) + "_norm";
+    return conv;
+  };
+  const StemSpec stem{real({"", "", 10, 10, 1, 6, 5, 5, 1, 2, 2, 10, 10, Pool::kNone, 1, 1}, "stem"),
+                      true,
+                      true,
+                      3,
+                      3,
+                      2,
+                      2,
+                      1,
+                      1,
+                      5,
+                      5,
+                      "second",
+                      32767 / 2};
+  const UnitSpec plain{
+      real({"", "", 5, 5, 6, 6, 3, 3, 1, 1, 1, 5, 5, Pool::kNone, 1, 1}, "u1"), false, 32767 / 2, 0, false, {}};
+  const UnitSpec halved{
+      real({"", "", 5, 5, 6, 70, 2, 2, 2, 0, 0, 2, 2, Pool::kNone, 1, 1}, "u2"),        true, 32767 / 2, 1, true,
+      {real({"", "", 2, 2, 6, 70, 1, 1, 1, 0, 0, 2, 2, Pool::kNone, 1, 1}, "r2"), 2, 2}};
+  const ResidualSpec residual{stem, {plain, halved}, true, "dense", 10};
   int failures = 0;
   const auto count_calls = [&](auto& engine, const char* name, size_t network, OptimizerKind kind) {
     engine.initialise(7);
@@ -92,12 +118,12 @@ int main() {
                 engine.num_threads(), calls.load());
     failures += calls != 0;
   };
-  for (size_t network = 0; network < networks.size(); ++network) {
-    for (OptimizerKind kind : {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop,
-                               OptimizerKind::kAdam, OptimizerKind::kSgd}) {
-      for (int threads : {1, 2, 3}) {
-        const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
-                                        0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};
+  for (OptimizerKind kind : {OptimizerKind::kLatent8, OptimizerKind::kLatent8Momentum, OptimizerKind::kBop,
+                             OptimizerKind::kAdam, OptimizerKind::kSgd}) {
+    const OptimizerParams optimizer{kind,   2e-3f, 0.9f,  32.0f, 1e-3f, 0.05f, 0.25f, 0.9f,
+                                    0.999f, 1e-8f, 1e-3f, 40,    500,   1.25f, 0.98f};
+    for (int threads : {1, 2, 3}) {
+      for (size_t network = 0; network < networks.size(); ++network) {
         Engine engine(networks[network], optimizer, 33, threads);
         count_calls(engine, "bitfleet", network, kind);
         if (!is_float(kind)) continue;
@@ -106,6 +132,11 @@ int main() {
         PaperEngine paper(networks[network], optimizer, 33, threads);
         count_calls(paper, "paper", network, kind);
       }
+      ResidualEngine engine(residual, optimizer, 33, threads);
+      count_calls(engine, "bitfleet, residual", networks.size(), kind);
+      if (!is_float(kind)) continue;
+      StandardResidualEngine standard(residual, optimizer, 33, threads);
+      count_calls(standard, "standard, residual", networks.size(), kind);
     }
   }
   return failures != 0;

@@ -44,8 +44,6 @@ class LayerwiseEngine {
   virtual void initialise(uint64_t seed) = 0;
   // Forgets optimizer history and statistics; rounding draws from `seed` from here on.
   virtual void reset(uint64_t seed) = 0;
-  // [out][fan-in].
-  virtual void write_weights(size_t block, const float* values) = 0;
 
   // One step on the full batch in input() and labels().
   // Throws std::invalid_argument on a label outside [0, classes).

@@ -63,7 +63,8 @@ class PaperEngine final : public LayerwiseEngine {
   void initialise(uint64_t seed) override;
   void reset(uint64_t seed) override;
   // Rounded to nearest; a negative weight too small for float16 stays negative.
-  void write_weights(size_t block, const float* values) override;
+  // [out][fan-in].
+  void write_weights(size_t block, const float* values);
 
   // +-1, of the last step, until the next one.
   void read_weight_gradient(size_t block, float* out) const;

@@ -18,19 +18,15 @@
 // preset, and continues to be trained in this one.
 #pragma once
 
-#include <algorithm>
+#include <vector>
 
-#include "bnncore/layerwise_engine.h"
+#include "bnncore/standard_layers.h"
 
 namespace bitfleet {
 
 struct StandardBlockLayout {
-  // float32 [out][fan-in]; SGD has no second moment.
-  size_t weights = kAbsent, first_moment = kAbsent, second_moment = kAbsent, weight_grad = kAbsent;
-  size_t beta = kAbsent, beta_first = kAbsent, beta_second = kAbsent, beta_grad = kAbsent;  // float32 [out]
-  size_t mean = kAbsent, deviation = kAbsent;                     // float32 [out]: this step's
-  size_t running_mean = kAbsent, running_mean_abs_dev = kAbsent;  // float32 [out]
-  size_t x = kAbsent;       // float32 [batch][normalised positions][out]; the logits in the last block
+  WeightLayout weights;
+  L2NormLayout norm;        // the logits in the last block
   size_t pooled = kAbsent;  // float32 [batch][out positions][out]: signs, where the pool follows them
   size_t mask = kAbsent;    // float32 [batch][product positions][out]: 1 at the arg-max of a pool in front of the norm
 };
@@ -41,29 +37,28 @@ struct StandardLayout {
   // float32: Y in front of a pool; the gradient that enters a block, then the one that leaves it.
   size_t map_a = kAbsent;
   size_t map_b = kAbsent;  // float32: the gradient of Y
-  size_t sums = kAbsent;   // float64 [2][most channels]
-  size_t terms = kAbsent;  // float32 [3][most channels]
+  NormScratch norms;
 };
 
 StandardLayout lay_out_standard_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer,
                                        int batch_size, int num_threads);
 
-class StandardEngine final : public LayerwiseEngine {
+class StandardEngine final : public StandardLayers {
  public:
   StandardEngine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads);
 
   void initialise(uint64_t seed) override;
   void reset(uint64_t seed) override;
-  using LayerwiseEngine::write_weights;
-  void write_weights(size_t block, const float* values) override;
+  // [out][fan-in].
+  void write_weights(size_t block, const float* values);
 
   // Of the last step, until the next one.
   void read_weight_gradient(size_t block, float* out) const;
-  const float* beta_gradient(size_t block) const { return at<float>(layout_.blocks[block].beta_grad); }
-  float* weights(size_t block) { return at<float>(layout_.blocks[block].weights); }
-  float* beta(size_t block) { return at<float>(layout_.blocks[block].beta); }
-  float* running_mean(size_t block) { return at<float>(layout_.blocks[block].running_mean); }
-  float* running_mean_abs_dev(size_t block) { return at<float>(layout_.blocks[block].running_mean_abs_dev); }
+  const float* beta_gradient(size_t block) const { return at<float>(layout_.blocks[block].norm.beta_grad); }
+  float* weights(size_t block) { return at<float>(layout_.blocks[block].weights.values); }
+  float* beta(size_t block) { return at<float>(layout_.blocks[block].norm.beta); }
+  float* running_mean(size_t block) { return at<float>(layout_.blocks[block].norm.running_mean); }
+  float* running_mean_abs_dev(size_t block) { return at<float>(layout_.blocks[block].norm.running_mean_abs_dev); }
 
  private:
   StandardEngine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
@@ -73,48 +68,22 @@ class StandardEngine final : public LayerwiseEngine {
   void set_top_gradient(size_t index, float value) override { at<float>(layout_.map_a)[index] = value; }
   void backward_block(size_t block) override;
   void update_block(size_t block, float step_scale) override;
-  float loss_divisor() const override { return static_cast<float>(batch_size_); }
 
-  // Ways to read operands, for src/layerwise/products_inl.h.
-  auto inputs_of(size_t block) const {
-    const int channels = blocks_[block].in_channels;
-    const uint8_t* bytes = at<uint8_t>(layout_.common.input);
-    const bool pooled = block > 0 && blocks_[block - 1].pool == Pool::kAfterSign;
-    const float* values =
-        block == 0 ? nullptr : at<float>(pooled ? layout_.blocks[block - 1].pooled : layout_.blocks[block - 1].x);
-    return [this, channels, bytes, values](size_t pixel, int channel, int count, float* out) {
-      const size_t from = pixel * static_cast<size_t>(channels) + static_cast<size_t>(channel);
-      if (values == nullptr) {
-        kernels_.centre_bytes(bytes + from, count, 1.0f, out);
-      } else {
-        kernels_.signs(values + from, count, out);
-      }
-    };
+  // What block `block` > 0 reads.
+  auto signs_below(size_t block) const {
+    const StandardBlockLayout& below = layout_.blocks[block - 1];
+    const bool pooled = blocks_[block - 1].pool == Pool::kAfterSign;
+    return signs_as_inputs(at<float>(pooled ? below.pooled : below.norm.x), blocks_[block].in_channels);
   }
-  auto weights_of(size_t block) const {
-    const float* weights = at<float>(layout_.blocks[block].weights);
-    const size_t fan_in = static_cast<size_t>(blocks_[block].fan_in());
-    return [this, weights, fan_in](int output, int k, int count, float* out) {
-      kernels_.signs(weights + static_cast<size_t>(output) * fan_in + k, count, out);
-    };
-  }
-  auto gradients_of(size_t block) const {
-    const float* grad_y = at<float>(layout_.map_b);
-    const size_t channels = static_cast<size_t>(blocks_[block].out_channels);
-    return [grad_y, channels](int row, int channel, int count, float* out) {
-      std::copy_n(grad_y + static_cast<size_t>(row) * channels + channel, count, out);
-    };
-  }
+  auto weights_of(size_t block) const { return signs_as_weights(layout_.blocks[block].weights, blocks_[block]); }
 
-  void multiply(size_t block, int count, float* y);
-  void normalise(size_t block, int count, bool training);
+  void multiply_block(size_t block, int count, float* y);
   void pool_products(size_t block, int count);
   static void mark_first_largest(const BlockSpec& spec, const float* y, const float* largest, float* mask);
   void pool_signs(size_t block, int count);
   void route_to_positive(size_t block);
   void route_by_mask(size_t block);
-  void norm_gradient(size_t block, const float* grad, float* grad_y);
-  void find_weight_gradient(size_t block);
+  void block_norm_gradient(size_t block, const float* grad, float* grad_y);
   void find_input_gradient(size_t block);
 
   StandardLayout layout_;

@@ -1,75 +1,29 @@
-// Forward of the preset `standard`: products, pools, the l2 batch norm.
+// Forward of the preset `standard` on a chain: products, pools, and the order of both.
 #include <algorithm>
-#include <cmath>
 
 #include "../engine/maps.h"
-#include "../layerwise/products_inl.h"
 #include "bnncore/standard_engine.h"
+#include "layers_inl.h"
 
 namespace bitfleet {
 
 void StandardEngine::forward(int count, bool training) {
   for (size_t block = 0; block < block_count(); ++block) {
     const bool pools_products = blocks_[block].pool == Pool::kBeforeNorm;
-    multiply(block, count, at<float>(pools_products ? layout_.map_a : layout_.blocks[block].x));
+    multiply_block(block, count, at<float>(pools_products ? layout_.map_a : layout_.blocks[block].norm.x));
     if (pools_products) pool_products(block, count);
-    normalise(block, count, training);
+    normalise(layout_.blocks[block].norm, blocks_[block].out_channels, norm_count(block, count), training);
     if (blocks_[block].pool == Pool::kAfterSign) pool_signs(block, count);
   }
 }
 
-void StandardEngine::multiply(size_t block, int count, float* y) {
+void StandardEngine::multiply_block(size_t block, int count, float* y) {
   const BlockSpec& spec = blocks_[block];
-  const size_t out = static_cast<size_t>(spec.out_channels);
-  const int rows = count * spec.conv_positions();
-  const auto inputs = inputs_of(block);
-  const auto weights = weights_of(block);
-  const auto store = [&](int first_row, int some, int first, int columns, const float* tile, size_t stride) {
-    for (int i = 0; i < some; ++i) std::copy_n(tile + i * stride, columns, y + size_t(first_row + i) * out + first);
-  };
-  share_product(rows, spec.out_channels, kChannelUnit, [&](Range part_rows, Range columns, int member) {
-    const ProductScratch scratch = product_scratch(member);
-    Product(kernels_, scratch).forward(spec, part_rows, columns, inputs, weights, store);
-  });
-}
-
-void StandardEngine::normalise(size_t block, int count, bool training) {
-  const BlockSpec& spec = blocks_[block];
-  const StandardBlockLayout& layout = layout_.blocks[block];
-  const int channels = spec.out_channels, rows = norm_count(block, count);
-  float* x = at<float>(layout.x);
-  float *mean = at<float>(layout.mean), *deviation = at<float>(layout.deviation);
-  float *running_mean = at<float>(layout.running_mean), *running_mean_abs_dev = at<float>(layout.running_mean_abs_dev);
-  float* inverse = at<float>(layout_.terms);
-  const float keep = kept_share();
-  over_channels(channels, [&](int first, int some) {
-    if (training) {
-      double *sums = at<double>(layout_.sums) + first, *squares = sums + channels;
-      std::fill_n(sums, some, 0.0);
-      std::fill_n(squares, some, 0.0);
-      const size_t stride = static_cast<size_t>(channels);
-      kernels_.add_rows(x + first, stride, rows, some, sums);
-      for (int c = 0; c < some; ++c) sums[c] /= rows;
-      kernels_.add_squares(x + first, stride, rows, some, sums, squares);
-      for (int c = 0; c < some; ++c) {
-        mean[first + c] = static_cast<float>(sums[c]);
-        deviation[first + c] = static_cast<float>(std::sqrt(squares[c] / rows));
-      }
-    }
-    for (int c = first; c < first + some; ++c) {
-      if (training) {
-        running_mean[c] = keep * running_mean[c] + (1.0f - keep) * mean[c];
-        running_mean_abs_dev[c] = keep * running_mean_abs_dev[c] + (1.0f - keep) * deviation[c];
-      }
-      const float psi = training ? deviation[c] : running_mean_abs_dev[c];
-      inverse[c] = psi > 0.0f ? 1.0f / psi : 0.0f;
-    }
-  });
-  const float* centre = training ? mean : running_mean;
-  over_rows(rows, [&](Range part, int) {
-    float* from = x + size_t(part.begin) * size_t(channels);
-    kernels_.normalise(from, part.end - part.begin, channels, centre, inverse, at<float>(layout.beta), from);
-  });
+  if (block == 0) {
+    multiply(spec, count, bytes_as_inputs(spec.in_channels), weights_of(block), y);
+  } else {
+    multiply(spec, count, signs_below(block), weights_of(block), y);
+  }
 }
 
 // The largest product of every window, and a mask that tells the first of equal ones.
@@ -79,7 +33,7 @@ void StandardEngine::pool_products(size_t block, int count) {
   const size_t conv = static_cast<size_t>(spec.conv_positions()) * out;
   const int windows = spec.pooled_positions();
   const float* products = at<float>(layout_.map_a);
-  float *pooled = at<float>(layout_.blocks[block].x), *masks = at<float>(layout_.blocks[block].mask);
+  float *pooled = at<float>(layout_.blocks[block].norm.x), *masks = at<float>(layout_.blocks[block].mask);
   over_rows(count, [&](Range samples, int) {
     for (int b = samples.begin; b < samples.end; ++b) {
       float* mask = masks + size_t(b) * conv;
@@ -117,7 +71,7 @@ void StandardEngine::pool_signs(size_t block, int count) {
   const BlockSpec& spec = blocks_[block];
   const size_t out = static_cast<size_t>(spec.out_channels);
   const int windows = spec.pooled_positions();
-  const float* x = at<float>(layout_.blocks[block].x);
+  const float* x = at<float>(layout_.blocks[block].norm.x);
   float* pooled = at<float>(layout_.blocks[block].pooled);
   over_rows(count, [&](Range samples, int) {
     for (int b = samples.begin; b < samples.end; ++b) {

@@ -15,24 +15,16 @@ StandardLayout lay_out_standard_engine(const std::vector<BlockSpec>& blocks, con
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockSpec& spec = blocks[i];
     const int64_t out = spec.out_channels;
-    const std::vector<int64_t> matrix = {out, spec.fan_in()}, channels = {out};
+    const std::vector<int64_t> matrix = {out, spec.fan_in()};
     StandardBlockLayout b{};
     const auto add = [&](const std::string& name, const char* role, const std::vector<int64_t>& shape) {
       return plan.add(name, role, "float32", shape, kPersistent);
     };
-    b.weights = add(spec.linear + ".latent", "weights", matrix);
-    b.first_moment = add(spec.linear + ".mean", "momenta", matrix);
-    if (two_moments) b.second_moment = add(spec.linear + ".square", "momenta", matrix);
-    b.weight_grad = add(spec.linear + ".gradient", "gradients", matrix);
-    b.beta = add(spec.norm + ".beta", "norm", channels);
-    b.beta_first = add(spec.norm + ".beta_mean", "norm", channels);
-    b.beta_second = add(spec.norm + ".beta_square", "norm", channels);
-    b.running_mean = add(spec.norm + ".mean", "norm", channels);
-    b.running_mean_abs_dev = add(spec.norm + ".mean_abs_dev", "norm", channels);
-    b.mean = add(spec.norm + ".batch_mean", "activations", channels);
-    b.deviation = add(spec.norm + ".batch_deviation", "activations", channels);
-    b.beta_grad = add(spec.norm + ".beta_gradient", "gradients", channels);
-    b.x = add(spec.norm + ".output", "activations", {batch_size, spec.norm_positions(), out});
+    b.weights.values = add(spec.linear + ".latent", "weights", matrix);
+    b.weights.first_moment = add(spec.linear + ".mean", "momenta", matrix);
+    if (two_moments) b.weights.second_moment = add(spec.linear + ".square", "momenta", matrix);
+    b.weights.gradient = add(spec.linear + ".gradient", "gradients", matrix);
+    b.norm = add_l2_norm(plan, spec.norm, batch_size, spec.norm_positions(), spec.out_channels);
     if (spec.pool == Pool::kAfterSign) {
       b.pooled = add(spec.norm + ".pooled", "activations", {batch_size, spec.pooled_positions(), out});
     }
@@ -51,23 +43,21 @@ StandardLayout lay_out_standard_engine(const std::vector<BlockSpec>& blocks, con
   common.labels = plan.add("labels", "input", "int32", {batch_size}, kPersistent);
   layout.map_a = plan.add("gradient_or_product", "gradients", "float32", {batch_size, largest_a}, kPersistent);
   layout.map_b = plan.add("grad_y", "gradients", "float32", {batch_size, largest_b}, kNormalise | kWeights | kInputs);
-  layout.sums = plan.add("channel_sums", "scratch", "float64", {2, most_channels}, kForward | kNormalise);
-  layout.terms = plan.add("channel_terms", "scratch", "float32", {3, most_channels}, kForward | kNormalise);
+  layout.norms = add_norm_scratch(plan, static_cast<int>(most_channels));
   for (int member = 0; member < num_threads; ++member) common.products.push_back(add_products(plan, member));
   plan.lay_out();
 
   for (StandardBlockLayout& b : layout.blocks) {
-    for (size_t* field :
-         {&b.weights, &b.first_moment, &b.second_moment, &b.weight_grad, &b.beta, &b.beta_first, &b.beta_second,
-          &b.beta_grad, &b.mean, &b.deviation, &b.running_mean, &b.running_mean_abs_dev, &b.x, &b.pooled, &b.mask}) {
-      *field = plan.offset(*field);
-    }
+    resolve(plan, b.weights);
+    resolve(plan, b.norm);
+    for (size_t* field : {&b.pooled, &b.mask}) *field = plan.offset(*field);
   }
+  resolve(plan, layout.norms);
   resolve_products(plan, common.products);
-  for (size_t* field : {&common.input, &common.labels, &layout.map_a, &layout.map_b, &layout.sums, &layout.terms}) {
+  for (size_t* field : {&common.input, &common.labels, &layout.map_a, &layout.map_b}) {
     *field = plan.offset(*field);
   }
-  common.logits = layout.blocks.back().x;
+  common.logits = layout.blocks.back().norm.x;
   return layout;
 }
 

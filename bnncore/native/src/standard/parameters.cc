@@ -1,6 +1,5 @@
 // Construction of the preset `standard`, and its parameters: where they start, how a step changes them.
 #include <algorithm>
-#include <cmath>
 
 #include "bnncore/standard_engine.h"
 
@@ -13,7 +12,7 @@ StandardEngine::StandardEngine(std::vector<BlockSpec> blocks, const OptimizerPar
 
 StandardEngine::StandardEngine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size,
                                int num_threads, StandardLayout layout)
-    : LayerwiseEngine(std::move(blocks), optimizer, batch_size, num_threads, layout.common),
+    : StandardLayers(std::move(blocks), optimizer, batch_size, num_threads, layout.common, layout.norms),
       layout_(std::move(layout)) {}
 
 void StandardEngine::initialise(uint64_t seed) {
@@ -30,14 +29,8 @@ void StandardEngine::initialise(uint64_t seed) {
 void StandardEngine::reset(uint64_t seed) {
   restore({seed, 0, 0, 0, 1.0, 1.0});
   for (size_t block = 0; block < block_count(); ++block) {
-    const StandardBlockLayout& layout = layout_.blocks[block];
-    const size_t count = blocks_[block].num_weights(), channels = static_cast<size_t>(blocks_[block].out_channels);
-    std::fill_n(at<float>(layout.first_moment), count, 0.0f);
-    if (optimizer_.kind == OptimizerKind::kAdam) std::fill_n(at<float>(layout.second_moment), count, 0.0f);
-    std::fill_n(at<float>(layout.beta_first), channels, 0.0f);
-    std::fill_n(at<float>(layout.beta_second), channels, 0.0f);
-    std::fill_n(running_mean(block), channels, 0.0f);
-    std::fill_n(running_mean_abs_dev(block), channels, 1.0f);
+    forget(layout_.blocks[block].weights, blocks_[block].num_weights());
+    forget(layout_.blocks[block].norm, blocks_[block].out_channels);
   }
 }
 
@@ -46,26 +39,12 @@ void StandardEngine::write_weights(size_t block, const float* values) {
 }
 
 void StandardEngine::read_weight_gradient(size_t block, float* out) const {
-  std::copy_n(at<float>(layout_.blocks[block].weight_grad), blocks_[block].num_weights(), out);
+  std::copy_n(at<float>(layout_.blocks[block].weights.gradient), blocks_[block].num_weights(), out);
 }
 
 void StandardEngine::update_block(size_t block, float step_scale) {
-  const StandardBlockLayout& layout = layout_.blocks[block];
-  const float step_size = optimizer_.step_size * step_scale;
-  over_units(static_cast<int>(blocks_[block].num_weights()), kChannelUnit, [&](Range part, int) {
-    const size_t from = static_cast<size_t>(part.begin), count = static_cast<size_t>(part.end - part.begin);
-    float *values = weights(block) + from, *first = at<float>(layout.first_moment) + from;
-    const float* grad = at<float>(layout.weight_grad) + from;
-    if (optimizer_.kind == OptimizerKind::kAdam) {
-      kernels_.adam(values, first, at<float>(layout.second_moment) + from, grad, count, adam_step(step_size));
-    } else {
-      // A real gradient falls with the root of the layer's number of weights: SGD takes that back (docs/optimizers.md).
-      const float unit = std::sqrt(static_cast<float>(blocks_[block].num_weights()));
-      kernels_.sgd(values, first, grad, count, unit, {optimizer_.momentum, step_size});
-    }
-  });
-  adam_real(beta(block), at<float>(layout.beta_first), at<float>(layout.beta_second), at<float>(layout.beta_grad),
-            blocks_[block].out_channels, adam_step(optimizer_.beta_step_size * step_scale));
+  update_latent(layout_.blocks[block].weights, blocks_[block].num_weights(), step_scale);
+  update_norm(layout_.blocks[block].norm, blocks_[block].out_channels, step_scale);
 }
 
 }  // namespace bitfleet
