@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from bnncore.codec.base import KINDS, Codec, PayloadKind, payload_digest
 from bnncore.codec.difference import Difference, DifferenceCodec, round_difference
+from bnncore.codec.flips import FlipsCodec
+from bnncore.codec.float16 import Float16Codec
 from bnncore.codec.float32 import Float32Codec
 from bnncore.codec.int8 import Int8Codec
 from bnncore.codec.sign import SignCodec
@@ -34,7 +36,7 @@ __all__ = [
 ]
 
 CODECS: dict[str, StateCodec | DifferenceCodec] = {
-    codec.name: codec for codec in (Float32Codec(), Int8Codec(), SignCodec())
+    codec.name: codec for codec in (Float32Codec(), Float16Codec(), Int8Codec(), SignCodec(), FlipsCodec())
 }
 
 

@@ -24,7 +24,7 @@ __all__ = ["METADATA_KEY", "pack", "unpack", "write"]
 
 METADATA_KEY = "bitfleet"
 MAX_HEADER_BYTES = 1 << 22
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I8": np.dtype("i1")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I8": np.dtype("i1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -32,8 +32,8 @@ def pack(tensors: Mapping[str, NDArray[Any]], metadata: str) -> bytes:
     """Write tensors and one metadata string as bytes that depend on the arguments alone.
 
     Args:
-      tensors: int8 or float32 arrays with at least one element each. float32 tensors come first, so that every
-        tensor lies aligned; within a dtype the order is kept.
+      tensors: int8, float16 or float32 arrays with at least one element each. The widest dtypes come first, so that
+        every tensor lies aligned; within a dtype the order is kept.
       metadata: any text.
 
     Memory: the returned bytes, and once more the same while they are joined.

@@ -96,11 +96,13 @@ class DifferenceCodec(Codec[Difference]):
 
     Attributes:
       number: what stands for the codec in a payload.
+      density: the part of a weight tensor that it is made to tell (``encode_signs``); None: all of it.
     """
 
     is_difference: ClassVar[bool] = True
     kinds: ClassVar[tuple[PayloadKind, ...]] = ("update", "step")
     number: ClassVar[int]
+    density: ClassVar[float | None]
 
     @abstractmethod
     def write_signs(self, name: str, signs: SignTensor) -> list[bytes]:

@@ -19,6 +19,7 @@ class SignCodec(DifferenceCodec):
 
     name: ClassVar[str] = "sign"
     number: ClassVar[int] = 1
+    density: ClassVar[float | None] = None
 
     def write_signs(self, name: str, signs: SignTensor) -> list[bytes]:
         """Give the bits; see ``DifferenceCodec.write_signs``."""

@@ -37,6 +37,22 @@ class StateCodec(Codec[State]):
     def encode_weight(self, weights: NDArray[Any]) -> NDArray[Any]:
         """Turn latent weights (int8 or float32, any shape) into ``weight_dtype`` of the same shape."""
 
+    def stored_dtype(self, tensor: TensorSpec) -> np.dtype[Any]:
+        """Give the dtype of a tensor in a payload."""
+        return np.dtype(self.weight_dtype if tensor.role == "weight" else np.float32)
+
+    def encode_tensor(self, tensor: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+        """Turn a valid tensor into ``stored_dtype``.
+
+        Raises:
+          PayloadError: it holds a number that the codec cannot write.
+        """
+        return self.encode_weight(array) if tensor.role == "weight" else array
+
+    def decode_tensor(self, tensor: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+        """Turn what a payload holds into a tensor of a state: int8 weights, or float32."""
+        return array
+
     def encode(self, spec: ModelSpec, tensors: State, *, kind: PayloadKind) -> bytes:
         """Write a state as a payload; see ``Codec.encode``."""
         self.check_kind(kind)
@@ -44,37 +60,37 @@ class StateCodec(Codec[State]):
         left_out = {tensor.name for tensor in spec.tensors} - {tensor.name for tensor in wanted}
         chosen = {name: array for name, array in tensors.items() if name not in left_out}
         _validate(spec, chosen, kind)
-        written = {
-            tensor.name: self.encode_weight(chosen[tensor.name]) if tensor.role == "weight" else chosen[tensor.name]
-            for tensor in wanted
-        }
+        written = {tensor.name: self.encode_tensor(tensor, chosen[tensor.name]) for tensor in wanted}
         return pack(written, self._metadata(spec, kind))
 
     def decode(self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind) -> State:
         """Read a payload; see ``Codec.decode``.
 
-        Memory: nothing beyond ``data``.
+        Memory: nothing beyond ``data``, except where ``decode_tensor`` says otherwise.
         """
         self.check_kind(kind)
         tensors, metadata = unpack(data)
         wanted = self._metadata(spec, kind)
         if metadata != wanted:
             raise PayloadError(f"the payload must be made for {wanted}, got {metadata!r:.400}")
-        state = {tensor.name: tensors.pop(tensor.name) for tensor in spec.tensors if tensor.name in tensors}
+        state = {
+            tensor.name: self._read(tensor, tensors.pop(tensor.name))
+            for tensor in tensors_of_kind(spec, kind)
+            if tensor.name in tensors
+        }
         try:
             _validate(spec, {**state, **tensors}, kind)
         except ShapeError as error:
             raise PayloadError(str(error)) from error
-        for tensor in tensors_of_kind(spec, kind):
-            self._check_dtype(tensor, state[tensor.name])
         return state
 
-    def _check_dtype(self, tensor: TensorSpec, array: NDArray[Any]) -> None:
-        if tensor.role == "weight" and array.dtype != self.weight_dtype:
+    def _read(self, tensor: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
+        if array.dtype != self.stored_dtype(tensor):
             raise PayloadError(
-                f"{tensor.name} must be {np.dtype(self.weight_dtype)} in a payload of codec {self.name!r}, "
+                f"{tensor.name} must be {self.stored_dtype(tensor)} in a payload of codec {self.name!r}, "
                 f"got {array.dtype}"
             )
+        return self.decode_tensor(tensor, array)
 
     def _metadata(self, spec: ModelSpec, kind: PayloadKind) -> str:
         metadata = {"codec": self.name, "kind": kind, "spec": spec.digest}

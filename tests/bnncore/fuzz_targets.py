@@ -1,7 +1,7 @@
 """What is fuzzed: everything that reads a file or a message, with valid input to start from.
 
 A target takes any bytes and returns when they load or when bitfleet refuses them with an error of its own; whatever
-else it raises is a finding. Digests would keep mutated bytes away from most of a reader, so two of the targets make
+else it raises is a finding. Digests would keep mutated bytes away from most of a reader, so three of the targets make
 them right again first.
 """
 
@@ -11,15 +11,17 @@ import json
 import os
 import random
 import tempfile
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from random_differences import random_difference
 from random_states import random_state
 
 from bnncore import checkpoint, resume
-from bnncore.codec import CODECS
+from bnncore.codec import CODECS, DifferenceCodec
 from bnncore.codec.container import pack, unpack
 from bnncore.engine import Engine
 from bnncore.errors import BitfleetError
@@ -30,6 +32,9 @@ from bnncore.zoo import binarynet, mlp
 SPEC = binarynet((4, 4), (2,), 1, (3,), 2)
 SETTINGS = {"epochs": 3}
 WAYS = [(codec, kind) for codec in CODECS.values() if not codec.is_difference for kind in codec.kinds]
+DIFFERENCE_WAYS = [
+    (codec, kind) for codec in CODECS.values() if isinstance(codec, DifferenceCodec) for kind in codec.kinds
+]
 
 
 @cache
@@ -73,6 +78,24 @@ def read_payload_header(data: bytes) -> None:
     whole = seeds()["payload"][0]
     body = whole[8 + int.from_bytes(whole[:8], "little") :]
     read_payload(len(data).to_bytes(8, "little") + data + body)
+
+
+def read_difference(data: bytes) -> None:
+    refusals: list[BitfleetError] = []
+    for codec, kind in DIFFERENCE_WAYS:
+        try:
+            difference = codec.decode(SPEC, data, kind=kind)
+        except BitfleetError as error:
+            refusals.append(error)
+        else:
+            codec.encode(SPEC, difference, kind=kind)  # what loads is valid
+    if len(refusals) == len(DIFFERENCE_WAYS):
+        raise refusals[0]
+
+
+def read_difference_body(data: bytes) -> None:
+    """All but the checksum, which is right."""
+    read_difference(data + zlib.crc32(data).to_bytes(4, "little"))
 
 
 def read_checkpoint(data: bytes) -> None:
@@ -120,6 +143,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "spec": read_spec,
     "payload": read_payload,
     "payload_header": read_payload_header,
+    "difference": read_difference,
+    "difference_body": read_difference_body,
     "checkpoint": read_checkpoint,
     "checkpoint_metadata": read_checkpoint_metadata,
     "training": read_training,
@@ -132,6 +157,10 @@ def seeds() -> dict[str, list[bytes]]:
     """Valid input by target."""
     state = random_state(SPEC, 1)
     payloads = [codec.encode(SPEC, state, kind=kind) for codec, kind in WAYS]
+    differences = [
+        codec.encode(SPEC, random_difference(SPEC, 1, density=None if codec.density is None else 0.3), kind=kind)
+        for codec, kind in DIFFERENCE_WAYS
+    ]
     progress = Progress(steps=4, epochs=[EpochResult(1, 3, 0.5, 90.0, 1.5)], schedule=[0.5], notes=[{"a": 1}])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "seed")
@@ -143,6 +172,8 @@ def seeds() -> dict[str, list[bytes]]:
         "spec": [SPEC.to_json().encode(), mlp((2, 3), (4,), 2).to_json().encode()],
         "payload": payloads,
         "payload_header": [payloads[0][8 : 8 + int.from_bytes(payloads[0][:8], "little")]],
+        "difference": differences,
+        "difference_body": [data[:-4] for data in differences],
         "checkpoint": [saved],
         "checkpoint_metadata": [unpack(saved)[1].encode()],
         "training": [run],

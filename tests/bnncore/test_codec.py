@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from random_states import assert_same_state, random_state, specs
 
 from bnncore.codec import CODECS, PayloadKind, get_codec, get_difference_codec, get_state_codec, payload_digest
@@ -31,13 +32,23 @@ def payload(codec: str = "int8", kind: PayloadKind = "update", spec: ModelSpec =
     return get_state_codec(codec).encode(spec, random_state(spec, seed), kind=kind)
 
 
+def through_float16(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Round to float16; a negative number stays below 0."""
+    real = to_float32(array)
+    half = real.astype(np.float16)
+    return np.where((real < 0) & (half == 0), np.float32(-(2.0**-24)), half.astype(np.float32))
+
+
 def as_decoded(codec: str, kind: PayloadKind, state: State) -> State:
     """What a codec must give back, computed from the definition."""
-    convert: Any = {"int8": to_int8, "float32": to_float32}[codec]
+    convert: Any = {"int8": to_int8, "float32": to_float32, "float16": through_float16}[codec]
     statistics = {name for name in state if name.endswith((".mean", ".mean_abs_dev"))}
     wanted = {"model": set(state) - statistics, "update": set(state), "statistics": statistics}[kind]
+    converted = {".weight": convert, ".beta": through_float16 if codec == "float16" else to_float32}
     return {
-        name: convert(array) if name.endswith(".weight") else array for name, array in state.items() if name in wanted
+        name: converted.get(name[name.rindex(".") :], to_float32)(array)
+        for name, array in state.items()
+        if name in wanted
     }
 
 
@@ -99,7 +110,7 @@ def test_arbitrary_bytes_are_refused(noise: bytes, with_length: bool) -> None:
         st.none()
         | st.fixed_dictionaries(
             {
-                "dtype": st.sampled_from(["F32", "I8", "F64", 3, ["I8"]]),
+                "dtype": st.sampled_from(["F32", "F16", "I8", "F64", 3, ["I8"]]),
                 "shape": st.lists(st.integers(-1, 5) | st.just(10**30) | st.booleans()) | st.none(),
                 "data_offsets": st.lists(st.integers(-4, 24) | st.floats(), max_size=3),
             }
@@ -171,6 +182,37 @@ def test_decoding_copies_nothing() -> None:
     assert all(array.flags.aligned and not array.flags.writeable for array in state.values())
 
 
+def test_float16_keeps_every_sign_and_gives_int8_weights_back() -> None:
+    codec = get_state_codec("float16")
+    state = random_state(SPEC, 3)
+    state["dense1.weight"] = np.arange(-12, 12, dtype=np.int8).reshape(4, 6)
+    tiny = np.array([[-1e-30, 1e-30, -0.0, 0.0, -1.0, 1.0]] * 4, np.float32)
+
+    whole = codec.decode(SPEC, codec.encode(SPEC, state, kind="model"), kind="model")
+    real = {**random_state(SPEC, 3, dtype=np.float32), "dense1.weight": tiny}
+    found = codec.decode(SPEC, codec.encode(SPEC, real, kind="model"), kind="model")["dense1.weight"]
+
+    np.testing.assert_array_equal(to_int8(whole["dense1.weight"]), state["dense1.weight"])
+    np.testing.assert_array_equal(to_int8(whole["dense2.weight"]), state["dense2.weight"])
+    np.testing.assert_array_equal(found < 0, tiny < 0)
+    np.testing.assert_array_equal(found[:, 4:], tiny[:, 4:])
+
+
+def test_float16_refuses_what_it_cannot_hold_at_both_ends() -> None:
+    codec = get_state_codec("float16")
+    good = codec.encode(SPEC, random_state(SPEC, 3), kind="model")
+    tensors, metadata = unpack(good)
+
+    with pytest.raises(PayloadError, match="65504"):
+        codec.encode(SPEC, {**random_state(SPEC, 3), "norm1.beta": np.full(4, 65520, np.float32)}, kind="model")
+    with pytest.raises(PayloadError, match="finite"):
+        codec.decode(SPEC, pack({**tensors, "norm1.beta": np.full(4, np.inf, np.float16)}, metadata), kind="model")
+    with pytest.raises(PayloadError, match="must be float16"):
+        codec.decode(SPEC, pack({**tensors, "norm1.beta": np.ones(4, np.float32)}, metadata), kind="model")
+    with pytest.raises(PayloadError, match=r"\[-1, 1\]"):
+        codec.decode(SPEC, pack({**tensors, "dense1.weight": np.full((4, 6), 1.5, np.float16)}, metadata), kind="model")
+
+
 def test_int8_costs_one_byte_a_weight() -> None:
     spec = mlp((28, 28), (256, 256), 10)
     floats = 4 * 2 * (256 + 256 + 10)
@@ -198,16 +240,18 @@ def test_payload_digest_is_the_known_sha256() -> None:
 
 
 def test_an_unknown_codec_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match=r"\['float32', 'int8', 'sign'\], got 'zip'"):
+    with pytest.raises(ConfigurationError, match=r"\['flips', 'float16', 'float32', 'int8', 'sign'\], got 'zip'"):
         get_codec("zip")
 
 
 def test_a_codec_of_the_other_family_is_refused_with_those_of_the_wanted_one() -> None:
     assert get_codec("sign") is get_difference_codec("sign")
 
-    with pytest.raises(ConfigurationError, match=r"\['float32', 'int8'\] here, got 'sign', which writes differences"):
+    with pytest.raises(
+        ConfigurationError, match=r"\['float16', 'float32', 'int8'\] here, got 'sign', which writes differences"
+    ):
         get_state_codec("sign")
-    with pytest.raises(ConfigurationError, match=r"\['sign'\] here, got 'int8', which writes states"):
+    with pytest.raises(ConfigurationError, match=r"\['flips', 'sign'\] here, got 'int8', which writes states"):
         get_difference_codec("int8")
 
 
