@@ -9,7 +9,7 @@ and the residual network, whose step in float32 takes long, with
 
     python -m benchmarks.memory --models resnete18 --batch-size 32 --presets standard,bitfleet --steps 1 --repeats 1
 
-The samples are random numbers in the networks' usual shapes: memory does not depend on them.
+The samples are random numbers in the networks' usual shapes, of ten classes: memory does not depend on them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from bnncore.optimizer import Preset, resolve_preset
 from bnncore.zoo import ZOO, build
 
 MIB = 1 << 20
+CLASSES = 10
 PRESETS = "standard:adam,paper:adam,bitfleet:latent8m,bitfleet:latent8,bitfleet:bop"
 """PRESET:OPTIMIZER, the largest first: the others are compared with it."""
 
 
-def make_samples(folder: Path, shape: tuple[int, ...], num_classes: int, count: int) -> None:
+def make_samples(folder: Path, shape: tuple[int, ...], count: int) -> None:
     """Write random samples of one shape as an idx folder."""
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
         samples = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        labels, names = np.arange(count) % num_classes, [str(i) for i in range(num_classes)]
-        write_idx(folder, samples, labels, split, classes=names)
+        write_idx(folder, samples, np.arange(count) % CLASSES, split, classes=[str(i) for i in range(CLASSES)])
 
 
 def train(model: str, preset: str, optimizer: str, data: Path, batch_size: int, steps: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def train(model: str, preset: str, optimizer: str, data: Path, batch_size: int, 
 
 def measure(model: str, presets: list[Preset], batch_size: int, repeats: int, steps: int) -> list[dict[str, Any]]:
     """Measure one network under every preset; give a row for each, in MiB."""
-    spec = build(model)
+    spec = build(model, classes=CLASSES)
     counts = count_layers(spec)
     published = {
         "standard": standard_memory(counts, batch_size).total_bytes / MIB,
@@ -65,7 +65,7 @@ def measure(model: str, presets: list[Preset], batch_size: int, repeats: int, st
     }
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        make_samples(Path(folder), spec.input_shape, spec.classes, batch_size * max(2, steps))
+        make_samples(Path(folder), spec.input_shape, batch_size * max(2, steps))
         for preset, optimizer in ((preset.name, preset.optimizer.name) for preset in presets):
             trained = [train(model, preset, optimizer, Path(folder), batch_size, steps) for _ in range(repeats)]
             idle = [train(model, preset, optimizer, Path(folder), batch_size, 0) for _ in range(repeats)]

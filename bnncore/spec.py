@@ -118,7 +118,7 @@ class ModelSpec:
         if is_residual(self.layers):
             raise SpecError(
                 f"model {self.name!r} is a residual network, and this needs a chain of binary blocks. Training under "
-                "the presets bitfleet and standard, evaluation and bitfleet memory take both; take mlp, cnv or "
+                "the presets bitfleet and standard, evaluation, bitfleet memory and bench take both; take mlp, cnv or "
                 "binarynet here"
             )
         return build_blocks(self.layers, self.input_features)

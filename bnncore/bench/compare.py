@@ -138,7 +138,8 @@ def compare(settings: Settings, on_progress: Callable[[str, int, int], None] | N
 
     Returns:
       JSON values: ``bitfleet`` and the other side, each with step times, memory, and what it is; ``speedup`` and
-      ``memory_ratio``, other side / this engine; ``energy``; ``machine``; and what the figures belong to.
+      ``memory_ratio``, other side / this engine; ``energy``, whose ``modelled`` is None where work is
+      not counted; ``machine``; and what the figures belong to.
 
     Raises:
       ConfigurationError: PyTorch is not installed, or a size is out of range.
@@ -229,7 +230,7 @@ def _gather(
         theirs = resolve_preset("standard" if settings.against == "torch" else settings.against)
         modelled[settings.against] = modelled_energy(count_step(settings.spec, settings.batch_size, theirs))
     result["energy"] = {
-        "modelled": {**modelled, "source": SOURCE},
+        "modelled": {**modelled, "source": SOURCE} if work else None,
         "measured": None
         if no_energy
         else {name: side.joules / max(1, reports[name]["steps"]) for name, side in sides.items()},

@@ -15,6 +15,8 @@ grad_x       dX = dY sign(W)^T, in all blocks but the first                     
 and ``rest`` has none: batch norm, signs, pools, rounding, the optimizer. In the presets standard and paper every
 product is ``float``.
 
+Residual networks are not counted: their steps are timed, and neither bounds nor energy are said of them.
+
 Bytes are those that a step must move if nothing stayed in a cache from one phase to the next: each tensor once for
 every phase that reads or writes it.
 """
@@ -86,7 +88,9 @@ def count_step(spec: ModelSpec, batch_size: int, preset: Preset) -> dict[str, Ph
 
 
 def count_layers(spec: ModelSpec, batch_size: int, preset: Preset) -> list[dict[str, PhaseWork]]:
-    """Count the same layer by layer, in the order of the spec's blocks."""
+    """Count the same layer by layer, in the order of the spec's blocks; of a residual network, nothing."""
+    if spec.residual is not None:
+        return []
     widths = _widths(preset)
     names = [name for name in PHASES if name != "recompute" or preset.name == "bitfleet"]
     layers = []

@@ -66,14 +66,14 @@ class Achieved:
 
         Args:
           spec: the network.
-          work: of one step, by layer and phase.
+          work: of one step, by layer and phase; empty where it is not counted.
           seconds: of all steps, by layer and phase; empty where the engine does not tell.
 
         Returns:
           ``layers``: ``name``, ``fan_in`` and ``phases`` of each; ``deep_phases``: the phases of all binary layers of
           at least ``DEEP_FAN_IN`` together.
         """
-        if not seconds:
+        if not seconds or not work:
             return {"layers": [], "deep_phases": {}}
         layers = [
             {"name": block.linear, "fan_in": block.fan_in, "phases": self.phases(counted, measured)}

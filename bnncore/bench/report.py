@@ -112,9 +112,12 @@ def _comparison_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _energy_line(energy: Mapping[str, Any]) -> str:
-    modelled = {name: side["total_j"] for name, side in energy["modelled"].items() if name != "source"}
-    text = ", ".join(f"{name} {joules * 1e3:.3g} mJ" for name, joules in modelled.items())
-    line = f"energy a step, modelled ({energy['modelled']['source']}): {text}"
+    if energy["modelled"] is None:
+        line = "energy a step: not modelled"
+    else:
+        modelled = {name: side["total_j"] for name, side in energy["modelled"].items() if name != "source"}
+        text = ", ".join(f"{name} {joules * 1e3:.3g} mJ" for name, joules in modelled.items())
+        line = f"energy a step, modelled ({energy['modelled']['source']}): {text}"
     if energy["measured"] is None:
         return f"{line}; not measured: {energy['measured_by']}"
     text = ", ".join(f"{name} {joules * 1e3:.3g} mJ" for name, joules in energy["measured"].items())

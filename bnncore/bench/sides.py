@@ -174,6 +174,8 @@ def make_side(description: dict[str, Any]) -> Side:
 
 def _toy(spec: ModelSpec) -> ModelSpec:
     """A network of the same kinds of layers that takes next to no memory."""
+    if spec.residual is not None:
+        return build("resnete18", input_shape=(8, 8, 3), widths=(2,), convs_per_stage=1, classes=2)
     if any(block.is_conv for block in spec.blocks):
         return build("cnv", input_shape=(8, 8, 3), widths=(2,), convs_per_stage=1, dense_widths=(4,), classes=2)
     return build("mlp", input_shape=(2, 2), widths=(4,), classes=2)

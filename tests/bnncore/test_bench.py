@@ -21,7 +21,7 @@ from bnncore.cli.main import main
 from bnncore.engine import Engine, isa_selected
 from bnncore.errors import ConfigurationError
 from bnncore.optimizer import resolve_preset
-from bnncore.zoo import mlp
+from bnncore.zoo import mlp, resnete18
 
 SMALL = ("bench", "--widths", "16", "--batch-size", "10", "--steps", "2", "--rounds", "3")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -75,6 +75,28 @@ def test_bench_compares_with_another_preset(capsys: pytest.CaptureFixture[str], 
     least = result[other]["peak_bytes"]
     assert result["memory_ratio"] == pytest.approx(least / max(1, result["bitfleet"]["peak_bytes"]))
     assert set(result["energy"]["modelled"]) == {"bitfleet", other, "source"}
+
+
+def test_bench_times_residual_networks_and_models_nothing_of_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "model.json"
+    file.write_text(resnete18((8, 8, 3), (4, 8), 2, 3).to_json())
+    small = ("bench", "--model", str(file), *SMALL[3:])
+
+    result = run_json(capsys, *small, "--against", "standard")
+    assert main([*small, "--preset", "standard"]) == 0
+
+    check_side(result["bitfleet"])
+    check_side(result["standard"])
+    assert result["memory_ratio"] > 0
+    assert result["bitfleet"]["layers"] == []
+    assert result["energy"]["modelled"] is None
+    text = capsys.readouterr().out
+    assert "resnete18, batch 10, preset standard (adam)" in text
+    assert "energy a step: not modelled" in text
+    assert "is a residual network" in fail(capsys, 3, *small, "--pi")
+    assert "trains chains of binary blocks only" in fail(capsys, 3, *small, "--preset", "paper")
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import struct
@@ -133,9 +134,38 @@ def test_training_takes_the_planned_memory_and_little_more(data_root: Path) -> N
     assert abs(taken - trained["plan_peak_bytes"]) <= 0.05 * trained["plan_peak_bytes"] + (1 << 20)
 
 
+def test_a_residual_network_trains_under_the_standard_algorithm(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    for split in get_args(Split):
+        labels = np.arange(60) % 2
+        images = generator.integers(0, 100, (60, 8, 8, 3)) + 150 * (1 - labels)[:, None, None, None]
+        write_idx(tmp_path, images.astype(np.uint8), labels, split, classes=["sun", "moon"])
+    saved, widths = str(tmp_path / "model"), ("--widths", "8,12")
+    command = ("train", "--data", str(tmp_path), "--model", "resnete18", *widths, "--batch-size", "20")
+    command = (*command, "--preset", "standard", "--epochs", "4")
+
+    whole = run_json(capsys, *command, "--save", saved)
+    evaluated = run_json(capsys, "evaluate", saved, "--data", str(tmp_path))
+
+    planned = run_json(
+        capsys, "memory", "--model", "resnete18", *widths, "--input-shape", "8,8,3", "--classes", "2",
+        "--batch-size", "20", "--preset", "standard",
+    )  # fmt: skip
+    assert whole["accuracy"] > 90
+    assert evaluated["accuracy"] > 90
+    assert (whole["preset"], whole["plan_peak_bytes"]) == ("standard", planned["bitfleet"]["total_bytes"])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["standard", "paper", "bitfleet"])
-@pytest.mark.parametrize("model", ["cnv", "binarynet"])
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        *itertools.product(["cnv", "binarynet"], ["standard", "paper", "bitfleet"]),
+        *itertools.product(["resnete18"], ["standard", "bitfleet"]),
+    ],
+)
 def test_convolutions_take_the_planned_memory_and_little_more(model: str, preset: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for split in get_args(Split):

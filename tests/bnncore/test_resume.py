@@ -25,7 +25,7 @@ from bnncore.schedule import build_schedule
 from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest
 from bnncore.training import Progress, train
-from bnncore.zoo import binarynet, mlp
+from bnncore.zoo import binarynet, mlp, resnete18
 
 EPOCHS, BATCH = 3, 13  # 60 examples: 4 steps an epoch
 CHOICES = [("bitfleet", name) for name in sorted(OPTIMIZERS)]
@@ -75,6 +75,16 @@ def test_it_goes_on_bit_for_bit_after_any_step(preset: str, optimizer: str, tmp_
             run(spec, folder, preset, optimizer, stop=stop, file=file)
 
         assert run(spec, folder, preset, optimizer, file=file) == whole, f"stopped after step {stop}"
+
+
+@pytest.mark.parametrize(("preset", "optimizer"), [("bitfleet", "latent8"), ("standard", "adam"), ("standard", "sgd")])
+def test_residual_networks_go_on_likewise(preset: str, optimizer: str, tmp_path: Path) -> None:
+    spec, folder, file = resnete18((5, 4), (6,), 2, 2), make_shapes(tmp_path / "shapes"), tmp_path / "run.safetensors"
+    whole = run(spec, folder, preset, optimizer)
+    with pytest.raises(Stopped):
+        run(spec, folder, preset, optimizer, stop=5, file=file)
+
+    assert run(spec, folder, preset, optimizer, file=file) == whole
 
 
 def test_a_file_that_is_not_this_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
