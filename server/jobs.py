@@ -61,6 +61,7 @@ class JobConfig(_Part):
     rounds: int = Field(ge=1, le=1_000_000)
     min_devices: int = Field(default=1, ge=1)
     cohort_size: int = Field(default=0, ge=0)
+    over_select: float = Field(default=0.0, ge=0, le=10, allow_inf_nan=False)
     quorum: int | None = Field(default=None, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     local_steps: int = Field(ge=1, le=10_000_000)
@@ -88,6 +89,10 @@ class JobConfig(_Part):
             raise ValueError(f"classes must differ from each other, got {self.classes}")
         if self.cohort_size and self.quorum is not None and self.quorum > self.cohort_size:
             raise ValueError(f"quorum ({self.quorum}) can never be reached with a cohort_size of {self.cohort_size}")
+        if self.over_select and not self.cohort_size:
+            raise ValueError("over_select asks devices beyond cohort_size, which must be set then")
+        if self.late_rounds and self.quorum is None:
+            raise ValueError(f"strategy {self.strategy!r} needs quorum: the updates at which a round ends")
         get_state_codec(self.up_codec)
         get_state_codec(self.down_codec)
         spec = self.spec
@@ -108,6 +113,22 @@ class JobConfig(_Part):
             return ModelSpec.from_dict(self.model.spec)
         fitted = {"input_shape": list(self.input_shape), "classes": len(self.classes)}
         return build(self.model.zoo, **{**fitted, **self.model.params})
+
+    @property
+    def late_rounds(self) -> int:
+        """For how many rounds an update may still come after its own has ended."""
+        return make_strategy(self.strategy, self.strategy_params).late_rounds
+
+    @property
+    def enough(self) -> int | None:
+        """Accepted updates at which a round closes; None: when nobody is training any more."""
+        if self.late_rounds:
+            return self.quorum
+        return self.cohort_size if self.over_select else None
+
+    def keeps_late(self, round_number: int) -> bool:
+        """Say whether devices that are still training when a round ends go on, for a later one."""
+        return self.late_rounds > 0 and round_number < self.rounds
 
     def step_scale(self, round_number: int) -> float:
         """Factor on the optimizer's step size in a round: 1 in the first, 0.1 in the last unless constant."""

@@ -31,14 +31,14 @@ class Aggregation:
         self._accumulator: Accumulator | None = None
         self._spool: Spool | None = None
 
-    def add(self, device_id: str, update: Update, weight: int) -> None:
-        """Take one update in.
+    def add(self, device_id: str, update: Update, weight: int, base: VersionRecord) -> None:
+        """Take one update in, of a device that started from ``base``.
 
         Raises:
           PayloadError: the strategy cannot take it; nothing has changed.
         """
         if self._is_difference and self._takes_states:
-            update = difference_of(self._spec, update, self._read_deployed())
+            update = difference_of(self._spec, update, self._read_deployed(base))
         if isinstance(self._strategy, FoldingStrategy):
             if self._accumulator is None:
                 self._accumulator = self._strategy.init(self._spec, is_difference=self._is_difference)
@@ -70,8 +70,10 @@ class Aggregation:
         if self._spool is not None:
             self._spool.close()
 
-    def _read_deployed(self) -> State:
-        """Return the model as devices received it."""
+    def _read_deployed(self, base: VersionRecord) -> State:
+        """Return a model as devices received it; the round's own is kept."""
+        if base != self._base:
+            return read_deployed_state(self._blobs, self._spec, base)
         if self._deployed is None:
-            self._deployed = read_deployed_state(self._blobs, self._spec, self._base)
+            self._deployed = read_deployed_state(self._blobs, self._spec, base)
         return self._deployed

@@ -20,7 +20,7 @@ from server.coordinator.disk import Disk
 from server.coordinator.messages import UpdateHeader
 from server.jobs import JobConfig
 from server.storage.base import BlobWriter, UpdateRecord, VersionRecord
-from server.strategies import Update
+from server.strategies import Update, make_strategy
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +41,37 @@ class Collection:
         self._disk = disk
         self._config = config
         self._spec = spec
+        self._strategy = make_strategy(config.strategy, config.strategy_params)
         self._aggregation = Aggregation(config, spec, disk.blobs, base)
+        self._base = base
         self.job_id = base.job_id
         self.round_number = base.version + 1
         self.rows: dict[str, UpdateRecord] = {}
+        self.carried: dict[str, VersionRecord] = {}
+        """Devices that came into this round at the task of an earlier one, and the version that it starts from."""
+
+    async def take_over(self) -> None:
+        """Find the devices that the round before left at their tasks."""
+        if self._strategy.late_rounds == 0:
+            return
+        storage, job_id = self._disk.storage, self.job_id
+        for row in await self._disk.run(storage.list_updates, job_id, self.round_number - 1):
+            first: UpdateRecord | None = row
+            while first is not None and first.status == "CARRIED":
+                base = await self._disk.run(storage.get_version, job_id, first.round_number - 1)
+                if base is not None:
+                    self.carried[row.device_id] = base
+                first = await self._disk.run(storage.get_update, job_id, first.round_number - 1, row.device_id)
+
+    def base_of(self, device_id: str) -> VersionRecord:
+        """Return the version that a device's task starts from."""
+        return self.carried.get(device_id, self._base)
+
+    @property
+    def last_call(self) -> frozenset[str]:
+        """Return the carried devices that no later round takes an update of."""
+        oldest = self._base.version - self._strategy.late_rounds
+        return frozenset(device_id for device_id, base in self.carried.items() if base.version <= oldest)
 
     def with_status(self, *statuses: str) -> frozenset[str]:
         """Return the devices whose row has one of these statuses."""
@@ -68,7 +95,12 @@ class Collection:
     def _fold_again(self, row: UpdateRecord) -> None:
         data = self._disk.blobs.get(row.update_digest or "")
         update = get_codec(self._config.up_codec).decode(self._spec, data, kind="update")
-        self._aggregation.add(row.device_id, update, row.num_examples)
+        self._add(row.device_id, update, row.num_examples)
+
+    def _add(self, device_id: str, update: Update, num_examples: int) -> None:
+        base = self.base_of(device_id)
+        weight = self._strategy.weight_of(num_examples, self._base.version - base.version)
+        self._aggregation.add(device_id, update, weight, base)
 
     def assigned(self, device_ids: Iterable[str]) -> list[UpdateRecord]:
         """Give these devices the task; returns the rows for the caller to commit."""
@@ -89,7 +121,7 @@ class Collection:
           PayloadError: the strategy cannot take it; the sum is unchanged.
         """
         header = upload.header
-        await asyncio.to_thread(self._aggregation.add, header.device_id, upload.update, header.num_examples)
+        await asyncio.to_thread(self._add, header.device_id, upload.update, header.num_examples)
 
     async def accept(self, upload: Upload) -> None:
         """Make an update that was folded in durable.
@@ -98,12 +130,13 @@ class Collection:
         no answer, sends again.
         """
         header = upload.header
+        base = self.base_of(header.device_id)
         digest = await asyncio.to_thread(upload.writer.keep)
         await self._write(
             replace(
                 self._row(header.device_id),
                 status="ACCEPTED",
-                reason="",
+                reason=f"of round {base.version + 1}" if base != self._base else "",
                 update_digest=digest,
                 num_examples=header.num_examples,
                 payload_bytes=header.total_bytes,
@@ -118,6 +151,11 @@ class Collection:
 
     async def note(self, device_id: str, status: str, reason: str, header: UpdateHeader | None = None) -> None:
         """Write down that a device's task ended without an accepted update."""
+        if status != "ABANDONED" and self.carried.pop(device_id, None) is not None:  # what it is given next is new
+            storage = self._disk.storage
+            before = await self._disk.run(storage.get_update, self.job_id, self.round_number - 1, device_id)
+            if before is not None:
+                await self._disk.run(storage.record_update, replace(before, status=status, reason=reason))
         row = replace(self._row(device_id), status=status, reason=reason, received_at=time.time())
         if header is not None:
             row = replace(row, num_examples=header.num_examples, payload_bytes=header.total_bytes)
@@ -131,10 +169,14 @@ class Collection:
         """Give back what lies on disk beside the payloads."""
         self._aggregation.close()
 
-    def close(self) -> list[UpdateRecord]:
-        """End the collection: whoever had the task and sent nothing has missed the round; returns all rows."""
+    def close(self, late: frozenset[str] = frozenset()) -> list[UpdateRecord]:
+        """End the collection; returns all rows.
+
+        Whoever had the task and sent nothing has missed the round, or is carried into the next one where ``late``.
+        """
         for device_id in self.with_status("ASSIGNED"):
-            self.rows[device_id] = replace(self.rows[device_id], status="MISSED")
+            status = "CARRIED" if device_id in late else "MISSED"
+            self.rows[device_id] = replace(self.rows[device_id], status=status)
         return list(self.rows.values())
 
     def _row(self, device_id: str) -> UpdateRecord:

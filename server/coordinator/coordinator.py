@@ -113,7 +113,8 @@ class Coordinator:
         _log.warning(
             "event=task_ended device=%s task=%s outcome=%s reason=%r", session.device_id, task_id, outcome, reason
         )
-        if active is not None and task_id == task_id_of(active.base.job_id, active.round_number, session.device_id):
+        device_id = session.device_id
+        if active is not None and task_id == task_id_of(active.base.job_id, active.task_round(device_id), device_id):
             active.post(TaskEnded(session.device_id, outcome, reason))
 
     async def submit(self, header: UpdateHeader, header_bytes: int, chunks: AsyncIterator[Chunk]) -> SubmitAnswer:
@@ -124,7 +125,9 @@ class Coordinator:
         """Count the serialised bytes of a task that was sent."""
         self.traffic.down_bytes += num_bytes
         active = self._active
-        if active is not None and (active.base.job_id, active.round_number) == (order.job_id, order.round_number):
+        if active is not None and order.task_id == task_id_of(
+            active.base.job_id, active.task_round(device_id), device_id
+        ):
             active.count(device_id, down=num_bytes)
 
     def count_download(self, device_id: str, model_digest: str, num_bytes: int) -> None:

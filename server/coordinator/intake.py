@@ -82,7 +82,7 @@ class Intake:
         if answer is None:
             raise NotReadyError("the job's next round is being prepared; send the update again in a moment")
         if answer.status is SubmitStatus.LATE:
-            if active is not None and active.round_number == header.round_number:
+            if active is not None and active.task_round(header.device_id) == header.round_number:
                 await active.closed.wait()  # its commit writes all rows of the round: ours comes after
             answer = await self._recall(header, answer)
         self._traffic.up_bytes += header_bytes
@@ -153,6 +153,8 @@ class Intake:
         """Answer an update of a closed round: DUPLICATE when it was counted then, LATE (written down) otherwise."""
         storage = self._disk.storage
         row = await self._disk.run(storage.get_update, header.job_id, header.round_number, header.device_id)
+        while row is not None and row.status == "CARRIED":  # the word on it was said in a later round
+            row = await self._disk.run(storage.get_update, header.job_id, row.round_number + 1, header.device_id)
         if row is not None and row.status == "ACCEPTED":
             return SubmitAnswer(SubmitStatus.DUPLICATE)
         if await self._disk.run(storage.get_round, header.job_id, header.round_number) is None:

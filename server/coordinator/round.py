@@ -10,6 +10,9 @@ An update is a function of (model, data, round, device), whatever the attempt: s
 stays accepted in the next, and a device that is still training goes on. A further attempt is a new deadline and a
 cohort chosen anew among the devices that are there, not a new start.
 
+Where a job's strategy takes late updates, a member that is still training when its round ends is *carried* into the
+next one: a member there too, with the task that it has.
+
 ``now`` is any monotonic clock in seconds; only differences matter.
 """
 
@@ -41,6 +44,7 @@ from server.coordinator.events import (
     UpdateOffered,
     UpdateRefused,
 )
+from server.coordinator.rules import RoundRules
 
 
 class Phase(StrEnum):
@@ -51,28 +55,6 @@ class Phase(StrEnum):
     AGGREGATING = "AGGREGATING"
     COMMITTED = "COMMITTED"
     FAILED = "FAILED"
-
-
-@dataclass(frozen=True)
-class RoundRules:
-    """What a job asks of each of its rounds."""
-
-    round_number: int
-    seed: int
-    min_devices: int
-    cohort_size: int
-    """0 = every eligible device."""
-    quorum: int | None
-    """Accepted updates needed; None = the whole cohort."""
-    deadline_s: float
-    settle_s: float
-    """Seconds between "enough devices" and the choice of the cohort, so that devices that start together all join."""
-    max_attempts: int
-
-    @property
-    def needed(self) -> int:
-        """Devices without which no cohort is chosen: it could not reach its quorum."""
-        return max(self.min_devices, self.quorum or 1)
 
 
 _Devices = frozenset[str]
@@ -88,6 +70,10 @@ class Round:
     attempt: int = 1
     connected: _Devices = _NOBODY
     """Eligible devices with a live stream."""
+    carried: _Devices = _NOBODY
+    """Members that are still at the task of an earlier round."""
+    last_call: _Devices = _NOBODY
+    """Those of them that are stopped when this round ends without their update."""
     cohort: _Devices = _NOBODY
     accepted: _Devices = _NOBODY
     failed: _Devices = _NOBODY
@@ -108,12 +94,19 @@ class Round:
     @property
     def quorum(self) -> int:
         """Accepted updates that this cohort needs."""
-        return len(self.cohort) if self.rules.quorum is None else self.rules.quorum
+        if self.rules.quorum is not None:
+            return self.rules.quorum
+        return len(self.cohort) if self.rules.enough is None else min(len(self.cohort), self.rules.enough)
 
     @property
     def waiting(self) -> _Devices:
         """Members that may still deliver in this attempt."""
         return self.cohort - self.accepted - self.failed - self.refused
+
+    @property
+    def late(self) -> _Devices:
+        """Members whose update may still come when this round ends without it."""
+        return self.waiting - self.last_call if self.rules.keeps_late else _NOBODY
 
 
 Step = tuple[Round, tuple[Effect, ...]]
@@ -129,6 +122,8 @@ def open_round(
     cohort: frozenset[str] = _NOBODY,
     accepted: frozenset[str] = _NOBODY,
     refused: frozenset[str] = _NOBODY,
+    carried: frozenset[str] = _NOBODY,
+    last_call: frozenset[str] = _NOBODY,
 ) -> Step:
     """Open a round.
 
@@ -141,9 +136,19 @@ def open_round(
       cohort: the previous attempt's, of a round that is taken up again: its members' updates still count.
       accepted: devices whose update was accepted in an earlier attempt.
       refused: devices that declined or were rejected in an earlier attempt.
+      carried: devices that are still at the task of an earlier round.
+      last_call: those of them that are stopped when this round ends.
     """
+    carried -= accepted | refused
     round_ = Round(
-        rules, attempt=attempt, connected=connected, cohort=cohort | accepted, accepted=accepted, refused=refused
+        rules,
+        attempt=attempt,
+        connected=connected,
+        carried=carried,
+        last_call=last_call,
+        cohort=cohort | accepted | carried,
+        accepted=accepted,
+        refused=refused,
     )
     settled_at = now if quiet_since is None else max(now, quiet_since + rules.settle_s)
     return _consider_opening(round_, now, settled_at)
@@ -157,6 +162,8 @@ def resume_round(
     cohort: frozenset[str],
     accepted: frozenset[str],
     refused: frozenset[str],
+    carried: frozenset[str] = _NOBODY,
+    last_call: frozenset[str] = _NOBODY,
 ) -> Step:
     """Take up a round that was collecting when the coordinator stopped.
 
@@ -166,6 +173,8 @@ def resume_round(
         rules,
         phase=Phase.COLLECTING,
         attempt=attempt,
+        carried=(carried & cohort) - accepted - refused,
+        last_call=last_call,
         cohort=cohort,
         accepted=accepted,
         refused=refused,
@@ -213,7 +222,8 @@ def _apply(round_: Round, event: Event, now: float) -> Step:
         case UpdateRefused(device_id):
             if device_id not in round_.waiting:
                 return round_, ()
-            return _consider_closing(replace(round_, refused=round_.refused | {device_id}), now)
+            round_ = replace(round_, refused=round_.refused | {device_id}, carried=round_.carried - {device_id})
+            return _consider_closing(round_, now)
 
 
 def _expire(round_: Round, now: float) -> Step:
@@ -247,9 +257,9 @@ def _end_task(round_: Round, device_id: str, outcome: TaskOutcome, now: float) -
         return round_, ()
     match outcome:
         case TaskOutcome.DECLINED:
-            round_ = replace(round_, refused=round_.refused | {device_id})
+            round_ = replace(round_, refused=round_.refused | {device_id}, carried=round_.carried - {device_id})
         case TaskOutcome.FAILED:
-            round_ = replace(round_, failed=round_.failed | {device_id})
+            round_ = replace(round_, failed=round_.failed | {device_id}, carried=round_.carried - {device_id})
         case TaskOutcome.ABANDONED:
             # It was told to stop; when it is started again it connects again and gets its task again.
             round_ = replace(round_, gone=round_.gone | {device_id})
@@ -261,6 +271,8 @@ def _judge_update(round_: Round, device_id: str, now: float) -> Step:
     if device_id in round_.accepted:
         return round_, (AnswerUpdate(device_id, SubmitStatus.DUPLICATE),)
     if round_.phase not in (Phase.OPEN, Phase.COLLECTING):
+        if device_id in round_.late:
+            return round_, ()  # the next round will judge it
         return round_, (AnswerUpdate(device_id, SubmitStatus.LATE, f"round {number} has closed"),)
     if device_id not in round_.cohort:
         reason = f"device {device_id} is not in the cohort of round {number}"
@@ -268,6 +280,7 @@ def _judge_update(round_: Round, device_id: str, now: float) -> Step:
     round_ = replace(
         round_,
         accepted=round_.accepted | {device_id},
+        carried=round_.carried - {device_id},
         failed=round_.failed - {device_id},
         refused=round_.refused - {device_id},
     )
@@ -289,26 +302,28 @@ def _consider_opening(round_: Round, now: float, settled_at: float) -> Step:
 
 def _choose_cohort(round_: Round, now: float) -> Step:
     rules = round_.rules
-    candidates = round_.connected - round_.accepted - round_.refused
-    if len(candidates) + len(round_.accepted) < rules.needed:
-        candidates = round_.connected - round_.accepted
+    busy = round_.accepted | round_.carried
+    candidates = round_.connected - busy - round_.refused
+    if len(candidates) + len(busy) < rules.needed:
+        candidates = round_.connected - busy
     if rules.cohort_size == 0:
         fresh = select_cohort(candidates, 0, rules.seed, rules.round_number)
     else:
-        room = max(0, rules.cohort_size - len(round_.accepted))
+        room = max(0, rules.asked - len(busy))
         fresh = select_cohort(candidates, room, rules.seed, rules.round_number) if room else ()
-    dropped = round_.waiting - frozenset(fresh)
+    dropped = round_.waiting - round_.carried - frozenset(fresh)
     round_ = replace(
         round_,
         phase=Phase.COLLECTING,
-        cohort=round_.accepted | frozenset(fresh),
+        cohort=busy | frozenset(fresh),
         failed=_NOBODY,
         refused=round_.refused - frozenset(fresh),
         gone=_NOBODY,
         wake_at=now + rules.deadline_s,
         reason="",
     )
-    effects: tuple[Effect, ...] = (StartCollecting(), *(SendTask(device_id) for device_id in fresh))
+    told = sorted(frozenset(fresh) | (round_.carried & round_.connected))  # who is at it already is not disturbed
+    effects: tuple[Effect, ...] = (StartCollecting(), *(SendTask(device_id) for device_id in told))
     if dropped:
         effects += (CancelTasks(tuple(sorted(dropped)), "another cohort was chosen"),)
     round_, more = _consider_closing(round_, now)
@@ -316,8 +331,12 @@ def _choose_cohort(round_: Round, now: float) -> Step:
 
 
 def _consider_closing(round_: Round, now: float) -> Step:
-    """Close early when nobody who is there can still deliver."""
-    if round_.phase is not Phase.COLLECTING or round_.waiting - round_.gone:
+    """Close early when there are enough updates, or nobody who is there can still deliver."""
+    if round_.phase is not Phase.COLLECTING:
+        return round_, ()
+    if round_.rules.enough is not None and len(round_.accepted) >= max(round_.rules.enough, round_.quorum):
+        return _aggregate(round_)
+    if round_.waiting - round_.gone:
         return round_, ()
     if len(round_.accepted) >= round_.quorum:
         return _aggregate(round_)
@@ -328,11 +347,9 @@ def _consider_closing(round_: Round, now: float) -> Step:
 
 def _aggregate(round_: Round) -> Step:
     effects: tuple[Effect, ...] = (Aggregate(),)
-    if round_.waiting:
-        effects = (
-            CancelTasks(tuple(sorted(round_.waiting)), f"round {round_.rules.round_number} has closed"),
-            *effects,
-        )
+    stopped = round_.waiting - round_.late
+    if stopped:
+        effects = (CancelTasks(tuple(sorted(stopped)), f"round {round_.rules.round_number} has closed"), *effects)
     return replace(round_, phase=Phase.AGGREGATING, wake_at=None), effects
 
 

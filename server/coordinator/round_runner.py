@@ -114,27 +114,38 @@ class RoundRunner:
         """Count serialised bytes to or from a device."""
         self._collection.count(device_id, down=down, up=up)
 
+    def task_round(self, device_id: str) -> int:
+        """Return the round whose task a device has: this one, or the one from which it was carried into this one."""
+        return self._collection.base_of(device_id).version + 1
+
     def judge_header(self, header: UpdateHeader) -> SubmitAnswer | None:
-        """Judge an update by its header: an answer when its bytes need not be read, None when they are wanted."""
-        number = self.round_number
+        """Judge an update by its header: an answer when its bytes need not be read, None when they are wanted.
+
+        Raises:
+          NotReadyError: the round has just closed, and the next one will take the update.
+        """
+        number = self.task_round(header.device_id)
         if header.round_number < number:
-            reason = f"round {header.round_number} has closed; the open round is {number}"
+            reason = f"round {header.round_number} has closed; the open round is {self.round_number}"
             return SubmitAnswer(SubmitStatus.LATE, reason)
         _, effects = advance(self._round, UpdateOffered(header.device_id), self._parts.clock())
-        verdict = next(effect for effect in effects if isinstance(effect, AnswerUpdate))
+        verdict = next((effect for effect in effects if isinstance(effect, AnswerUpdate)), None)
+        if verdict is None:
+            raise NotReadyError(f"round {self.round_number} has closed; send the update to the next one in a moment")
         if header.round_number == number and verdict.status in (SubmitStatus.DUPLICATE, SubmitStatus.LATE):
             return SubmitAnswer(verdict.status, verdict.reason)
         problem = self._problem_with(header) or verdict.reason
         return SubmitAnswer(SubmitStatus.REJECTED, problem) if problem else None
 
     def _problem_with(self, header: UpdateHeader) -> str:
-        number = self.round_number
+        base = self._collection.base_of(header.device_id)
+        number = base.version + 1
         if header.round_number != number:
             return f"round {header.round_number} has not begun; the open round is {number}"
         if header.task_id != task_id_of(header.job_id, number, header.device_id):
             return f"task_id {header.task_id!r} is not the task of device {header.device_id} in round {number}"
-        if header.model_digest != self.base.payload_digest:
-            return f"round {number} starts from model {self.base.payload_digest}, the update from {header.model_digest}"
+        if header.model_digest != base.payload_digest:
+            return f"round {number} starts from model {base.payload_digest}, the update from {header.model_digest}"
         if header.codec != self._config.up_codec:
             return f"codec must be {self._config.up_codec!r}, got {header.codec!r}"
         return ""
@@ -156,8 +167,9 @@ class RoundRunner:
         return await envelope.answer
 
     def _dismiss(self, envelope: _Envelope) -> None:
-        """Answer who came too late: LATE when the round has ended, "try again" when only this runner has."""
-        if self._round.is_over:
+        """Answer who came too late: LATE when the round has ended, "try again" when another one takes the update."""
+        is_late = isinstance(envelope.event, UpdateOffered) and envelope.event.device_id in self._round.late
+        if self._round.is_over and not is_late:
             envelope.reply(SubmitAnswer(SubmitStatus.LATE, f"round {self.round_number} has closed"))
         else:
             envelope.fail(NotReadyError("the round is being taken up again; send the update again in a moment"))
@@ -248,11 +260,12 @@ class RoundRunner:
         self._log("round_collecting", attempt=round_.attempt, cohort=len(cohort), quorum=round_.quorum)
 
     def _task_for(self, device_id: str) -> TaskOrder:
-        config, base = self._config, self.base
+        config, base = self._config, self._collection.base_of(device_id)
+        number = base.version + 1
         return TaskOrder(
-            task_id=task_id_of(base.job_id, self.round_number, device_id),
+            task_id=task_id_of(base.job_id, number, device_id),
             job_id=base.job_id,
-            round_number=self.round_number,
+            round_number=number,
             model_digest=base.payload_digest,
             model_bytes=base.payload_bytes,
             initial_seed=config.seed if base.version == 0 else None,
@@ -261,17 +274,23 @@ class RoundRunner:
             optimizer=self._parts.optimizer,
             batch_size=config.batch_size,
             local_steps=config.local_steps,
-            step_scale=config.step_scale(self.round_number),
+            step_scale=config.step_scale(number),
             seed=config.seed,
             down_codec=config.down_codec,
             up_codec=config.up_codec,
             classes=tuple(config.classes),
-            deadline_at=self._parts.clock() if self._round.wake_at is None else self._round.wake_at,
+            deadline_at=self._deadline_of(number),
         )
+
+    def _deadline_of(self, number: int) -> float:
+        """Return when the last round that takes an update of round ``number`` closes at the latest."""
+        config, closes_at = self._config, self._round.wake_at
+        later = min(number + config.late_rounds, config.rounds) - self.round_number
+        return (self._parts.clock() if closes_at is None else closes_at) + max(0, later) * config.deadline_s
 
     def _cancel_tasks(self, device_ids: Iterable[str], reason: str) -> None:
         for device_id in device_ids:
-            task_id = task_id_of(self.base.job_id, self.round_number, device_id)
+            task_id = task_id_of(self.base.job_id, self.task_round(device_id), device_id)
             self._parts.fleet.send(device_id, CancelOrder(task_id, reason))
 
     async def _aggregate(self) -> None:
@@ -280,7 +299,7 @@ class RoundRunner:
         state, memory_digest = await self._collection.finish()
         version = await asyncio.to_thread(parts.writer.write, self.round_number, state, time.time())
         version = replace(version, memory_digest=memory_digest)
-        rows = self._collection.close()
+        rows = self._collection.close(self._round.late)
         clock = self._stop_clock()
         self._record = replace(
             self._record,

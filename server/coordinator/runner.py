@@ -18,8 +18,9 @@ from server.coordinator.disk import Disk
 from server.coordinator.evaluation import Evaluator
 from server.coordinator.events import Cancelled, DeviceConnected, Event, StartCollecting
 from server.coordinator.messages import DeviceHello
-from server.coordinator.round import Phase, Round, RoundRules, Step, advance, open_round, resume_round
+from server.coordinator.round import Phase, Round, Step, advance, open_round, resume_round
 from server.coordinator.round_runner import RoundParts, RoundRunner
+from server.coordinator.rules import RoundRules
 from server.coordinator.sessions import Fleet
 from server.coordinator.versions import InitialState, VersionWriter
 from server.errors import ServerError
@@ -131,6 +132,7 @@ class JobRunner:
         if base is None:
             raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
         collection = Collection(self._disk, self.config, self._spec, base)
+        await collection.take_over()
         try:
             return await self._collect(record, base, collection)
         finally:
@@ -172,6 +174,7 @@ class JobRunner:
         accepted = collection.with_status("ACCEPTED")
         refused = collection.with_status("REJECTED", "DECLINED")
         cohort = frozenset(record.cohort)
+        carried, last_call = frozenset(collection.carried), collection.last_call
         if record.state == Phase.FAILED:
             raise RoundMissed(f"round {record.round_number}: {record.reason}")
         if record.state == Phase.OPEN:
@@ -184,9 +187,18 @@ class JobRunner:
                 cohort=cohort,
                 accepted=accepted,
                 refused=refused,
+                carried=carried,
+                last_call=last_call,
             )
         round_, effects = resume_round(
-            rules, now=now, attempt=record.attempt, cohort=cohort, accepted=accepted, refused=refused
+            rules,
+            now=now,
+            attempt=record.attempt,
+            cohort=cohort,
+            accepted=accepted,
+            refused=refused,
+            carried=carried,
+            last_call=last_call,
         )
         for device_id in sorted(connected):
             round_, more = advance(round_, DeviceConnected(device_id), now)
@@ -206,4 +218,7 @@ class JobRunner:
             deadline_s=config.deadline_s,
             settle_s=self._parts.settle_s,
             max_attempts=config.max_attempts,
+            over_select=config.over_select,
+            enough=config.enough,
+            keeps_late=config.keeps_late(number),
         )

@@ -60,7 +60,7 @@ class UpdateRecord:
     round_number: int
     device_id: str
     status: str
-    """ASSIGNED, ACCEPTED, REJECTED, LATE, DECLINED, FAILED, ABANDONED or MISSED."""
+    """ASSIGNED, ACCEPTED, REJECTED, LATE, DECLINED, FAILED, ABANDONED, MISSED, or CARRIED: on to the next round."""
     reason: str = ""
     update_digest: str | None = None
     num_examples: int = 0

@@ -122,6 +122,21 @@ class Strategy(ABC):
         """Whether updates that are states are to be turned into differences first."""
         return False
 
+    @property
+    def late_rounds(self) -> int:
+        """For how many rounds an update may still come after its own has ended; 0: a round waits for all it needs."""
+        return 0
+
+    def weight_of(self, num_examples: int, staleness: int) -> int:
+        """Return the weight of an update: its examples, or less when rounds have ended since its task was given.
+
+        Args:
+          num_examples: as the device says; what is not positive stays so.
+          staleness: how many rounds have ended.
+        """
+        del staleness
+        return num_examples
+
     def parameters(self) -> dict[str, float]:
         """Return every parameter with its value."""
         return {parameter.name: getattr(self, parameter.name) for parameter in fields(self)}

@@ -13,7 +13,8 @@ from server.coordinator.events import (
     TimePassed,
     UpdateOffered,
 )
-from server.coordinator.round import Round, RoundRules, advance, open_round
+from server.coordinator.round import Round, advance, open_round
+from server.coordinator.rules import RoundRules
 
 DEADLINE_S = 100.0
 SETTLE_S = 2.0

@@ -196,11 +196,27 @@ EVENTS = st.one_of(
     events=st.lists(st.tuples(EVENTS, st.sampled_from([0.0, 1.0, SETTLE_S, DEADLINE_S])), max_size=60),
     quorum=st.sampled_from([None, 1, 2, 3]),
     cohort_size=st.sampled_from([0, 3, 4]),
+    enough=st.sampled_from([None, 1, 2]),
+    carried=st.sampled_from([None, frozenset(), frozenset("a"), frozenset("xyz")]),
 )
 def test_whatever_happens_a_round_stays_sound(
-    events: list[tuple[Event, float]], quorum: int | None, cohort_size: int
+    events: list[tuple[Event, float]],
+    quorum: int | None,
+    cohort_size: int,
+    enough: int | None,
+    carried: frozenset[str] | None,
 ) -> None:
-    table = opened("a", "b", quorum=quorum, cohort_size=cohort_size)
+    over_select = 0.3 if cohort_size and carried is None else 0.0
+    asked = {0: 0, 3: 4, 4: 6}[cohort_size] if over_select else cohort_size
+    chosen = rules(
+        quorum=quorum,
+        cohort_size=cohort_size,
+        over_select=over_select,
+        enough=enough,
+        keeps_late=carried is not None,
+    )
+    connected, carried = frozenset("ab"), carried or frozenset()
+    table = Table(*open_round(chosen, now=0.0, connected=connected, carried=carried, last_call=carried & {"x"}))
     accepted = 0
     for event, seconds in events:
         table.now += seconds
@@ -210,15 +226,74 @@ def test_whatever_happens_a_round_stays_sound(
 
         answers = [effect for effect in effects if isinstance(effect, AnswerUpdate)]
         accepted += sum(answer.status is SubmitStatus.ACCEPTED for answer in answers)
-        assert len(answers) == isinstance(event, UpdateOffered)
+        has_closed = round_.phase in (Phase.AGGREGATING, Phase.COMMITTED, Phase.FAILED)
+        is_late = isinstance(event, UpdateOffered) and event.device_id in round_.late and has_closed
+        assert len(answers) == (isinstance(event, UpdateOffered) and not is_late)
         assert before <= round_.accepted <= round_.cohort
         assert len(round_.accepted) == accepted
-        assert not cohort_size or len(round_.cohort) <= max(cohort_size, len(round_.accepted))
+        if cohort_size and round_.phase is Phase.COLLECTING:
+            assert len(round_.cohort) <= max(asked, len(round_.accepted | carried))
+        assert round_.carried <= carried - round_.accepted
         assert round_.attempt <= round_.rules.max_attempts
         assert round_.phase is not Phase.COLLECTING or round_.wake_at is not None
         if Aggregate() in effects:
             assert len(round_.accepted) >= max(round_.quorum, 1)
+            stopped = {name for effect in effects if isinstance(effect, CancelTasks) for name in effect.device_ids}
+            assert not stopped & round_.late
         if was_over:
             assert not [effect for effect in effects if not isinstance(effect, AnswerUpdate)]
     assert sum(isinstance(effect, (Aggregate, Fail)) for effect in table.history) <= 2
     assert table.history.count(Aggregate()) <= 1
+
+
+# Over-selection and late members
+
+
+def test_more_are_asked_than_needed_and_the_first_close_the_round() -> None:
+    table = opened(*"abcdef", cohort_size=3, over_select=0.34, enough=3)
+    asked = sorted(table.round.cohort)
+    table.accept(*asked[:2])
+
+    effects = table.accept(asked[2])
+
+    assert len(asked) == 5  # ceil(3 * 1.34)
+    assert table.round.quorum == 3
+    assert effects[1:] == [CancelTasks(tuple(asked[3:]), "round 5 has closed"), Aggregate()]
+
+
+def test_at_the_deadline_the_quorum_decides() -> None:
+    table = opened(*"abcdef", cohort_size=3, over_select=0.34, enough=3, quorum=2)
+    asked = sorted(table.round.cohort)
+    table.accept(*asked[:2])
+
+    assert table.round.phase is Phase.COLLECTING
+    assert table.wait(DEADLINE_S)[-1] == Aggregate()
+
+
+def test_who_is_still_training_is_not_stopped_where_late_updates_count() -> None:
+    table = opened(*"abc", quorum=2, enough=2, keeps_late=True)
+
+    effects = table.accept("a", "b")
+
+    assert effects[-1] == Aggregate()
+    assert not [effect for effect in effects if isinstance(effect, CancelTasks)]
+    assert table.round.late == {"c"}
+    assert table.accept("c") == []  # for the next round
+
+
+def test_a_carried_member_counts_and_takes_a_place() -> None:
+    round_, effects = open_round(
+        rules(cohort_size=3, quorum=2, enough=2, keeps_late=True),
+        now=0.0,
+        connected=frozenset("abcd"),
+        quiet_since=-1000.0,
+        carried=frozenset("dx"),
+        last_call=frozenset("x"),
+    )
+    table = Table(round_, list(effects))
+
+    (fresh,) = table.round.cohort - {"d", "x"}
+    assert effects == (StartCollecting(), *(SendTask(name) for name in sorted({fresh, "d"})))
+    assert table.tell(DeviceConnected("x")) == [SendTask("x")]
+    closing = table.accept("d", fresh)
+    assert closing[-2:] == [CancelTasks(("x",), "round 5 has closed"), Aggregate()]

@@ -23,7 +23,7 @@ async def finish(house: House) -> None:
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 async def test_a_fleet_trains_all_rounds_of_a_job(open_house: OpenHouse, strategy: str) -> None:
     async with open_house() as house, connected(house.address, "a", "b", "c") as devices:
-        job = await house.coordinator.jobs.create(make_job(rounds=3, strategy=strategy))
+        job = await house.coordinator.jobs.create(make_job(rounds=3, strategy=strategy, quorum=3))
         answers = await asyncio.gather(*(device.work(3) for device in devices))
         await finish(house)
 
