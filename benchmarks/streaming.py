@@ -1,0 +1,161 @@
+"""What a coordinator does under many updates at once: its memory, and updates a second until they are durable.
+
+    python -m benchmarks.streaming --model binarynet --devices 10,200 --json build/streaming.json
+
+For each number of devices a new coordinator, a process with the classes of ``bitfleet-server serve``, plays one round
+of a job over TLS on this machine. All devices are connected and have their updates encoded in files; then all send at
+once. The time is from the first byte sent to the last acknowledgement, which the coordinator gives when an update is
+decoded, folded and flushed to the disk with its row in the database. Its memory is VmHWM after the round is committed.
+The senders share the processors with the coordinator. ``fold_only`` is decoding and folding alone, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.streaming_ends import CERTIFICATE, KEY
+from bnncore.cli.output import check_destination, format_bytes, write_json
+from bnncore.codec import get_codec
+from bnncore.zoo import build
+
+SENDERS = 2
+"""Processes that the devices are spread over."""
+
+
+class End:
+    """A process of ``streaming_ends``; leaving the block kills it."""
+
+    def __init__(self, *words: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.streaming_ends", *words]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> End:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a process of the benchmark ended; its complaint stands above")
+        event: dict[str, Any] = json.loads(line)
+        return event
+
+    def go(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+
+def describe_job(model: str, codec: str, devices: int) -> dict[str, Any]:
+    spec = build(model)
+    is_difference = get_codec(codec).is_difference
+    return {
+        "name": "streaming",
+        "model": {"zoo": model},
+        "classes": [str(number) for number in range(spec.classes)],
+        "input_shape": list(spec.input_shape),
+        "rounds": 1,
+        "min_devices": devices,
+        "quorum": devices,
+        "deadline_s": 1e6,
+        "local_steps": 1,
+        "up_codec": codec,
+        **({"statistics_batches": 1} if is_difference else {}),
+    }
+
+
+def measure(model: str, codec: str, devices: int) -> dict[str, Any]:
+    """Play one round; give the coordinator's peak and updates a second."""
+    with tempfile.TemporaryDirectory(prefix="bitfleet-streaming-") as name, ExitStack() as stack:
+        folder = Path(name)
+        make_certificate(folder)
+        job = folder / "job.json"
+        job.write_text(json.dumps(describe_job(model, codec, devices)))
+        coordinator = stack.enter_context(End("coordinator", name, str(job)))
+        address = f"localhost:{coordinator.hear()['port']}"
+        shares = [devices * i // SENDERS for i in range(SENDERS + 1)]
+        senders = [
+            stack.enter_context(End("devices", name, address, str(job), str(first), str(end - first)))
+            for first, end in itertools.pairwise(shares)
+            if end > first
+        ]
+        payload_bytes = max([sender.hear()["payload_bytes"] for sender in senders])  # which waits for all of them
+        for sender in senders:
+            sender.go()
+        times = [sender.hear() for sender in senders]
+        seconds = max(time["ended"] for time in times) - min(time["began"] for time in times)
+        coordinator.go()
+        outcome = coordinator.hear()
+        if outcome["accepted"] != devices:
+            raise SystemExit(f"{devices} updates were sent, {outcome['accepted']} counted")
+        return {
+            "rss_peak_bytes": outcome["rss_peak_bytes"],
+            "updates_per_s": devices / seconds,
+            "payload_bytes": payload_bytes,
+        }
+
+
+def make_certificate(folder: Path) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(folder / KEY), "-out", str(folder / CERTIFICATE)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def measure_fold(model: str, codec: str, count: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        job = Path(folder) / "job.json"
+        job.write_text(json.dumps(describe_job(model, codec, 1)))
+        with End("fold", str(job), str(count)) as end:
+            return float(end.hear()["updates_per_s"])
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="binarynet", help="a network of the zoo (default: binarynet)")
+    parser.add_argument("--devices", default="10,200", metavar="N,N", help="that send at once (default: 10,200)")
+    parser.add_argument("--codec", default="sign", help="of the updates (default: sign)")
+    parser.add_argument("--folds", type=int, default=64, help="updates folded alone (default: 64)")
+    parser.add_argument("--json", metavar="PATH", help="write the result here; - = standard output")
+    args = parser.parse_args()
+    check_destination(args.json, "--json")
+    runs = {}
+    for devices in (int(number) for number in args.devices.split(",")):
+        runs[str(devices)] = run = measure(args.model, args.codec, devices)
+        print(
+            f"{devices} devices: {format_bytes(run['rss_peak_bytes'])} at its peak, "
+            f"{run['updates_per_s']:.1f} updates of {format_bytes(run['payload_bytes'])} a second",
+            file=sys.stderr,
+        )
+    alone = measure_fold(args.model, args.codec, args.folds)
+    print(f"decoding and folding alone: {alone:.1f} updates a second", file=sys.stderr)
+    most = max(runs, key=int)
+    result = {
+        "model": args.model,
+        "weights": build(args.model).num_binary_weights,
+        "codec": args.codec,
+        "tls": True,
+        "durable": True,
+        "payload_bytes": runs[most]["payload_bytes"],
+        "rss_peak_bytes_by_devices": {devices: run["rss_peak_bytes"] for devices, run in runs.items()},
+        "updates_per_s": runs[most]["updates_per_s"],
+        "fold_only_updates_per_s": alone,
+    }
+    write_json(result, args.json)
+
+
+if __name__ == "__main__":
+    main()
