@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -29,12 +28,11 @@ from bnncore.cli.output import rss_peak_bytes
 from bnncore.codec import DifferenceCodec, SignTensor, get_codec, payload_digest
 from bnncore.spec import ModelSpec
 from server.coordinator import Coordinator, Limits
-from server.coordinator.aggregation import Aggregation
-from server.coordinator.versions import VersionWriter, initial_state
 from server.jobs import JobConfig, load_job
 from server.rpc import FleetService, create_server
 from server.storage.blobs import LocalBlobs
 from server.storage.sql import open_storage
+from server.strategies import FoldingStrategy, make_strategy
 
 CERTIFICATE, KEY = "certificate.pem", "key.pem"
 CHUNK_BYTES = 256 * 1024
@@ -168,17 +166,14 @@ def fold(job: JobConfig, count: int) -> None:
     spec = job.spec
     payloads = [make_update(spec, job.up_codec, seed) for seed in range(8)]
     codec = get_codec(job.up_codec)
-    with tempfile.TemporaryDirectory() as folder:
-        blobs = LocalBlobs(Path(folder))
-        base = VersionWriter("job", spec, job.down_codec, blobs).write(0, initial_state(job), 0.0)
-        aggregation = Aggregation(job, spec, blobs, base)
-        aggregation.add("warm", codec.decode(spec, payloads[0], kind="update"), NUM_EXAMPLES)
-        began = time.monotonic()
-        for i in range(count):
-            update = codec.decode(spec, payloads[i % len(payloads)], kind="update")
-            aggregation.add(f"device-{i}", update, NUM_EXAMPLES)
-        say(updates_per_s=count / (time.monotonic() - began))
-        aggregation.close()
+    strategy = make_strategy(job.strategy, job.strategy_params)
+    assert isinstance(strategy, FoldingStrategy)
+    accumulator = strategy.init(spec, is_difference=codec.is_difference)
+    began = time.monotonic()
+    for i in range(count):
+        update = codec.decode(spec, payloads[i % len(payloads)], kind="update")
+        strategy.fold(accumulator, update, NUM_EXAMPLES)
+    say(updates_per_s=count / (time.monotonic() - began))
 
 
 def main() -> None:
