@@ -246,6 +246,7 @@ class Worker:
                 "local_steps": training.local_steps,
                 "step_scale": training.step_scale,
                 "seed": training.seed,
+                "proximal_mu": training.proximal_mu,
             },
             "data": {"name": settings.dataset, "root": None if settings.data is None else str(settings.data)},
             "threads": settings.threads,

@@ -120,6 +120,11 @@ class JobConfig(_Part):
         return make_strategy(self.strategy, self.strategy_params).late_rounds
 
     @property
+    def proximal_mu(self) -> float:
+        """Strength of the pull to the round's model after every local step."""
+        return make_strategy(self.strategy, self.strategy_params).proximal_mu
+
+    @property
     def enough(self) -> int | None:
         """Accepted updates at which a round closes; None: when nobody is training any more."""
         if self.late_rounds:

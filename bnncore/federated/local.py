@@ -19,6 +19,7 @@ from bnncore.codec import get_state_codec, payload_digest
 from bnncore.data import Dataset
 from bnncore.engine import Engine, permutation
 from bnncore.errors import ModelMissingError, TaskDeclinedError, TaskFailedError
+from bnncore.federated.proximal import ProximalPull
 from bnncore.optimizer import resolve_preset
 from bnncore.seeds import derive_seed
 from bnncore.spec import ModelSpec
@@ -49,6 +50,8 @@ class LocalTraining:
     local_steps: int
     step_scale: float
     seed: int
+    proximal_mu: float = 0.0
+    """Strength of the pull to the task's model after every step; 0: none."""
 
     def __post_init__(self) -> None:
         if self.local_steps < 1 or self.batch_size < 1 or not math.isfinite(self.step_scale):
@@ -201,6 +204,8 @@ def run_steps(
     batch_size = len(engine.labels)
     total = task.training.local_steps
     steps_an_epoch = dataset.num_examples // batch_size
+    mu = task.training.proximal_mu
+    proximal = ProximalPull(engine, mu, task.seed) if mu > 0 else None
     loss, correct = 0.0, 0
     for step in range(total):
         epoch, position = divmod(step, steps_an_epoch)
@@ -210,6 +215,8 @@ def run_steps(
         dataset.read(batch, engine.input)
         engine.labels[:] = job_labels[batch]
         result = engine.step(task.training.step_scale)
+        if proximal is not None:
+            proximal.pull(step, task.training.step_scale)
         loss += result.loss
         correct += result.correct
         if on_step is not None:

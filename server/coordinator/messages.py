@@ -56,6 +56,8 @@ class TaskOrder:
     classes: tuple[str, ...]
     deadline_at: float
     """On the coordinator's monotonic clock."""
+    proximal_mu: float = 0.0
+    """Strength of the pull to the model after every local step; 0: none."""
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,12 @@ class JobQueue:
 
 def _check(config: JobConfig) -> None:
     try:
-        resolve_preset(config.preset, config.optimizer)
+        preset = resolve_preset(config.preset, config.optimizer)
+        if config.proximal_mu > 0 and (preset.name == "paper" or preset.optimizer.name == "bop"):
+            raise InvalidJobError(
+                f"strategy {config.strategy!r} pulls latent weights, of which {preset.optimizer.name!r} under preset "
+                f"{preset.name!r} keeps none that can be moved; take another optimizer, or mu = 0"
+            )
         if config.evaluation is not None:
             HeldOutSet(config, config.evaluation).close()
     except InvalidJobError:

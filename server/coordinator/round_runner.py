@@ -280,6 +280,7 @@ class RoundRunner:
             up_codec=config.up_codec,
             classes=tuple(config.classes),
             deadline_at=self._deadline_of(number),
+            proximal_mu=config.proximal_mu,
         )
 
     def _deadline_of(self, number: int) -> float:

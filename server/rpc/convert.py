@@ -119,6 +119,7 @@ def task_message(order: TaskOrder, *, now: float) -> pb.ConnectResponse:
             local_steps=order.local_steps,
             step_scale=order.step_scale,
             seed=order.seed,
+            proximal_mu=order.proximal_mu,
         ),
         down_codec=order.down_codec,
         up_codec=order.up_codec,

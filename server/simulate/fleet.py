@@ -251,5 +251,6 @@ def _local_task(task: pb.Task, device_id: str) -> LocalTask:
             local_steps=training.local_steps,
             step_scale=training.step_scale,
             seed=training.seed,
+            proximal_mu=training.proximal_mu,
         ),
     )

@@ -127,6 +127,11 @@ class Strategy(ABC):
         """For how many rounds an update may still come after its own has ended; 0: a round waits for all it needs."""
         return 0
 
+    @property
+    def proximal_mu(self) -> float:
+        """How strongly devices pull their weights back to the round's model after every local step; 0: not at all."""
+        return 0.0
+
     def weight_of(self, num_examples: int, staleness: int) -> int:
         """Return the weight of an update: its examples, or less when rounds have ended since its task was given.
 

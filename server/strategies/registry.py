@@ -10,13 +10,14 @@ from server.strategies.base import CohortStrategy, FoldingStrategy
 from server.strategies.fedavg import FedAvg
 from server.strategies.fedbuff import FedBuff
 from server.strategies.fedopt import FedAdam, FedYogi
+from server.strategies.fedprox import FedProx
 from server.strategies.krum import Krum, MultiKrum
 from server.strategies.signvote import SignVote
 from server.strategies.trimmed import Median, TrimmedMean
 
 _Kind = type[FoldingStrategy] | type[CohortStrategy]
 
-_ALL: tuple[_Kind, ...] = (FedAvg, FedBuff, FedAdam, FedYogi, SignVote, Median, TrimmedMean, Krum, MultiKrum)
+_ALL: tuple[_Kind, ...] = (FedAvg, FedProx, FedBuff, FedAdam, FedYogi, SignVote, Median, TrimmedMean, Krum, MultiKrum)
 
 STRATEGIES: dict[str, _Kind] = {strategy.name: strategy for strategy in _ALL}
 

@@ -169,20 +169,22 @@ class Task(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., job_id: _Optional[str] = ..., round_number: _Optional[int] = ..., model_digest: _Optional[str] = ..., model_bytes: _Optional[int] = ..., initial_seed: _Optional[int] = ..., spec_json: _Optional[str] = ..., training: _Optional[_Union[TrainingConfig, _Mapping]] = ..., down_codec: _Optional[str] = ..., up_codec: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class TrainingConfig(_message.Message):
-    __slots__ = ("preset", "optimizer", "batch_size", "local_steps", "step_scale", "seed")
+    __slots__ = ("preset", "optimizer", "batch_size", "local_steps", "step_scale", "seed", "proximal_mu")
     PRESET_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_SCALE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    PROXIMAL_MU_FIELD_NUMBER: _ClassVar[int]
     preset: str
     optimizer: str
     batch_size: int
     local_steps: int
     step_scale: float
     seed: int
-    def __init__(self, preset: _Optional[str] = ..., optimizer: _Optional[str] = ..., batch_size: _Optional[int] = ..., local_steps: _Optional[int] = ..., step_scale: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    proximal_mu: float
+    def __init__(self, preset: _Optional[str] = ..., optimizer: _Optional[str] = ..., batch_size: _Optional[int] = ..., local_steps: _Optional[int] = ..., step_scale: _Optional[float] = ..., seed: _Optional[int] = ..., proximal_mu: _Optional[float] = ...) -> None: ...
 
 class CancelTask(_message.Message):
     __slots__ = ("task_id", "reason")
