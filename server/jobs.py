@@ -75,6 +75,7 @@ class JobConfig(_Part):
     down_codec: str = "int8"
     seed: int = Field(default=0, ge=0, lt=2**64)
     evaluation: EvaluationChoice | None = None
+    target_accuracy: float | None = Field(default=None, gt=0, le=100)
     max_attempts: int = Field(default=3, ge=1)
 
     @field_validator("strategy_params")
@@ -91,6 +92,8 @@ class JobConfig(_Part):
             raise ValueError(f"quorum ({self.quorum}) can never be reached with a cohort_size of {self.cohort_size}")
         if self.over_select and not self.cohort_size:
             raise ValueError("over_select asks devices beyond cohort_size, which must be set then")
+        if self.target_accuracy is not None and self.evaluation is None:
+            raise ValueError("target_accuracy (percent of the held-out set) needs an evaluation")
         if self.late_rounds and self.quorum is None:
             raise ValueError(f"strategy {self.strategy!r} needs quorum: the updates at which a round ends")
         get_state_codec(self.up_codec)

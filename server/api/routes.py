@@ -46,6 +46,18 @@ def create_router(coordinator: Coordinator, queries: Queries) -> APIRouter:
         await coordinator.jobs.cancel(job_id)
         return await queries.job(job_id)
 
+    @router.post("/jobs/{job_id}/pause")
+    async def pause_job(job_id: str) -> JobView:
+        """Stop a pending or running job where it stands; 409 when it has ended or is paused."""
+        await coordinator.jobs.pause(job_id)
+        return await queries.job(job_id)
+
+    @router.post("/jobs/{job_id}/resume")
+    async def resume_job(job_id: str) -> JobView:
+        """Let a paused job go on; 409 when it is not paused."""
+        await coordinator.jobs.resume(job_id)
+        return await queries.job(job_id)
+
     @router.get("/jobs/{job_id}/rounds")
     async def list_rounds(job_id: str) -> list[RoundView]:
         """A job's rounds with what became of every device's task."""

@@ -82,12 +82,17 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _add_jobs(commands: _Commands[argparse.ArgumentParser]) -> None:
-    group = commands.add_parser("jobs", help="create, list, show and cancel jobs")
+    group = commands.add_parser("jobs", help="create, list, show, pause, resume and cancel jobs")
     actions = group.add_subparsers(metavar="ACTION", required=True)
     create = _add_action(actions, "create", "create a job from a file", "create_job")
     create.add_argument("file", help="job file, JSON or TOML")
     _add_action(actions, "list", "list all jobs", "list_jobs")
-    for name, text in (("show", "show a job and its rounds"), ("cancel", "cancel a pending or running job")):
+    for name, text in (
+        ("show", "show a job and its rounds"),
+        ("pause", "stop a pending or running job where it stands"),
+        ("resume", "let a paused job go on"),
+        ("cancel", "cancel a pending or running job"),
+    ):
         _add_action(actions, name, text, f"{name}_job").add_argument("job", help="id of the job")
 
 

@@ -73,6 +73,18 @@ def cancel_job(arguments: argparse.Namespace) -> int:
     return _show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
 
 
+def pause_job(arguments: argparse.Namespace) -> int:
+    """Stop a job where it stands."""
+    job = _ask(arguments, "POST", f"/jobs/{arguments.job}/pause")
+    return _show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+
+
+def resume_job(arguments: argparse.Namespace) -> int:
+    """Let a paused job go on."""
+    job = _ask(arguments, "POST", f"/jobs/{arguments.job}/resume")
+    return _show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+
+
 def list_devices(arguments: argparse.Namespace) -> int:
     """List all devices that ever connected."""
     devices = _ask(arguments, "GET", "/devices")

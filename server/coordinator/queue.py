@@ -33,6 +33,7 @@ class JobState(StrEnum):
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -42,6 +43,11 @@ class JobState(StrEnum):
         """Whether nothing more will happen to the job."""
         return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
+    @property
+    def is_runnable(self) -> bool:
+        """Whether the queue takes the job up when its turn comes."""
+        return self in (JobState.PENDING, JobState.RUNNING)
+
 
 class JobQueue:
     """All jobs, and the one that runs."""
@@ -50,6 +56,8 @@ class JobQueue:
         self._parts = parts
         self._disk = parts.disk
         self._cancelled: set[str] = set()
+        self._paused: set[str] = set()
+        self._run_of_job: asyncio.Task[str] | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -133,6 +141,42 @@ class JobQueue:
         await self._end(job_id, JobState.CANCELLED, "cancelled by the operator")
         return await self.get(job_id)
 
+    async def pause(self, job_id: str) -> JobRecord:
+        """Stop a pending or running job where it stands; devices are told to stop, what was accepted stays.
+
+        Raises:
+          NotFoundError: there is no such job.
+          ConflictError: it has ended, or is paused already.
+        """
+        job = await self.get(job_id)
+        if JobState(job.state).is_over or job.state == JobState.PAUSED:
+            raise ConflictError(f"job {job_id} is {job.state}; only a pending or running job can be paused")
+        # Nothing is awaited before the write is queued: nobody starts or completes the job in the meantime.
+        self._paused.add(job_id)
+        if self.runner is not None and self.runner.job_id == job_id and self._run_of_job is not None:
+            self.runner.dismiss("the job was paused")
+            self._run_of_job.cancel()
+        await self._disk.run(self._disk.storage.set_job_state, job_id, JobState.PAUSED, reason="paused by the operator")
+        _log.info("event=job_paused job=%s", job_id)
+        return await self.get(job_id)
+
+    async def resume(self, job_id: str) -> JobRecord:
+        """Let a paused job go on from where it stands, in its old place in the queue.
+
+        Raises:
+          NotFoundError: there is no such job.
+          ConflictError: it is not paused.
+        """
+        job = await self.get(job_id)
+        if job.state != JobState.PAUSED:
+            raise ConflictError(f"job {job_id} is {job.state}; only a paused job can be resumed")
+        await self._disk.run(self._disk.storage.set_job_state, job_id, JobState.PENDING)
+        self._paused.discard(job_id)
+        _log.info("event=job_resumed job=%s", job_id)
+        self._idle.clear()
+        self._changed.set()
+        return await self.get(job_id)
+
     async def _work(self) -> None:
         while True:
             try:
@@ -144,7 +188,8 @@ class JobQueue:
     async def _run_next(self) -> None:
         self._changed.clear()
         jobs = await self._disk.run(self._disk.storage.list_jobs)
-        job = next((job for job in jobs if not JobState(job.state).is_over and job.job_id not in self._cancelled), None)
+        stopped = self._cancelled | self._paused
+        job = next((job for job in jobs if JobState(job.state).is_runnable and job.job_id not in stopped), None)
         if job is None:
             self._idle.set()
             await self._changed.wait()
@@ -157,12 +202,19 @@ class JobQueue:
     async def _run(self, job: JobRecord) -> None:
         _log.info("event=job_running job=%s", job.job_id)
         committed = faults = 0
-        while job.job_id not in self._cancelled:
+        while job.job_id not in self._cancelled | self._paused:
             try:
                 self.runner = JobRunner(job, parse_job(json.loads(job.config_json)), self._parts)
                 await self._disk.run(self._disk.storage.set_job_state, job.job_id, JobState.RUNNING)
-                await self.runner.run()
-                return await self._end(job.job_id, JobState.COMPLETED, "")
+                if job.job_id in self._paused:
+                    return None
+                self._run_of_job = asyncio.create_task(self.runner.run(), name=f"job {job.job_id}")
+                reason = await self._run_of_job
+                return await self._end(job.job_id, JobState.COMPLETED, reason)
+            except asyncio.CancelledError:
+                if job.job_id in self._paused and not _is_cancelling():
+                    return None  # written down when it was asked for
+                raise
             except JobCancelled:
                 return None  # written down when it was asked for
             except BitfleetError as error:
@@ -181,6 +233,12 @@ class JobQueue:
     async def _end(self, job_id: str, state: JobState, reason: str) -> None:
         await self._disk.run(self._disk.storage.set_job_state, job_id, state, finished_at=time.time(), reason=reason)
         _log.info("event=job_ended job=%s state=%s reason=%r", job_id, state, reason)
+
+
+def _is_cancelling() -> bool:
+    """Say whether this very task was cancelled, not one that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _check(config: JobConfig) -> None:

@@ -118,6 +118,10 @@ class RoundRunner:
         """Return the round whose task a device has: this one, or the one from which it was carried into this one."""
         return self._collection.base_of(device_id).version + 1
 
+    def dismiss_devices(self, reason: str) -> None:
+        """Tell the members that may still deliver to stop; nothing is written down."""
+        self._cancel_tasks(sorted(self._round.waiting), reason)
+
     def judge_header(self, header: UpdateHeader) -> SubmitAnswer | None:
         """Judge an update by its header: an answer when its bytes need not be read, None when they are wanted.
 

@@ -80,6 +80,11 @@ class JobRunner:
         self._cancel_reason = reason
         self.post(Cancelled(reason))
 
+    def dismiss(self, reason: str) -> None:
+        """Tell the devices that the open round is not waited for now; the caller ends ``run``."""
+        if self.active is not None:
+            self.active.dismiss_devices(reason)
+
     def why_ineligible(self, hello: DeviceHello) -> str | None:
         """Say why a device's data do not fit this job, or None when they do."""
         return why_ineligible(
@@ -90,8 +95,11 @@ class JobRunner:
             device_num_examples=hello.num_examples,
         )
 
-    async def run(self) -> None:
+    async def run(self) -> str:
         """Run the job from where it stands to its end.
+
+        Returns:
+          Why it ended before its last round; empty when it did not.
 
         Raises:
           RoundMissed: a round failed in all its attempts.
@@ -111,6 +119,8 @@ class JobRunner:
             self.rounds_committed = len(committed)
             for number in range(len(committed) + 1, self.config.rounds + 1):
                 self._check_cancelled()
+                if reason := await self._reached_target(evaluator):
+                    return reason
                 round_ = await self._play(number)
                 self._check_cancelled()
                 if round_.phase is Phase.FAILED:
@@ -119,6 +129,18 @@ class JobRunner:
                 evaluator.submit(number)
             await evaluator.drain()
         self._check_cancelled()
+        return ""
+
+    async def _reached_target(self, evaluator: Evaluator) -> str:
+        """Say in which round the target accuracy was reached; empty: in none yet, or there is no target."""
+        target = self.config.target_accuracy
+        if target is None:
+            return ""
+        await evaluator.drain()  # so that where the job ends does not depend on how fast versions are evaluated
+        for record in await self._disk.run(self._disk.storage.list_rounds, self.job_id):
+            if record.accuracy is not None and record.accuracy >= target:
+                return f"round {record.round_number} reached {record.accuracy:.2f} % of the {target:g} % asked for"
+        return ""
 
     def _check_cancelled(self) -> None:
         if self._cancel_reason is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from bitfleet.v1 import fleet_pb2 as pb
 from bitfleet.v1 import fleet_pb2_grpc as pb_grpc
 from bnncore.codec import get_codec
+from bnncore.data import write_idx
 from bnncore.engine import Engine
 from bnncore.optimizer import resolve_preset
 from bnncore.seeds import derive_seed
@@ -34,6 +37,14 @@ def samples_of(device_id: str, count: int = 40) -> tuple[NDArray[np.uint8], NDAr
     for row, label in enumerate(labels):
         images[row, label * 5 : label * 5 + 5] += 190
     return images, labels
+
+
+def write_held_out_set(folder: Path) -> None:
+    """Write a test set of such samples as an ``idx`` data set."""
+    folder.mkdir()
+    images, labels = samples_of("held-out", 150)
+    write_idx(folder, images.reshape(-1, 4, 4), labels.astype("uint8"), "test")
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
 
 
 def train_task(task: pb.Task, device_id: str, payload: bytes) -> State:

@@ -263,6 +263,7 @@ async def test_jobs_devices_and_models_from_the_command_line(
             capsys, "models", "export", created["id"], "--output", "/no/such/folder/m", "--server", server.http
         )
         missing = run(capsys, "jobs", "cancel", "nope", "--server", server.http)
+        pausing = [run(capsys, "jobs", word, created["id"], "--server", server.http) for word in ("pause", "resume")]
         ended = run(capsys, "jobs", "cancel", created["id"], "--server", server.http)
         invalid = tmp_path / "invalid.json"
         invalid.write_text("{}")
@@ -279,5 +280,8 @@ async def test_jobs_devices_and_models_from_the_command_line(
     assert load_checkpoint(tmp_path / "m0.safetensors").extra["version"] == 0
     assert unwritable[0] == 3
     assert (missing[0], "there is no job 'nope'" in missing[2]) == (1, True)
+    assert [code for code, _, _ in pausing] == [1, 1]
+    assert "is COMPLETED; only a pending or running job can be paused" in pausing[0][2]
+    assert "is COMPLETED; only a paused job can be resumed" in pausing[1][2]
     assert (ended[0], "is COMPLETED and can no longer be cancelled" in ended[2]) == (1, True)
     assert (refused[0], "invalid.json: the job is not valid" in refused[2]) == (3, True)

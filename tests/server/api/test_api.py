@@ -12,10 +12,9 @@ import pytest
 
 from bnncore.checkpoint import load_checkpoint
 from bnncore.codec import get_codec
-from bnncore.data import write_idx
 from bnncore.engine import Engine
 from tests.server.conftest import House, OpenHouse, make_job, until
-from tests.server.scripted import CLASSES, connected, samples_of
+from tests.server.scripted import CLASSES, connected, samples_of, write_held_out_set
 
 
 def job_object(**changes: Any) -> dict[str, Any]:
@@ -126,13 +125,6 @@ async def test_a_pending_job_is_cancelled_before_it_runs(open_house: OpenHouse) 
 
     assert [job["state"] for job in jobs] == ["CANCELLED", "CANCELLED"]
     assert [job["rounds_committed"] for job in jobs] == [0, 0]
-
-
-def write_held_out_set(folder: Path) -> None:
-    folder.mkdir()
-    images, labels = samples_of("held-out", 150)
-    write_idx(folder, images.reshape(-1, 4, 4), labels.astype("uint8"), "test")
-    (folder / "classes.json").write_text(json.dumps(CLASSES))
 
 
 async def test_every_committed_version_is_evaluated_as_devices_receive_it(
