@@ -102,3 +102,17 @@ def test_what_does_not_fit_is_refused_by_name(dataset: Dataset) -> None:
         LocalTraining("bitfleet", "", 10, 0, 1.0, seed=0)
     with pytest.raises(TaskFailedError, match="finite"):
         LocalTraining("bitfleet", "", 10, 1, float("nan"), seed=0)
+
+
+def test_a_proximal_task_stays_closer_to_its_model(dataset: Dataset) -> None:
+    task, model = make_task(steps=40)
+    start = get_codec("int8").decode(SPEC, model, kind="model")["dense1.weight"]
+    moved = []
+    for mu in (0.0, 1.0, 10.0):
+        pulled = replace(task, training=replace(task.training, proximal_mu=mu))
+        update = train_locally(pulled, model, dataset, EngineShelf())
+        trained = get_codec("int8").decode(SPEC, update.payload, kind="update")["dense1.weight"]
+        moved.append(int(np.abs(trained.astype(int) - start).sum()))
+        assert train_locally(pulled, model, dataset, EngineShelf()).payload == update.payload
+
+    assert moved[0] > moved[1] > moved[2] > 0

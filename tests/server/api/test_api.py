@@ -62,6 +62,7 @@ async def problem_of(house: House, method: str, path: str, **options: Any) -> tu
         ({"optimizer": "sdg"}, "there is no optimizer 'sdg'"),
         ({"preset": "tiny"}, "there is no preset 'tiny'"),
         ({"evaluation": {"dataset": "idx", "data": "/no/such/folder"}}, "/no/such/folder"),
+        ({"strategy": "fedprox", "optimizer": "bop"}, "pulls latent weights, of which 'bop' under preset 'bitfleet'"),
         (
             {"evaluation": {"dataset": "digits"}},
             "the evaluation set does not fit the job: its samples have shape [8, 8], the job needs [4, 4]",
@@ -84,6 +85,8 @@ async def test_a_job_that_cannot_run_is_a_problem(open_house: OpenHouse, changes
         ("GET", "/api/v1/jobs/nope", {}, 404),
         ("GET", "/api/v1/jobs/nope/rounds", {}, 404),
         ("POST", "/api/v1/jobs/nope/cancel", {}, 404),
+        ("POST", "/api/v1/jobs/nope/pause", {}, 404),
+        ("POST", "/api/v1/jobs/nope/resume", {}, 404),
         ("GET", "/api/v1/models/nope/versions", {}, 404),
         ("GET", "/api/v1/models/nope/versions/0", {}, 404),
         ("GET", "/api/v1/models/nope/versions/0/download", {}, 404),
