@@ -2,8 +2,8 @@
 
     python -m benchmarks.codecs --json PATH
 
-Latent weights start from the seed and move by a normal draw of three steps of 1/127 a weight, a third of them not at
-all: about what some ten local steps do. Times are of the processor, in one thread, the median of several calls;
+Latent weights start from the seed and move by a normal draw of 13 steps of 1/127, as far as those of the MLP do in 60
+steps on MNIST. Times are of the processor, in one thread, the median of several calls;
 encoding starts at int8 latent weights, decoding ends at them: where a codec writes differences, both include what is
 between.
 """
@@ -62,7 +62,7 @@ def states(spec: ModelSpec) -> tuple[State, State]:
     after: State = {}
     for tensor in spec.tensors:
         if tensor.role == "weight":
-            moves = np.rint(rng.normal(0, 3, tensor.shape)) * (rng.random(tensor.shape) < 2 / 3)
+            moves = np.rint(rng.normal(0, 13, tensor.shape))
             after[tensor.name] = np.clip(before[tensor.name] + moves, -127, 127).astype(np.int8)
         else:
             after[tensor.name] = np.abs(rng.normal(1, 0.3, tensor.shape)).astype(np.float32)

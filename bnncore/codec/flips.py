@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore import _native
 from bnncore.codec.difference import DifferenceCodec, Reader
 from bnncore.codec.signs import SignTensor
 from bnncore.errors import PayloadError
@@ -27,7 +27,6 @@ __all__ = ["FlipsCodec"]
 _LENGTH = struct.Struct("<I")
 _RAW = -15
 """No header and no checksum of its own: the payload has both."""
-_BYTES_AT_ONCE = 1 << 16
 
 
 class FlipsCodec(DifferenceCodec):
@@ -51,7 +50,7 @@ class FlipsCodec(DifferenceCodec):
         """Read mask and bits, of the size that the spec says and no more; see ``DifferenceCodec.read_signs``."""
         (length,) = _LENGTH.unpack(reader.take(name, _LENGTH.size))
         mask = np.frombuffer(_inflate(name, reader.take(name, length), packed[0] * packed[1]), np.uint8)
-        count = int(np.bitwise_count(mask).sum(dtype=np.int64))
+        count = _count(mask)
         gathered = reader.take_array(name, np.dtype(np.uint8), ((count + 7) // 8,))
         if count % 8 and gathered[-1] >> count % 8:
             raise PayloadError(f"{name} has sign bits beyond its {count} elements, which must be 0")
@@ -69,31 +68,19 @@ def _inflate(name: str, deflated: memoryview, size: int) -> bytes:
     return found
 
 
+def _count(mask: NDArray[np.uint8]) -> int:
+    return int(np.bitwise_count(mask).sum(dtype=np.int64))
+
+
 def _gather(bits: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Give the bits where the mask has one, packed."""
-    present = (_unpack(bits[some])[_unpack(mask[some])] for some in _blocks(mask))
-    return np.packbits(np.concatenate([*present]), bitorder="little")
+    gathered = np.empty((_count(mask) + 7) // 8, np.uint8)
+    _native.kernels.gather_bits(bits, mask, gathered)
+    return gathered
 
 
 def _scatter(gathered: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Undo ``_gather``."""
     bits = np.empty_like(mask)
-    values, first = _unpack(gathered), 0
-    for some in _blocks(mask):
-        present = _unpack(mask[some])
-        last = first + int(np.count_nonzero(present))
-        spread = np.zeros_like(present)
-        spread[present] = values[first:last]
-        bits[some] = np.packbits(spread, bitorder="little")
-        first = last
+    _native.kernels.scatter_bits(gathered, mask, bits)
     return bits
-
-
-def _blocks(packed: NDArray[np.uint8]) -> Iterator[slice]:
-    """Go through bytes in parts, so that little is unpacked at once."""
-    for first in range(0, len(packed), _BYTES_AT_ONCE):
-        yield slice(first, first + _BYTES_AT_ONCE)
-
-
-def _unpack(packed: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    return np.unpackbits(packed, bitorder="little").view(np.bool_)

@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "bnncore/dispatch.h"
+#include "bnncore/sparse_bits.h"
 
 namespace nb = nanobind;
 
@@ -101,6 +102,14 @@ void bind_signs(nb::module_& m) {
             fold_signs(sums.data(), terms.data() + first, static_cast<int>(some), extent(sums, 0), extent(sums, 1));
           }
         });
+  m.def("gather_bits", [](Vector<const uint8_t> bits, Vector<const uint8_t> mask, Vector<uint8_t> gathered) {
+    const nb::gil_scoped_release released;
+    gather_bits(bits.data(), mask.data(), mask.shape(0), gathered.data());
+  });
+  m.def("scatter_bits", [](Vector<const uint8_t> gathered, Vector<const uint8_t> mask, Vector<uint8_t> bits) {
+    const nb::gil_scoped_release released;
+    scatter_bits(gathered.data(), mask.data(), mask.shape(0), bits.data());
+  });
 }
 
 }  // namespace bitfleet

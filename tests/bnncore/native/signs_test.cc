@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "bnncore/sparse_bits.h"
 #include "check.h"
 
 namespace bitfleet::test {
@@ -187,6 +188,32 @@ TEST(signs_fold) {
       }
       fold_signs(sums.data(), terms.data(), num_terms, 1, count);
       CHECK_SAME(sums, wanted, text(num_terms, " terms of ", count));
+    }
+  }
+}
+
+TEST(signs_gather_and_scatter) {
+  Random random(7);
+  for (size_t size : {1, 2, 7, 8, 9, 16, 31, 200}) {
+    for (int density : {0, 1, 4, 8}) {  // of 8
+      Array<uint8_t> bits(size, 1), mask(size, 3), back(size, 2);
+      mask.generate([&] {
+        uint8_t byte = 0;
+        for (int i = 0; i < 8; ++i) byte |= static_cast<uint8_t>((random.between(1, 8) <= density) << i);
+        return byte;
+      });
+      bits.generate([&] { return random.next(); });
+      for (size_t i = 0; i < size; ++i) bits[i] &= mask[i];
+      std::vector<bool> wanted;
+      for (size_t k = 0; k < 8 * size; ++k) {
+        if (bit(mask, k)) wanted.push_back(bit(bits, k));
+      }
+      Array<uint8_t> gathered((wanted.size() + 7) / 8, 1);
+      gather_bits(bits.data(), mask.data(), size, gathered.data());
+      for (size_t k = 0; k < 8 * gathered.size(); ++k) CHECK_EQUAL(bit(gathered, k), k < wanted.size() && wanted[k]);
+      gathered.check_guards(__FILE__, __LINE__);
+      scatter_bits(gathered.data(), mask.data(), size, back.data());
+      CHECK_SAME(back, bits, text(size, " bytes, density ", density));
     }
   }
 }
