@@ -70,7 +70,10 @@ async def simulate(
             record = await coordinator.jobs.ensure(job)
             await coordinator.start()
             async with fleet.working() as devices:
-                record = await _until_over(coordinator, record, devices, on_round or _ignore)
+                try:
+                    record = await _until_over(coordinator, record, devices, on_round or _ignore)
+                finally:
+                    await coordinator.jobs.stop()  # before the devices: nothing they break off is then taken in
         if record.state != JobState.COMPLETED:
             raise SimulationError(f"the job is {record.state}: {record.reason}")
         rounds = await _committed(coordinator, record)

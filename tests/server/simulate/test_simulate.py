@@ -99,6 +99,17 @@ def wait_for(state: Path, *, rounds: int, lines: int) -> None:
     raise AssertionError("the simulation made no progress")
 
 
+def test_an_interrupted_simulation_ends_in_order_and_goes_on(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    process = start(*UNEVEN, "--state", str(tmp_path / "work"), json_path=tmp_path / "never.json")
+    wait_for(tmp_path / "work", rounds=0, lines=2)
+    process.send_signal(signal.SIGINT)
+    _, complaints = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 130
+    assert b"Traceback" not in complaints
+    assert outcome(run(tmp_path, *UNEVEN, "--state", str(tmp_path / "work"))) == outcome(undisturbed)
+
+
 def test_a_finished_simulation_tells_its_result_again(tmp_path: Path) -> None:
     work = ("--state", str(tmp_path / "work"), "--rounds", "1")
 
