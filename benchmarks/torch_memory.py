@@ -4,9 +4,11 @@ Each side is a process of its own, which first trains a small network of the sam
 compiled kernels are there; then it trains the network in question. Steps of all sides alternate. Run it with
 
     python -m benchmarks.torch_memory --json build/torch-memory.json
+    python -m benchmarks.torch_memory --model resnete18 --batch-size 32 --json build/torch-memory-resnete18.json
 
 ==================  ===================================================================================================
-plain               Algorithm 1 in PyTorch (``bnncore.nn.standard``): conv2d, max_pool2d, batch_norm, sign with mask
+plain               Algorithm 1 in PyTorch (``bnncore.nn.standard``, ``standard_residual``): conv2d, max_pool2d,
+                    batch_norm, sign with mask
 nn                  ``bnncore.nn``, the same loop
 nn, in backward     and weights updated in the backward pass (``update_in_backward``)
 nn, 16-bit          and under ``torch.autocast`` with bfloat16, in which gradients then travel between blocks
@@ -34,7 +36,12 @@ from bnncore.zoo import build
 
 MIB = 1 << 20
 SIDES = ("plain", "nn", "nn, in backward", "nn, 16-bit")
-SMALL = {"widths": (16, 16, 16), "dense_widths": (16,)}
+SMALL: dict[str, dict[str, Any]] = {
+    "binarynet": {"widths": (16, 16, 16), "dense_widths": (16,)},
+    "cnv": {"widths": (16, 16, 16), "dense_widths": (16,)},
+    "resnete18": {"input_shape": (64, 64, 3), "widths": (16, 16), "classes": 10},
+    "bireal18": {"input_shape": (64, 64, 3), "widths": (16, 16), "classes": 10},
+}
 STEP_SIZE = 1e-3
 
 
@@ -45,11 +52,11 @@ class Side:
         import torch
 
         from bnncore.nn import convert, update_in_backward
-        from bnncore.nn.standard import StandardNetwork
+        from bnncore.nn.standard_residual import standard_network
 
         torch.manual_seed(0)
         self.torch, self.name = torch, name
-        self.network: Any = StandardNetwork(spec) if name == "plain" else convert.network(spec)
+        self.network: Any = standard_network(spec) if name == "plain" else convert.network(spec)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=STEP_SIZE, fused=True)
         if name in SIDES[2:]:
             update_in_backward(self.optimizer)
@@ -109,7 +116,7 @@ def serve(name: str, model: str, batch_size: int, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    small = Side(name, build(model, **SMALL), 4)
+    small = Side(name, build(model, **SMALL[model]), 4)
     for _ in range(2):
         small.step()
     small.allocated_bytes()
@@ -182,7 +189,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="binarynet", choices=["binarynet", "cnv"])
+    parser.add_argument("--model", default="binarynet", choices=list(SMALL))
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=1)

@@ -136,9 +136,10 @@ class GradientSums:
             return grad.mul_(inverse.to(grad.dtype))
         mean_grad, mean_side = self.grad / count, (self.above - self.below) / count
         slope = self.moment * inverse / count  # mean of grad_x times x0
-        offsets = torch.stack([mean_grad + (side - mean_side) * slope for side in (0, 1, -1)]).to(grad.dtype)
-        offset = torch.where(sides == 1, offsets[1], torch.where(sides == 2, offsets[2], offsets[0]))
-        return grad.sub_(offset).mul_(inverse.to(grad.dtype))
+        # As a sum and a product in memory's order: choosing among three numbers of a channel takes twice the time.
+        side = (sides & 1).sub_(sides >> 1).view(torch.int8).to(grad.dtype)
+        grad.sub_((mean_grad - mean_side * slope).to(grad.dtype)).sub_(side.mul_(slope.to(grad.dtype)))
+        return grad.mul_(inverse.to(grad.dtype))
 
 
 def _round_up(value: Any, dtype: Any) -> Any:

@@ -26,7 +26,9 @@ from bnncore.nn.stream import LARGEST, add_to_stream, fix, sample_units
 
 __all__ = ["Pool", "Stem", "run_stem"]
 
-_LARGEST_SAMPLE, _BITS = 255, 14
+_LARGEST_SAMPLE, _BITS, _LOW_BITS = 255, 14, 7
+_MOST_FLOAT = 1 << 24
+"""Whole numbers up to here float32 holds exactly."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class _Products:
         if units is not None:
             most = _LARGEST_SAMPLE * weight[0].numel()
             self.fixed = fix(weight, largest_input=_LARGEST_SAMPLE, most=most, bits=_BITS)
-        self.weight = weight.to(self.dtype) if self.fixed is None else self.fixed.integers
+        self.weight = weight.to(self.dtype) if self.fixed is None else _halves(self.fixed.integers)
         size = stem.geometry.out_size((x.shape[2], x.shape[3]), (weight.shape[2], weight.shape[3]))
         self.shape = (len(x), *size, len(weight))
         kept = self.dtype if self.fixed is None else torch.int16
@@ -100,9 +102,23 @@ class _Products:
     def _multiply(self, rows: slice) -> Any:
         g, x = self.stem.geometry, self.x[rows].to(self.weight.dtype)
         if self.fixed is not None:
-            x.mul_(self.units)
+            x = x * self.units
         y = channels_last(functional.conv2d(x, self.weight, None, g.stride, g.padding, g.dilation, g.groups))
-        return y if self.fixed is None else y.mul(2.0**-self.fixed.shift).floor_()
+        if self.fixed is None:
+            return y
+        high, low = y.round().int().chunk(2, dim=-1)
+        return (high << _LOW_BITS).add_(low) >> self.fixed.shift
+
+
+def _halves(integers: Any) -> Any:
+    """Give whole weights as their high bits and their low ones, one behind the other: [2 N, ...].
+
+    The sums of either fit float32, unless a kernel reads more numbers than any stem does: then they are float64.
+    """
+    high = (integers * 2.0**-_LOW_BITS).floor_()
+    halves = torch.cat((high, integers - high * 2**_LOW_BITS))
+    fits = _LARGEST_SAMPLE * 2**_LOW_BITS * integers[0].numel() < _MOST_FLOAT
+    return halves.float() if fits else halves
 
 
 class _Stem(torch.autograd.Function):
@@ -113,7 +129,7 @@ class _Stem(torch.autograd.Function):
         with autocast_off(x):
             products = _Products(x, weight, stem)
             channels = norm.take_channels(products.y, scale=products.scale)
-            inner = _all_inner(products, channels, beta, LARGEST if second_norm is not None else stem.limit)
+            inner, _ = _all_inner(products, channels, beta, LARGEST if second_norm is not None else stem.limit)
             ctx.stem, ctx.uses_batch = stem, norm.uses_batch
             if second_norm is None:
                 ctx.save_for_backward(x, weight, beta, channels.mean, channels.mean_abs_dev, None, None)
@@ -134,50 +150,57 @@ class _Stem(torch.autograd.Function):
             grad = channels_last(grad_out.to(products.dtype)).clone(memory_format=torch.contiguous_format)
             grad_second = None
             has_second = second_mean is not None
-            if has_second or ctx.stem.has_relu:
-                inner = _all_inner(products, channels, beta, LARGEST if has_second else ctx.stem.limit)
-                if has_second:
-                    second = Channels(second_mean, second_mean_abs_dev)
-                    grad_second = _norm_backward(inner, grad, second, products.chunks, of_batch=of_batch)
-                if ctx.stem.has_relu:
-                    grad.mul_(inner > 0)
-                del inner
+            inner, choice = _all_inner(products, channels, beta, LARGEST if has_second else ctx.stem.limit)
+            if has_second:
+                second = Channels(second_mean, second_mean_abs_dev)
+                grad_second = _norm_backward(inner, grad, second, products.chunks, of_batch=of_batch)
+            if ctx.stem.has_relu:
+                grad.mul_(inner > 0)
+            del inner
             grad_x, grad_weight, grad_beta = _convolution_backward(
-                products, weight, channels, grad, of_batch=of_batch, needs_input=ctx.needs_input_grad[0]
+                products, weight, channels, grad, choice, of_batch=of_batch, needs_input=ctx.needs_input_grad[0]
             )
         return grad_x, grad_weight.to(weight.dtype), grad_beta.to(beta.dtype), grad_second, None, None, None
 
 
-def _all_inner(products: _Products, channels: Channels, beta: Any, limit: int) -> Any:
-    """Give what stands before the second norm, [B, P', Q', N]. The pool comes first: norm and ReLU are increasing."""
-    inner = None
+def _all_inner(products: _Products, channels: Channels, beta: Any, limit: int) -> tuple[Any, Any]:
+    """Give what stands before the second norm, [B, P', Q', N], and what the pool chose.
+
+    The pool comes first: norm and ReLU are increasing.
+    """
+    inner = choice = None
+    is_small = products.shape[1] * products.shape[2] <= torch.iinfo(torch.int16).max
     for rows in products.chunks():
-        y, _ = _pooled(products.real(rows), products.stem.pool)
+        y, chosen = _pooled(products.real(rows), products.stem.pool)
         part = add_to_stream(y, channels, beta, limit, is_positive=products.stem.has_relu)
         if inner is None:
             inner = part.new_empty((len(products.x), *part.shape[1:]))
+            if chosen is not None:
+                choice = torch.empty(inner.shape, dtype=torch.int16 if is_small else torch.int32, device=part.device)
         inner[rows] = part
-    return inner
+        if choice is not None:
+            choice[rows] = chosen
+    return inner, choice
 
 
 def _pooled(y: Any, pool: Pool | None) -> tuple[Any, Any]:
-    """Give the largest of each window and where it stands in the map; of equal ones, the first."""
+    """Give the largest of each window and where it stands in the map, channels last; of equal ones, the first."""
     if pool is None:
         return y, None
-    # Channel by channel: where channels lie last, PyTorch does not say which of equal numbers it takes.
-    planes = channels_second(y).contiguous()
-    largest, choice = functional.max_pool2d(planes, pool.window, pool.stride, pool.padding, return_indices=True)
-    return channels_last(largest), choice
+    largest, choice = functional.max_pool2d(
+        channels_second(y), pool.window, pool.stride, pool.padding, return_indices=True
+    )
+    return channels_last(largest), channels_last(choice)
 
 
-def _unpooled(grad: Any, choice: Any, size: tuple[int, int]) -> Any:
-    """Add each number of grad [b, P', Q', N] to the one of [b, P, Q, N] that was chosen."""
-    if choice is None:
+def _unpooled(grad: Any, choice: Any, y: Any, pool: Pool | None) -> Any:
+    """Add each number of grad [b, P', Q', N] to the one of y [b, P, Q, N] that was chosen."""
+    if pool is None:
         return grad.clone()
-    planes = channels_second(grad).flatten(2)
-    out = planes.new_zeros((*planes.shape[:2], size[0] * size[1]))
-    out.scatter_add_(2, choice.flatten(2), planes)
-    return channels_last(out.unflatten(2, size)).contiguous()
+    options = (pool.window, pool.stride, pool.padding, (1, 1), False)
+    planes = channels_second(grad), channels_second(y)
+    found = torch.ops.aten.max_pool2d_with_indices_backward(*planes, *options, channels_second(choice.long()))
+    return channels_last(found).contiguous()
 
 
 def _norm_backward(y: Any, grad: Any, channels: Channels, chunks: Any, *, of_batch: bool) -> Any:
@@ -192,22 +215,22 @@ def _norm_backward(y: Any, grad: Any, channels: Channels, chunks: Any, *, of_bat
 
 
 def _convolution_backward(
-    products: _Products, weight: Any, channels: Channels, grad: Any, *, of_batch: bool, needs_input: bool
+    products: _Products, weight: Any, channels: Channels, grad: Any, choice: Any, *, of_batch: bool, needs_input: bool
 ) -> tuple[Any, Any, Any]:
     """Give the gradients of x, the weights and beta from that of what leaves the first norm and the pool."""
     sums = GradientSums(channels, thresholds_of(channels, torch.zeros_like(channels.mean), products.dtype))
-    size, x, g = products.shape[1:3], products.x, products.stem.geometry
+    x, g, pool = products.x, products.stem.geometry, products.stem.pool
     sides = torch.empty(products.shape, dtype=torch.uint8, device=x.device)
     for rows in products.chunks():
         y = products.real(rows)
-        sides[rows] = sums.add(y, _unpooled(grad[rows], _pooled(y, products.stem.pool)[1], size))
+        sides[rows] = sums.add(y, _unpooled(grad[rows], choice if choice is None else choice[rows], y, pool))
     grad_x = torch.empty(x.shape, dtype=products.dtype, device=x.device) if needs_input else None
-    real = products.weight if products.fixed is None else products.fixed.real(products.dtype)
+    real = weight.to(products.dtype) if products.fixed is None else products.fixed.real(products.dtype)
     grad_weight = None
     for rows in products.chunks():
-        choice = _pooled(products.real(rows), products.stem.pool)[1]
-        own = sums.apply(_unpooled(grad[rows], choice, size), sides[rows], of_batch=of_batch)
-        own = channels_second(own)
+        chosen = choice if choice is None else choice[rows]
+        own = _unpooled(grad[rows], chosen, products.real(rows), pool)
+        own = channels_second(sums.apply(own, sides[rows], of_batch=of_batch))
         part = x[rows].to(products.dtype)
         found = conv2d_weight(part, weight.shape, own, g.stride, g.padding, g.dilation, g.groups)
         grad_weight = found if grad_weight is None else grad_weight.add_(found)
