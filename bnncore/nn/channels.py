@@ -39,7 +39,7 @@ def measure(y: Any) -> Channels:
     """Take the statistics of y [..., N] over all but its last dimension. Memory: a few chunks in float64."""
     y = y.flatten(0, -2)
     count = len(y)
-    total: Any = sum(part.sum(0, dtype=torch.float64) for part in _rows(y))
+    total = _total(y)
     deviation: Any = sum((part.double() * count - total).abs_().sum(0) for part in _rows(y))
     return Channels(total / count, deviation / (float(count) * count))
 
@@ -120,8 +120,8 @@ class GradientSums:
         above, below = self.thresholds.is_above(y), self.thresholds.is_below(y)
         centred = y.to(grad.dtype) - self.channels.mean.to(grad.dtype)
         self.count += len(y)
-        self.grad = self.grad + flat.sum(0, dtype=torch.float64)
-        self.moment = self.moment + centred.mul_(flat).sum(0, dtype=torch.float64)
+        self.grad = self.grad + _total(flat)
+        self.moment = self.moment + _total(centred.mul_(flat))
         self.above = self.above + above.sum(0)
         self.below = self.below + below.sum(0)
         return (above.view(torch.uint8) + below.view(torch.uint8).mul_(2)).view(grad.shape)
@@ -146,6 +146,11 @@ def _round_up(value: Any, dtype: Any) -> Any:
     """Give the smallest number of ``dtype`` that is not below float64 ``value``."""
     rounded = value.to(dtype)
     return torch.where(rounded < value, torch.nextafter(rounded, torch.full_like(rounded, torch.inf)), rounded)
+
+
+def _total(y: Any) -> Any:
+    """Add y [J, N] up in float64, a chunk at a time, since PyTorch copies all of what it adds in another type."""
+    return sum(part.sum(0, dtype=torch.float64) for part in _rows(y))
 
 
 def _rows(y: Any) -> Iterator[Any]:

@@ -42,7 +42,7 @@ class Geometry:
 
 def binarize(weight: Any, dtype: Any) -> Any:
     """Give the sign of latent weights, +1 and -1 of ``dtype``; sign(0) = +1."""
-    return torch.where(weight < 0, -torch.ones((), dtype=dtype, device=weight.device), 1).to(dtype)
+    return (weight < 0).to(dtype).mul_(-2).add_(1)
 
 
 class Signs:
@@ -69,7 +69,7 @@ class Signs:
         if self._kernels is not None and self._kernels.dtype == dtype:
             return self._kernels
         kernels = binarize(self.weight, dtype).contiguous(memory_format=torch.channels_last)
-        if kernels.nbytes <= 2 * chunk_bytes(self.weight.device.type):
+        if kernels.nbytes <= 8 * chunk_bytes(self.weight.device.type):
             self._kernels = kernels
         return kernels
 
