@@ -171,7 +171,7 @@ def _start(name: str, options: argparse.Namespace) -> tuple[subprocess.Popen[str
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run all sides; give a row for each."""
-    started = {name: _start(name, options) for name in SIDES}
+    started = {name: _start(name, options) for name in SIDES if name in options.sides}
     try:
         rows = [{"side": name, **ask("memory")} for name, (_, ask) in started.items()]
         rounds = [{name: ask("step")["seconds"] for name, (_, ask) in started.items()} for _ in range(options.rounds)]
@@ -193,12 +193,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="always with plain, the first")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         serve(options.side, options.model, options.batch_size, options.threads)
         return
+    options.sides = ["plain", *options.sides]
     rows = compare(options)
     print(f"{'':<17}{'kept':>15}{'allocated':>17}{'resident':>17}{'CPU s a step':>19}")
     for row in rows:

@@ -7,13 +7,19 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks.torch_memory import SIDES, Side
-from bnncore.zoo import binarynet
+from bnncore.zoo import binarynet, resnete18
 
 
 def test_binarynet_keeps_a_hundredth_of_what_pytorch_keeps() -> None:
     plain, ours = (Side(name, binarynet(), 10).kept_bytes() for name in SIDES[:2])
 
     assert plain >= 100 * ours  # 25 is what was asked for
+
+
+def test_resnete18_keeps_a_twenty_fifth_of_what_pytorch_keeps() -> None:
+    plain, ours = (Side(name, resnete18(), 4).kept_bytes() for name in SIDES[:2])
+
+    assert plain >= 25 * ours
 
 
 def test_a_step_allocates_less_with_every_way_to_save() -> None:
