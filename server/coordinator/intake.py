@@ -7,11 +7,13 @@ with the number of devices that send at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bnncore.codec import get_codec
 from bnncore.errors import IncompatibleError
@@ -123,7 +125,7 @@ class Intake:
                 await self._write_chunks(active, header, chunks, writer)
                 async with self._decoding:
                     update = await asyncio.to_thread(_decode, spec, header, writer)
-                    return await active.offer(Upload(header, writer, update))
+                    return await _to_the_end(active.offer(Upload(header, writer, update)))
             except UpdateRejected as error:
                 return await active.refuse(header, str(error))
         finally:
@@ -171,6 +173,17 @@ class Intake:
         )
         await self._disk.run(storage.record_update, row)
         return late
+
+
+async def _to_the_end(offer: Coroutine[Any, Any, SubmitAnswer]) -> SubmitAnswer:
+    """Wait for the round's word even when the call is cancelled: it may be keeping the payload at this moment."""
+    task = asyncio.ensure_future(offer)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
 
 
 def _decode(spec: ModelSpec, header: UpdateHeader, writer: BlobWriter) -> Update:

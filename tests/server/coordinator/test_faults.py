@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.errors import ConfigurationError
 from server.coordinator import JobState
 from server.coordinator.coordinator import Coordinator
+from server.storage.blobs import LocalBlobWriter
 from tests.server.conftest import OpenHouse, make_job, until
 from tests.server.scripted import ScriptedDevice, connected
 
@@ -77,6 +79,34 @@ async def test_a_fault_of_the_disk_is_waited_out(open_house: OpenHouse, part: st
         view = await house.get(f"/api/v1/jobs/{job.job_id}")
 
     assert (view["state"], round_["state"], round_["accepted"]) == ("COMPLETED", "COMMITTED", 2)
+
+
+async def test_a_device_that_breaks_off_while_its_update_is_kept_disturbs_nobody(
+    open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeping, may_keep, keep = threading.Event(), threading.Event(), LocalBlobWriter.keep
+
+    def slow_keep(writer: LocalBlobWriter) -> str:
+        keeping.set()
+        assert may_keep.wait(20)
+        return keep(writer)
+
+    async with open_house() as house, connected(house.address, "a", "b") as (a, b):
+        await house.coordinator.jobs.create(make_job(rounds=1))
+        task = await a.next_task()
+        payload = await a.train(task)
+        monkeypatch.setattr(LocalBlobWriter, "keep", slow_keep)
+        broken_off = asyncio.create_task(a.submit(task, payload))
+        await until(keeping.is_set)
+        broken_off.cancel()
+        await asyncio.sleep(0.3)  # for the cancellation to arrive
+        may_keep.set()
+        again = await a.submit(task, payload)
+        await b.work(1)
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+
+    assert again.status == pb.SUBMIT_STATUS_DUPLICATE
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_payload_lost_on_disk_is_asked_for_again(open_house: OpenHouse) -> None:
