@@ -2,5 +2,5 @@
 #if defined(__x86_64__)
 #include "loops_inl.h"
 
-BITFLEET_DEFINE_FIXED_POINT_KERNELS(avx2, __attribute__((target("avx2"))))
+BITFLEET_DEFINE_FIXED_POINT_KERNELS(avx2, 8, __attribute__((target("avx2"))))
 #endif

@@ -13,38 +13,44 @@
 
 namespace bitfleet::loops {
 
-// Vectors of the compiler's own, which it splits where registers are shorter.
-constexpr int kLanes16 = 16;
-using Shorts = int16_t __attribute__((vector_size(2 * kLanes16)));
-using Ints = int32_t __attribute__((vector_size(4 * kLanes16)));
+// Vectors of the compiler's own, of as many sums as a register of the instruction set holds: of wider ones it makes
+// copies through memory.
+template <int kLanes>
+struct Vectors {
+  typedef int16_t Shorts __attribute__((vector_size(sizeof(int16_t) * kLanes)));
+  typedef int32_t Ints __attribute__((vector_size(sizeof(int32_t) * kLanes)));
+};
 
-BITFLEET_INLINE void add_product(Ints& sum, const int16_t* x, int32_t weight) {
-  Shorts values;
+template <int kLanes>
+BITFLEET_INLINE void add_product(typename Vectors<kLanes>::Ints& sum, const int16_t* x, int32_t weight) {
+  typename Vectors<kLanes>::Shorts values;
   std::memcpy(&values, x, sizeof(values));
-  sum += __builtin_convertvector(values, Ints) * weight;
+  sum += __builtin_convertvector(values, typename Vectors<kLanes>::Ints) * weight;
 }
 
+template <int kLanes>
 BITFLEET_INLINE void multiply(const int16_t* x, const int32_t* offsets, const int16_t* weights, int terms, int count,
                               int32_t* out) {
+  using Ints = typename Vectors<kLanes>::Ints;
   int i = 0;
-  for (; i + 4 * kLanes16 <= count; i += 4 * kLanes16) {
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
     Ints a{}, b{}, c{}, d{};
     for (int t = 0; t < terms; ++t) {
       const int16_t* source = x + offsets[t] + i;
       const int32_t weight = weights[t];
-      add_product(a, source, weight);
-      add_product(b, source + kLanes16, weight);
-      add_product(c, source + 2 * kLanes16, weight);
-      add_product(d, source + 3 * kLanes16, weight);
+      add_product<kLanes>(a, source, weight);
+      add_product<kLanes>(b, source + kLanes, weight);
+      add_product<kLanes>(c, source + 2 * kLanes, weight);
+      add_product<kLanes>(d, source + 3 * kLanes, weight);
     }
     std::memcpy(out + i, &a, sizeof(a));
-    std::memcpy(out + i + kLanes16, &b, sizeof(b));
-    std::memcpy(out + i + 2 * kLanes16, &c, sizeof(c));
-    std::memcpy(out + i + 3 * kLanes16, &d, sizeof(d));
+    std::memcpy(out + i + kLanes, &b, sizeof(b));
+    std::memcpy(out + i + 2 * kLanes, &c, sizeof(c));
+    std::memcpy(out + i + 3 * kLanes, &d, sizeof(d));
   }
-  for (; i + kLanes16 <= count; i += kLanes16) {
+  for (; i + kLanes <= count; i += kLanes) {
     Ints a{};
-    for (int t = 0; t < terms; ++t) add_product(a, x + offsets[t] + i, weights[t]);
+    for (int t = 0; t < terms; ++t) add_product<kLanes>(a, x + offsets[t] + i, weights[t]);
     std::memcpy(out + i, &a, sizeof(a));
   }
   for (; i < count; ++i) {
@@ -108,13 +114,14 @@ BITFLEET_INLINE QuantiseResult stream_gradient(const int32_t* __restrict way, co
 
 }  // namespace bitfleet::loops
 
-// Defines the kernels of one instruction set in namespace `isa`; `target` is its function attribute (may be empty).
-#define BITFLEET_DEFINE_FIXED_POINT_KERNELS(isa, target)                                                            \
+// Defines the kernels of one instruction set in namespace `isa`, whose registers hold `lanes` int32; `target` is its
+// function attribute (may be empty).
+#define BITFLEET_DEFINE_FIXED_POINT_KERNELS(isa, lanes, target)                                                     \
   namespace bitfleet::isa {                                                                                         \
   namespace {                                                                                                       \
   target void multiply(const int16_t* x, const int32_t* offsets, const int16_t* weights, int terms, int count,      \
                        int32_t* out) {                                                                              \
-    loops::multiply(x, offsets, weights, terms, count, out);                                                        \
+    loops::multiply<lanes>(x, offsets, weights, terms, count, out);                                                 \
   }                                                                                                                 \
   target void dot(const int16_t* x, const int32_t* offsets, int terms, const int16_t* grad, int count,              \
                   int64_t* sums) {                                                                                  \

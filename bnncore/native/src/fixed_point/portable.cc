@@ -1,3 +1,3 @@
 #include "loops_inl.h"
 
-BITFLEET_DEFINE_FIXED_POINT_KERNELS(portable, )
+BITFLEET_DEFINE_FIXED_POINT_KERNELS(portable, 4, )
