@@ -12,6 +12,7 @@ import pytest
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.codec import get_state_codec
 from bnncore.state import State
+from server.coordinator.round import Phase
 from server.coordinator.versions import read_deployed_state, read_state
 from server.jobs import JobConfig
 from tests.server.conftest import House, OpenHouse, make_job, until
@@ -140,9 +141,9 @@ async def test_a_carried_device_that_fails_is_given_a_new_task(open_house: OpenH
         slow = await c.next_task()
         await asyncio.gather(play(a), play(b))
         await committed(house, job_id, 1)
-        await until(lambda: active_cohort(house) == set("abc"))
+        await until(lambda: carried(house, 2) == {"c"})
         await c.report(slow, pb.TASK_OUTCOME_FAILED, "out of memory")
-        await until(lambda: "c" not in carried(house))
+        await until(lambda: carried(house, 2) == set())
         await asyncio.gather(play(a), play(b))
         await committed(house, job_id, 2)
         while (task := await c.next_task()).round_number < 3:
@@ -153,16 +154,13 @@ async def test_a_carried_device_that_fails_is_given_a_new_task(open_house: OpenH
     assert [row["c"] for row in said[:3]] == ["FAILED", "FAILED", "ACCEPTED"]
 
 
-def active_cohort(house: House) -> set[str]:
+def carried(house: House, number: int) -> set[str] | None:
+    """Return the carried members of a round that is collecting, None when it is not."""
     runner = house.coordinator.running_job
-    return set() if runner is None or runner.active is None else set(runner.active._round.cohort)
-
-
-def carried(house: House) -> set[str]:
-    runner = house.coordinator.running_job
-    assert runner is not None
-    assert runner.active is not None
-    return set(runner.active._collection.carried)
+    active = None if runner is None else runner.active
+    if active is None or active.round_number != number or active._round.phase is not Phase.COLLECTING:
+        return None
+    return set(active._collection.carried)
 
 
 async def test_the_last_round_carries_nobody_on(open_house: OpenHouse) -> None:
