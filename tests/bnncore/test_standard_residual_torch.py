@@ -159,6 +159,7 @@ class TorchAdam:
             self.values[name].clamp_(-1, 1)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("spec", "batch"),
     [
