@@ -16,13 +16,19 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["TASK_FILE", "UPDATE_FILE", "EventWriter", "bind_to_parent", "child_parser"]
+__all__ = ["FEEDBACK_FILE", "MODEL_FILE", "TASK_FILE", "UPDATE_FILE", "EventWriter", "bind_to_parent", "child_parser"]
 
 TASK_FILE = "task.json"
 """What a trainer is to do, in the task's folder."""
 
 UPDATE_FILE = "update.safetensors"
 """The update's payload, which a trainer leaves there."""
+
+MODEL_FILE = "model.safetensors"
+"""The task's model, which a trainer leaves there when it made it by steps from an older one."""
+
+FEEDBACK_FILE = "feedback.safetensors"
+"""What the update's codec could not carry, which a trainer leaves there for the job's next update."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -13,6 +13,7 @@ from bitfleet.v1 import fleet_pb2 as wire
 from edge_client.backoff import backoff
 from edge_client.errors import LinkError, TaskFailedError
 from edge_client.link import Link
+from edge_client.model_cache import ModelCache
 from edge_client.state_dir import PendingUpdate, StateDir
 from edge_client.transport import FleetStream, Transport
 
@@ -40,11 +41,16 @@ class Courier:
         self._state = state
         self._device_id = device_id
 
-    async def fetch_model(self, task: wire.Task) -> tuple[Path, int]:
-        """Bring a task's model into the cache; an unfinished download goes on where it stopped.
+    async def fetch(self, cache: ModelCache, digest: str, total_bytes: int) -> tuple[Path, int]:
+        """Bring the payload of a model or a step into its cache; an unfinished download goes on where it stopped.
+
+        Args:
+          cache: where it belongs.
+          digest: SHA-256 in lower-case hex.
+          total_bytes: its announced size.
 
         Returns:
-          The payload's file, checked against the task's digest, and the bytes that were downloaded for it now.
+          The payload's file, checked against the digest, and the bytes that were downloaded for it now.
 
         Raises:
           TaskFailedError: the coordinator does not have it, or sends other bytes than the digest names, twice.
@@ -57,11 +63,11 @@ class Courier:
             received += num_bytes
 
         for _ in range(2):
-            await self._persist("download", lambda stream: self._download(task, count))
-            path = self._state.models.complete(task.model_digest)
+            await self._persist("download", lambda stream: self._download(cache, digest, total_bytes, count))
+            path = cache.complete(digest)
             if path is not None:
                 return path, received
-            logger.warning("download does not have the task's digest task=%s", task.task_id)
+            logger.warning("download does not have its digest digest=%s", digest)
         raise TaskFailedError("the model's bytes do not have the digest that the task names, downloaded twice")
 
     async def deliver(self, update: PendingUpdate) -> wire.SubmitUpdateResponse:
@@ -73,13 +79,12 @@ class Courier:
         """
         return await self._persist("upload", lambda stream: self._submit(update, stream))
 
-    async def _download(self, task: wire.Task, count: Callable[[int], None]) -> None:
-        models, digest, total = self._state.models, task.model_digest, task.model_bytes
-        if models.partial_bytes(digest) > total:
-            models.discard_partial(digest)
-        offset = models.partial_bytes(digest)
+    async def _download(self, cache: ModelCache, digest: str, total: int, count: Callable[[int], None]) -> None:
+        if cache.partial_bytes(digest) > total:
+            cache.discard_partial(digest)
+        offset = cache.partial_bytes(digest)
         try:
-            with models.open_partial(digest) as file:
+            with cache.open_partial(digest) as file:
                 pieces = self._transport.download(self._device_id, digest, offset)
                 async with contextlib.aclosing(pieces):
                     while offset < total:
@@ -92,7 +97,7 @@ class Courier:
                             raise TaskFailedError(f"the model is longer than the {total} bytes announced")
                         file.write(piece)
         except (OSError, TaskFailedError):
-            models.discard_partial(digest)
+            cache.discard_partial(digest)
             raise
 
     async def _submit(self, update: PendingUpdate, stream: FleetStream) -> wire.SubmitUpdateResponse:

@@ -1,7 +1,7 @@
-"""Model payloads on the device's disk, by digest: what is cached need not be downloaded again.
+"""Payloads of models and steps on the device's disk, by digest: what is cached need not be downloaded again.
 
 A payload is in the cache only when it is whole and its digest was checked. A download in progress is a ``.part``
-beside it, so that a broken one goes on where it stopped, after a restart too. The newest ``CAPACITY`` payloads stay.
+beside it, so that a broken one goes on where it stopped, after a restart too. The newest ``capacity`` payloads stay.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from typing import BinaryIO
 from bnncore.durable import sync_folder
 from edge_client.errors import TaskFailedError
 
-__all__ = ["CAPACITY", "ModelCache"]
+__all__ = ["CAPACITY", "STEP_CAPACITY", "ModelCache"]
 
 CAPACITY = 2
-"""Payloads kept: the model at hand and the one before, which a task that is sent again may still name."""
+"""Models kept: the one at hand and the one before, which a task that is sent again may still name."""
+
+STEP_CAPACITY = 16
+"""Steps kept: more than lead to any model, since together they have fewer bytes than it."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 1 << 16
 
 
 class ModelCache:
-    """Payloads in one folder, bounded to ``CAPACITY``."""
+    """Payloads in one folder, bounded to ``capacity``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, capacity: int = CAPACITY) -> None:
         self.root = root
+        self._capacity = capacity
 
     def find(self, digest: str) -> Path | None:
         """Look a payload up; None when it has to be downloaded.
@@ -68,14 +72,17 @@ class ModelCache:
         Raises:
           OSError: the disk refused.
         """
-        part = self._part(digest)
-        if _digest_of(part) != digest:
-            part.unlink()
+        return self.adopt(digest, self._part(digest))
+
+    def adopt(self, digest: str, file: Path) -> Path | None:
+        """Move a file into the cache, if its bytes are the ones that the digest names; see ``complete``."""
+        if _digest_of(file) != digest:
+            file.unlink()
             return None
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
         path = self._path(digest)
-        os.rename(part, path)
+        os.rename(file, path)
         sync_folder(self.root)
         self._evict(path)
         return path
@@ -91,7 +98,7 @@ class ModelCache:
     def _evict(self, newest: Path) -> None:
         others = [path for path in self.root.glob("*.safetensors") if path != newest]
         others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in others[CAPACITY - 1 :]:
+        for path in others[self._capacity - 1 :]:
             path.unlink()
 
     def _path(self, digest: str) -> Path:

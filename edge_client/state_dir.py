@@ -4,7 +4,9 @@
 
     lock              held by the one agent that may write here; its PID, for people
     device_id         the device's lasting name
-    models/           payloads by digest (model_cache.py)
+    models/           payloads of models by digest (model_cache.py)
+    steps/            payloads of steps between models, the same way
+    feedback/         by job: what its last accepted update could not carry
     task/             of the task at hand; emptied when another one starts
     pending/          an update on its way to the coordinator: complete or absent
     outbox.jsonl      the ledger of what left (outbox.py)
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -28,14 +31,16 @@ from pathlib import Path
 from typing import Any
 
 from bnncore.durable import replace_file, sync_folder
-from edge_client.child import UPDATE_FILE
+from edge_client.child import FEEDBACK_FILE, UPDATE_FILE
 from edge_client.errors import StateFolderError
-from edge_client.model_cache import ModelCache
+from edge_client.model_cache import STEP_CAPACITY, ModelCache
 from edge_client.outbox import Outbox
 
 __all__ = ["PendingUpdate", "StateDir"]
 
 _HEADER_FILE = "header.json"
+_FEEDBACK_JOBS = 4
+"""Jobs whose feedback is kept."""
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.1
 
@@ -68,8 +73,10 @@ class StateDir:
         self.root = root
         self.task = root / "task"
         self.models = ModelCache(root / "models")
+        self.steps = ModelCache(root / "steps", STEP_CAPACITY)
         self.outbox = Outbox(root / "outbox.jsonl")
         self._pending = root / "pending"
+        self._feedback = root / "feedback"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -183,6 +190,31 @@ class StateDir:
     def pending_file(self) -> Path:
         """The pending update's payload."""
         return self._pending / UPDATE_FILE
+
+    def feedback(self, job_id: str) -> Path:
+        """Name the file of what a job's last accepted update could not carry; there is none before the first."""
+        # Named by a digest: the job's id comes from the coordinator.
+        return self._feedback / f"{hashlib.sha256(job_id.encode()).hexdigest()}.safetensors"
+
+    def settle_feedback(self, job_id: str) -> None:
+        """Let what the pending update could not carry take the place of the job's earlier: the update was accepted.
+
+        Comes before ``drop_pending``; done again after a power cut it changes nothing. The files of the jobs that were
+        settled last stay.
+
+        Raises:
+          OSError: the disk refused.
+        """
+        newest = self._pending / FEEDBACK_FILE
+        if not newest.exists():
+            return
+        self._feedback.mkdir(exist_ok=True)
+        os.rename(newest, self.feedback(job_id))
+        sync_folder(self._feedback)
+        sync_folder(self._pending)
+        others = sorted(self._feedback.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in others[_FEEDBACK_JOBS:]:
+            path.unlink()
 
     def drop_pending(self) -> None:
         """Remove the pending update; a power cut leaves it whole or gone."""

@@ -1,7 +1,8 @@
 """The child that trains: ``python -m edge_client.trainer --parent PID TASK_DIR``.
 
 Reads ``task.json`` in the task's folder, trains the model on the device's own data and leaves ``update.safetensors``
-there, complete or absent. Prints its progress and, last, its outcome as events (``child.EventWriter``):
+there, complete or absent; also the model, where it was made by steps, and the feedback for the job's next update, where
+the codec could not say all. Prints its progress and, last, its outcome as events (``child.EventWriter``):
 
 * ``{"outcome": "done", ...}`` with what an update's header needs;
 * ``{"outcome": "declined" | "failed" | "model_missing", "reason": ...}``.
@@ -23,8 +24,20 @@ from typing import Any
 from bnncore.codec import payload_digest
 from bnncore.data import open_dataset
 from bnncore.durable import replace_file
+from bnncore.errors import IncompatibleError
 from bnncore.federated import EngineShelf, LocalTask, LocalTraining, train_locally
-from edge_client.child import TASK_FILE, UPDATE_FILE, EventWriter, bind_to_parent, child_parser
+from bnncore.federated.feedback import read_feedback, write_feedback
+from bnncore.spec import ModelSpec
+from bnncore.state import State
+from edge_client.child import (
+    FEEDBACK_FILE,
+    MODEL_FILE,
+    TASK_FILE,
+    UPDATE_FILE,
+    EventWriter,
+    bind_to_parent,
+    child_parser,
+)
 from edge_client.errors import ModelMissingError, TaskDeclinedError, TaskError, TaskFailedError, public_reason
 from edge_client.pss import peak_pss_bytes
 
@@ -72,9 +85,18 @@ def train_task(task: dict[str, Any], folder: Path, events: EventWriter) -> dict[
         training=LocalTraining(**task["training"]),
     )
     model = None if task["model_path"] is None else Path(task["model_path"]).read_bytes()
+    steps = [Path(path).read_bytes() for path in task["step_paths"]]
+    spec = ModelSpec.from_json(task["spec_json"])
+    feedback = None if task["feedback_path"] is None else _feedback(Path(task["feedback_path"]), spec)
     root = task["data"]["root"]
     with open_dataset(task["data"]["name"], Path(root) if root else None, split="train") as dataset:
-        update = train_locally(local_task, model, dataset, EngineShelf(task["threads"]), _progress(events))
+        shelf = EngineShelf(task["threads"])
+        update = train_locally(local_task, model, dataset, shelf, _progress(events), steps=steps, feedback=feedback)
+    if update.model is not None:
+        with replace_file(folder / MODEL_FILE) as file:
+            file.write(update.model)
+    if update.feedback is not None:
+        write_feedback(folder / FEEDBACK_FILE, spec, update.feedback)
     with replace_file(folder / UPDATE_FILE) as file:
         file.write(update.payload)
     return {
@@ -88,6 +110,15 @@ def train_task(task: dict[str, Any], folder: Path, events: EventWriter) -> dict[
         "training_seconds": update.training_seconds,
         "peak_pss_bytes": peak_pss_bytes(),
     }
+
+
+def _feedback(path: Path, spec: ModelSpec) -> State | None:
+    """Read what this job's last accepted update could not say; it is left out where the disk has damaged it."""
+    try:
+        return read_feedback(path, spec)
+    except IncompatibleError as error:
+        logger.warning("the feedback of the last update is left out: %s", error)
+        return None
 
 
 def _progress(events: EventWriter) -> Callable[[int, int], None]:

@@ -15,12 +15,11 @@ import json
 import logging
 from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from bitfleet.v1 import fleet_pb2 as wire
 from bnncore.durable import replace_file
-from edge_client.child import TASK_FILE
+from edge_client.child import MODEL_FILE, TASK_FILE
 from edge_client.courier import Courier, status_name
 from edge_client.errors import (
     ModelMissingError,
@@ -31,6 +30,7 @@ from edge_client.errors import (
     public_reason,
 )
 from edge_client.link import Link
+from edge_client.model_source import ModelSource, download_model, find_model
 from edge_client.outbox import utc_now
 from edge_client.settings import ClientSettings
 from edge_client.state_dir import PendingUpdate, StateDir
@@ -41,7 +41,7 @@ __all__ = ["Activity", "Worker"]
 logger = logging.getLogger(__name__)
 
 LEDGER_RETRY_S = 30.0
-"""Between two tries to write the ledger; nothing may leave before it is written."""
+"""Between two tries to write what must be on the disk before the work goes on: the ledger, an update's feedback."""
 
 _FROM_TRAINER = (
     *("update_digest", "total_bytes", "num_examples", "codec"),
@@ -189,18 +189,19 @@ class Worker:
 
     async def _make_update(self, task: wire.Task) -> None:
         logger.info("task begins task=%s round=%d steps=%d", task.task_id, task.round_number, self.activity.total_steps)
-        model = self._state.models.find(task.model_digest)
-        downloaded = 0
-        if model is None and not task.HasField("initial_seed"):
-            model, downloaded = await self._courier.fetch_model(task)
+        source = await find_model(task, self._state, self._courier)
+        downloaded = source.downloaded_bytes
         try:
-            result = await self._run_trainer(task, model)
+            result = await self._run_trainer(task, source)
         except ModelMissingError as error:
             logger.warning("%s; downloading it task=%s", error, task.task_id)
-            self._state.models.discard(task.model_digest)
             self.activity.state = wire.DEVICE_STATE_DOWNLOADING
-            model, downloaded = await self._courier.fetch_model(task)
-            result = await self._run_trainer(task, model)
+            source = await download_model(task, self._state, self._courier)
+            downloaded += source.downloaded_bytes
+            result = await self._run_trainer(task, source)
+        stepped = self._state.task / MODEL_FILE
+        if stepped.exists():
+            self._state.models.adopt(task.model_digest, stepped)
         self._state.keep_pending(
             PendingUpdate(
                 task_id=task.task_id,
@@ -212,11 +213,11 @@ class Worker:
             )
         )
 
-    async def _run_trainer(self, task: wire.Task, model: Path | None) -> TrainingResult:
+    async def _run_trainer(self, task: wire.Task, source: ModelSource) -> TrainingResult:
         """Have the task trained; once more when the trainer was killed, since memory may be there again."""
         for last_try in (False, True):
             with replace_file(self._state.new_task() / TASK_FILE) as file:
-                file.write(json.dumps(self._task_file(task, model)).encode())
+                file.write(json.dumps(self._task_file(task, source)).encode())
             self.activity.state = wire.DEVICE_STATE_TRAINING
             try:
                 return await run_trainer(self._state.task, on_step=self._on_step)
@@ -226,14 +227,17 @@ class Worker:
                 logger.warning("%s Trying once more task=%s", error, task.task_id)
         raise AssertionError("the last try returns or raises")
 
-    def _task_file(self, task: wire.Task, model: Path | None) -> dict[str, Any]:
+    def _task_file(self, task: wire.Task, source: ModelSource) -> dict[str, Any]:
         training = task.training
         settings = self._settings
+        feedback = self._state.feedback(task.job_id)
         return {
             "device_id": self._device_id,
             "round_number": task.round_number,
             "model_digest": task.model_digest,
-            "model_path": None if model is None else str(model),
+            "model_path": None if source.base is None else str(source.base),
+            "step_paths": [str(path) for path in source.steps],
+            "feedback_path": str(feedback) if feedback.exists() else None,
             "initial_seed": task.initial_seed,
             "spec_json": task.spec_json,
             "down_codec": task.down_codec,
@@ -247,6 +251,7 @@ class Worker:
                 "step_scale": training.step_scale,
                 "seed": training.seed,
                 "proximal_mu": training.proximal_mu,
+                "statistics_batches": training.statistics_batches,
             },
             "data": {"name": settings.dataset, "root": None if settings.data is None else str(settings.data)},
             "threads": settings.threads,
@@ -266,8 +271,10 @@ class Worker:
             except TaskFailedError:
                 self._state.drop_pending()
                 raise
-        self._state.drop_pending()
         status = status_name(answer)
+        if status in ("ACCEPTED", "DUPLICATE"):
+            await self._settle_feedback(update)
+        self._state.drop_pending()
         logger.log(
             logging.INFO if status in ("ACCEPTED", "DUPLICATE") else logging.WARNING,
             "update %s task=%s round=%d bytes=%d seconds=%.2f peak_pss_bytes=%d loss=%.4f reason=%s",
@@ -275,3 +282,12 @@ class Worker:
             *(update.peak_pss_bytes, update.loss, answer.reason or "-"),
         )
         self._state.note_last_task({**asdict(update), "at": utc_now(), "outcome": status, "reason": answer.reason})
+
+    async def _settle_feedback(self, update: PendingUpdate) -> None:
+        """Keep what an accepted update could not say; until that is on the disk the update stays pending."""
+        while True:
+            try:
+                return self._state.settle_feedback(update.job_id)
+            except OSError as error:
+                logger.error("what the update could not say cannot be kept, so the update waits: %s", error)
+                await asyncio.sleep(LEDGER_RETRY_S)

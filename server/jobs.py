@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from bnncore.codec import get_state_codec
+from bnncore.codec import PayloadKind, get_codec
 from bnncore.errors import BitfleetError, ConfigurationError, SpecError
 from bnncore.spec import ModelSpec
 from bnncore.zoo import build
@@ -26,6 +26,20 @@ _ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+CLOSING_CODEC = "float32"
+"""The codec of statistics that travel alone."""
+
+_RECIPES: dict[str, dict[str, Any]] = {
+    "onebit": {
+        "up_codec": "sign",
+        "down_codec": "sign",
+        "statistics_batches": 20,
+        "strategy_params": {"server_step": 2.0},
+    }
+}
+"""What a recipe stands for; docs/federation.md has the experiments behind it."""
 
 
 class ModelChoice(_Part):
@@ -73,6 +87,8 @@ class JobConfig(_Part):
     strategy_params: dict[str, float] = Field(default_factory=dict, validate_default=True)
     up_codec: str = "int8"
     down_codec: str = "int8"
+    statistics_batches: int = Field(default=0, ge=0, le=10_000)
+    recipe: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**64)
     evaluation: EvaluationChoice | None = None
     target_accuracy: float | None = Field(default=None, gt=0, le=100)
@@ -83,6 +99,14 @@ class JobConfig(_Part):
     def _complete(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
         """Check the strategy's parameters and add those that were not given."""
         return make_strategy(info.data["strategy"], value).parameters() if "strategy" in info.data else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_recipe(cls, value: Any) -> Any:
+        """Fill in what the recipe says, where the job does not say it itself."""
+        if isinstance(value, dict) and isinstance(recipe := value.get("recipe"), str):
+            return {**recipe_of(recipe), **value}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,8 +120,12 @@ class JobConfig(_Part):
             raise ValueError("target_accuracy (percent of the held-out set) needs an evaluation")
         if self.late_rounds and self.quorum is None:
             raise ValueError(f"strategy {self.strategy!r} needs quorum: the updates at which a round ends")
-        get_state_codec(self.up_codec)
-        get_state_codec(self.down_codec)
+        for direction, name in (("up_codec", self.up_codec), ("down_codec", self.down_codec)):
+            if get_codec(name).is_difference and not self.statistics_batches:
+                raise ValueError(
+                    f"{direction} {name!r} writes differences, which running statistics do not follow; "
+                    "set statistics_batches (20 is usual)"
+                )
         spec = self.spec
         if spec.residual is not None:
             raise SpecError(f"model {spec.name!r} is a residual network, which a fleet cannot merge yet. Take a chain")
@@ -138,6 +166,19 @@ class JobConfig(_Part):
         """Say whether devices that are still training when a round ends go on, for a later one."""
         return self.late_rounds > 0 and round_number < self.rounds
 
+    @property
+    def exchanges(self) -> int:
+        """Rounds, and one more without training where devices take the statistics of the model that they are sent."""
+        return self.rounds + (1 if self.statistics_batches else 0)
+
+    def is_closing(self, round_number: int) -> bool:
+        """Say whether a round is the one after the last, in which nothing is trained."""
+        return round_number > self.rounds
+
+    def update_form(self, round_number: int) -> tuple[str, PayloadKind]:
+        """Return the codec of a round's updates, and their kind."""
+        return (CLOSING_CODEC, "statistics") if self.is_closing(round_number) else (self.up_codec, "update")
+
     def step_scale(self, round_number: int) -> float:
         """Factor on the optimizer's step size in a round: 1 in the first, 0.1 in the last unless constant."""
         if self.step_schedule == "constant" or self.rounds == 1:
@@ -150,6 +191,17 @@ class JobConfig(_Part):
     def to_json(self) -> str:
         """Canonical JSON: two jobs are the same when their texts are."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    """Return what a recipe says: keys of a job with their values.
+
+    Raises:
+      InvalidJobError: there is no such recipe.
+    """
+    if name not in _RECIPES:
+        raise InvalidJobError(f"recipe must be one of {', '.join(sorted(_RECIPES))}, got {name!r}")
+    return _RECIPES[name]
 
 
 def parse_job(value: object) -> JobConfig:

@@ -11,6 +11,7 @@ from bnncore.federated.local import (
     labels_in_job,
     load_model,
     run_steps,
+    take_statistics,
     train_locally,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "labels_in_job",
     "load_model",
     "run_steps",
+    "take_statistics",
     "train_locally",
 ]

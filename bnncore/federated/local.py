@@ -1,28 +1,32 @@
 """Local training: bring a task's model up, train it on the device's own data, encode what was learnt.
 
-The update is a function of (model, data, task, device id) alone: the same task trained twice gives the same bytes, on
-a device or in a simulation, in an engine of its own or in one that served another task before.
+The update is a function of (model, data, task, device id) alone, and of what the last one could not say where the
+codec writes differences: the same task trained twice gives the same bytes, on a device or in a simulation, in an engine
+of its own or in one that served another task before.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec import get_state_codec, payload_digest
+from bnncore.codec import StateCodec, get_codec, get_state_codec, payload_digest
 from bnncore.data import Dataset
 from bnncore.engine import Engine, permutation
-from bnncore.errors import ModelMissingError, TaskDeclinedError, TaskFailedError
+from bnncore.errors import BitfleetError, ModelMissingError, TaskDeclinedError, TaskFailedError
+from bnncore.federated.feedback import tell_difference
 from bnncore.federated.proximal import ProximalPull
+from bnncore.federated.replica import follow_steps, model_codec
 from bnncore.optimizer import resolve_preset
 from bnncore.seeds import derive_seed
 from bnncore.spec import ModelSpec
+from bnncore.state import State
 
 __all__ = [
     "EngineShelf",
@@ -32,6 +36,7 @@ __all__ = [
     "labels_in_job",
     "load_model",
     "run_steps",
+    "take_statistics",
     "train_locally",
 ]
 
@@ -48,14 +53,19 @@ class LocalTraining:
     """Empty: the preset's own."""
     batch_size: int
     local_steps: int
+    """0: nothing is trained, the update holds statistics alone."""
     step_scale: float
     seed: int
     proximal_mu: float = 0.0
     """Strength of the pull to the task's model after every step; 0: none."""
+    statistics_batches: int = 0
+    """Batches on which statistics of the task's model are taken, which then travel; 0: the running ones of training."""
 
     def __post_init__(self) -> None:
-        if self.local_steps < 1 or self.batch_size < 1 or not math.isfinite(self.step_scale):
-            raise TaskFailedError(f"local_steps and batch_size must be at least 1, step_scale finite; got {self}")
+        if self.batch_size < 1 or not math.isfinite(self.step_scale):
+            raise TaskFailedError(f"batch_size must be at least 1 and step_scale finite; got {self}")
+        if self.local_steps < (0 if self.statistics_batches > 0 else 1) or self.statistics_batches < 0:
+            raise TaskFailedError(f"there must be local_steps, or statistics_batches without them; got {self}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,10 @@ class LocalUpdate:
     """Mean over the local steps, 0 to 1."""
     training_seconds: float
     """Of the local steps alone."""
+    model: bytes | memoryview | None = None
+    """Payload of the task's model, when it was made by steps: worth keeping."""
+    feedback: State | None = None
+    """What the payload could not say, for this job's next update; None where the codec says all."""
 
 
 class EngineShelf:
@@ -119,16 +133,25 @@ class EngineShelf:
 
 
 def train_locally(
-    task: LocalTask, model: bytes | None, dataset: Dataset, shelf: EngineShelf, on_step: OnStep | None = None
+    task: LocalTask,
+    model: bytes | memoryview | None,
+    dataset: Dataset,
+    shelf: EngineShelf,
+    on_step: OnStep | None = None,
+    *,
+    steps: Sequence[bytes | memoryview] = (),
+    feedback: State | None = None,
 ) -> LocalUpdate:
     """Train one task and encode its update.
 
     Args:
       task: what to do.
-      model: the payload that the task's digest names; None: it is made from the job's seed.
+      model: the payload that the task's digest names, or that of an older model; None: it is made from the job's seed.
       dataset: the device's own training samples.
       shelf: where the engine comes from.
       on_step: told how far it is.
+      steps: payloads of the steps that lead from ``model`` to the task's.
+      feedback: of this job's last accepted update, where ``up_codec`` writes differences.
 
     Raises:
       TaskDeclinedError: the job does not fit the data here.
@@ -138,12 +161,29 @@ def train_locally(
     spec, training = ModelSpec.from_json(task.spec_json), task.training
     job_labels = labels_in_job(spec, dataset, task.classes)
     engine = shelf.take(spec, training, min(training.batch_size, dataset.num_examples))
-    load_model(engine, spec, task, model)
+    base = load_model(engine, spec, task, model, steps)
+    kept = base if steps else None
+    statistics: State = {}
+    if training.statistics_batches > 0:
+        statistics = take_statistics(engine, spec, dataset, job_labels, task)
+    if training.local_steps == 0:
+        payload = get_state_codec(task.up_codec).encode(spec, statistics, kind="statistics")
+        return LocalUpdate(payload, dataset.num_examples, 0, 0.0, 0.0, 0.0, model=kept)
     began = time.monotonic()
     loss, accuracy = run_steps(engine, dataset, job_labels, task, on_step)
     training_seconds = time.monotonic() - began
-    payload = get_state_codec(task.up_codec).encode(spec, engine.state(copy=False), kind="update")
-    return LocalUpdate(payload, dataset.num_examples, training.local_steps, loss, accuracy, training_seconds)
+    trained = {**engine.state(copy=False), **statistics}
+    codec = get_codec(task.up_codec)
+    owed: State | None = None
+    if isinstance(codec, StateCodec):
+        payload = codec.encode(spec, trained, kind="update")
+    else:
+        start = model_codec(task.down_codec).decode(spec, base, kind="model")
+        difference, owed = tell_difference(spec, trained, start, feedback, codec)
+        payload = codec.encode(spec, difference, kind="update")
+    return LocalUpdate(
+        payload, dataset.num_examples, training.local_steps, loss, accuracy, training_seconds, model=kept, feedback=owed
+    )
 
 
 def labels_in_job(spec: ModelSpec, dataset: Dataset, job_classes: tuple[str, ...]) -> NDArray[np.int32]:
@@ -168,25 +208,62 @@ def labels_in_job(spec: ModelSpec, dataset: Dataset, job_classes: tuple[str, ...
     return numbers[dataset.labels]
 
 
-def load_model(engine: Engine, spec: ModelSpec, task: LocalTask, payload: bytes | None) -> None:
-    """Bring the engine to the model that the task names: from its payload, else from the job's seed.
+def load_model(
+    engine: Engine,
+    spec: ModelSpec,
+    task: LocalTask,
+    payload: bytes | memoryview | None,
+    steps: Sequence[bytes | memoryview] = (),
+) -> bytes | memoryview:
+    """Bring the engine to the model that the task names: from its payload, else from the job's seed, then by steps.
 
-    Both ways end in the same state, its randomness drawn from ``task.seed``, the device's own.
+    All ways end in the same state, its randomness drawn from ``task.seed``, the device's own.
+
+    Returns:
+      The payload of the task's model.
 
     Raises:
-      ModelMissingError: neither gives the bytes that the task's digest names.
+      ModelMissingError: none gives the bytes that the task's digest names.
       PayloadError: the payload is no model of this network.
     """
-    codec = get_state_codec(task.down_codec)
+    codec = model_codec(task.down_codec)
     where = "the cached payload"
     if payload is None:
         engine.initialise(task.initial_seed)
         payload = codec.encode(spec, engine.state(copy=False), kind="model")
         where = "the model made from the seed"
+    if steps:
+        where = f"{where}, taken {len(steps)} steps further,"
+        try:
+            payload = follow_steps(spec, payload, steps, task.down_codec)
+        except BitfleetError as error:
+            raise ModelMissingError(f"{where} cannot be read: {error}") from error
     if payload_digest(payload) != task.model_digest:
         raise ModelMissingError(f"{where} does not have the digest that the task names")
     engine.seed = task.seed  # making the model drew from the job's seed
     engine.load_state(codec.decode(spec, payload, kind="model"))
+    return payload
+
+
+def take_statistics(
+    engine: Engine, spec: ModelSpec, dataset: Dataset, job_labels: NDArray[np.int32], task: LocalTask
+) -> State:
+    """Take batch norm's statistics of the model as it is: means over some batches, drawn by the task's seed.
+
+    Nothing else of the engine changes, but that its running statistics start from these.
+
+    Returns:
+      The statistics, copied.
+    """
+    batch_size = len(engine.labels)
+    order = permutation(dataset.num_examples, derive_seed(task.seed, "statistics"), 0)
+    for number in range(min(task.training.statistics_batches, dataset.num_examples // batch_size)):
+        batch = order[number * batch_size : (number + 1) * batch_size]
+        dataset.read(batch, engine.input)
+        engine.labels[:] = job_labels[batch]
+        engine.observe(number)
+    state = engine.state(copy=False)
+    return {tensor.name: state[tensor.name].copy() for tensor in spec.tensors if tensor.is_statistic}
 
 
 def run_steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 import time
@@ -22,7 +23,7 @@ from server.api.views import (
     median_or_none,
 )
 from server.coordinator import Coordinator
-from server.coordinator.versions import read_state
+from server.coordinator.versions import read_exported_state
 from server.errors import NotFoundError
 from server.storage.base import DeviceRecord, JobRecord, VersionRecord
 
@@ -113,7 +114,8 @@ class Queries:
 
     def _write_checkpoint(self, job: JobRecord, record: VersionRecord, extra: dict[str, object]) -> Path:
         spec = ModelSpec.from_json(job.spec_json)
-        state = read_state(self._disk.blobs, spec, record)
+        down_codec = str(json.loads(job.config_json)["down_codec"])
+        state = read_exported_state(self._disk.blobs, spec, record, down_codec)
         descriptor, name = tempfile.mkstemp(prefix="bitfleet-", suffix=".safetensors")
         os.close(descriptor)
         save_checkpoint(Path(name), spec, state, extra=extra)

@@ -133,7 +133,7 @@ class JobView(BaseModel):
             state=job.state,
             reason=job.reason,
             rounds_total=config["rounds"],
-            rounds_committed=len(committed),
+            rounds_committed=min(len(committed), config["rounds"]),
             accuracy=accuracies[-1] if accuracies else None,
             overhead_s=median_or_none(round_.overhead_s for round_ in committed),
             created_at=iso_time(job.created_at),

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnncore.cli.options import add_json_option, add_model_options, build_model, positive_int, unsigned_int
 from bnncore.errors import ConfigurationError
@@ -55,12 +55,19 @@ def add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="A",
         help="Dirichlet parameter of the split (inf: IID)",
     )
-    parser.add_argument("--strategy", default="fedavg", metavar="NAME", help="that merges updates (fedavg)")
+    parser.add_argument("--recipe", metavar="NAME", help="onebit: strategy, codecs and statistics for a bit a weight")
+    parser.add_argument("--strategy", metavar="NAME", help="that merges updates (fedavg)")
     parser.add_argument(
         *("--strategy-param", "-p"), action="append", default=[], metavar="NAME=NUMBER", help="a number of the strategy"
     )
-    parser.add_argument("--up", default="int8", metavar="CODEC", help="of updates (int8)")
-    parser.add_argument("--down", default="int8", metavar="CODEC", help="of models (int8)")
+    parser.add_argument("--up", metavar="CODEC", help="of updates (int8)")
+    parser.add_argument("--down", metavar="CODEC", help="of models (int8)")
+    parser.add_argument(
+        "--statistics",
+        type=unsigned_int,
+        metavar="N",
+        help="batches on which devices take batch norm's statistics of the merged model (0: those of training travel)",
+    )
     parser.add_argument("--preset", default="bitfleet", metavar="NAME", help="of the devices' training (bitfleet)")
     parser.add_argument("--optimizer", metavar="NAME", help="of the devices (the preset's own)")
     parser.add_argument(
@@ -125,10 +132,7 @@ def build_scenario(arguments: argparse.Namespace) -> Scenario:
         local_steps=arguments.local_steps,
         batch_size=arguments.batch_size,
         alpha=arguments.alpha,
-        strategy=arguments.strategy,
-        strategy_params=dict(_strategy_param(text) for text in arguments.strategy_param),
-        up_codec=arguments.up,
-        down_codec=arguments.down,
+        **_aggregation(arguments),
         preset=arguments.preset,
         optimizer=arguments.optimizer,
         step_schedule=arguments.schedule,
@@ -137,6 +141,23 @@ def build_scenario(arguments: argparse.Namespace) -> Scenario:
         attack=arguments.attack,
         seed=arguments.seed,
     )
+
+
+def _aggregation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Collect how updates travel and are merged: what the recipe says, where an option does not say it itself."""
+    from server.jobs import recipe_of
+
+    chosen = {
+        "strategy": arguments.strategy,
+        "up_codec": arguments.up,
+        "down_codec": arguments.down,
+        "statistics_batches": arguments.statistics,
+        "strategy_params": dict(_strategy_param(text) for text in arguments.strategy_param) or None,
+    }
+    return {
+        **({} if arguments.recipe is None else recipe_of(arguments.recipe)),
+        **{name: value for name, value in chosen.items() if value is not None},
+    }
 
 
 def _strategy_param(text: str) -> tuple[str, float]:

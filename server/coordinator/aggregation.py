@@ -25,8 +25,15 @@ class Aggregation:
         self._blobs = blobs
         self._base = base
         self._deployed: State | None = None
-        self._strategy = make_strategy(config.strategy, config.strategy_params)
-        self._takes_states = not get_codec(config.up_codec).is_difference
+        codec, kind = config.update_form(base.version + 1)
+        # Statistics that travel alone are averaged, whatever merges weights.
+        self._takes_statistics = kind == "statistics"
+        self._strategy = (
+            make_strategy("fedavg", {})
+            if self._takes_statistics
+            else make_strategy(config.strategy, config.strategy_params)
+        )
+        self._takes_states = not get_codec(codec).is_difference
         self._is_difference = self._strategy.needs_differences or not self._takes_states
         self._accumulator: Accumulator | None = None
         self._spool: Spool | None = None
@@ -37,6 +44,8 @@ class Aggregation:
         Raises:
           PayloadError: the strategy cannot take it; nothing has changed.
         """
+        if self._takes_statistics:
+            update = {**self._read_deployed(base), **update}
         if self._is_difference and self._takes_states:
             update = difference_of(self._spec, update, self._read_deployed(base))
         if isinstance(self._strategy, FoldingStrategy):
@@ -52,6 +61,8 @@ class Aggregation:
     def finish(self) -> tuple[State, str | None]:
         """Return the next model's state, and the digest of the payload of what the strategy remembers, if anything.
 
+        Where statistics travel alone the state holds nothing else.
+
         Raises:
           PayloadError: there was no update.
         """
@@ -62,6 +73,9 @@ class Aggregation:
         accumulator = self._accumulator or self._strategy.init(self._spec, is_difference=self._is_difference)
         remembered = self._base.memory_digest
         memory = None if remembered is None else load(self._blobs.get(remembered))
+        if self._takes_statistics:
+            state, _ = self._strategy.finish(accumulator, None, None)
+            return {tensor.name: state[tensor.name] for tensor in self._spec.tensors if tensor.is_statistic}, remembered
         state, memory = self._strategy.finish(accumulator, start, memory)
         return state, None if memory is None else self._blobs.put(save(memory))
 

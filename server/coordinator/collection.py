@@ -94,7 +94,8 @@ class Collection:
 
     def _fold_again(self, row: UpdateRecord) -> None:
         data = self._disk.blobs.get(row.update_digest or "")
-        update = get_codec(self._config.up_codec).decode(self._spec, data, kind="update")
+        codec, kind = self._config.update_form(self.round_number)
+        update = get_codec(codec).decode(self._spec, data, kind=kind)
         self._add(row.device_id, update, row.num_examples)
 
     def _add(self, device_id: str, update: Update, num_examples: int) -> None:

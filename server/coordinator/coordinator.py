@@ -130,15 +130,15 @@ class Coordinator:
         ):
             active.count(device_id, down=num_bytes)
 
-    def count_download(self, device_id: str, model_digest: str, num_bytes: int) -> None:
-        """Count the serialised bytes of a piece of a model that was sent."""
+    def count_download(self, device_id: str, digest: str, num_bytes: int) -> None:
+        """Count the serialised bytes of a piece of a model, or of a step, that was sent."""
         self.traffic.down_bytes += num_bytes
         active = self._active
-        if active is not None and active.base.payload_digest == model_digest:
+        if active is not None and active.leads_to_base(digest):
             active.count(device_id, down=num_bytes)
 
-    async def download(self, model_digest: str, offset: int) -> tuple[int, AsyncIterator[tuple[int, bytes]]]:
-        """Open a model's payload.
+    async def download(self, digest: str, offset: int) -> tuple[int, AsyncIterator[tuple[int, bytes]]]:
+        """Open the payload of a model or of a step.
 
         Returns:
           Its size, and (offset, bytes) pieces from ``offset`` to its end.
@@ -147,12 +147,12 @@ class Coordinator:
           NotFoundError: no model version has such a payload.
           OffsetError: ``offset`` lies beyond its end.
         """
-        size = await self.disk.run(self.disk.storage.find_payload, model_digest)
+        size = await self.disk.run(self.disk.storage.find_payload, digest)
         if size is None:
-            raise NotFoundError(f"no model has the payload {model_digest[:80]!r}")
+            raise NotFoundError(f"no model has the payload {digest[:80]!r}")
         if offset > size:
-            raise OffsetError(f"payload {model_digest} has {size} bytes, offset {offset} lies beyond its end")
-        return size, self._pieces(model_digest, offset, size)
+            raise OffsetError(f"payload {digest} has {size} bytes, offset {offset} lies beyond its end")
+        return size, self._pieces(digest, offset, size)
 
     async def _pieces(self, digest: str, offset: int, size: int) -> AsyncIterator[tuple[int, bytes]]:
         while offset < size:

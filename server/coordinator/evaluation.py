@@ -1,6 +1,7 @@
 """Central evaluation: every committed version on a held-out set, in the background, off the event loop.
 
-A version is evaluated as devices receive it, with the merged statistics. Results are stored with the round; what was
+A version is evaluated as devices hold it, with the merged statistics: those of the round that made it, or, where the
+job has them taken anew, those of the round that started from it. Results are stored with the round; what was
 not evaluated when the coordinator stopped is evaluated after the next start.
 """
 
@@ -118,7 +119,10 @@ class Evaluator:
         if record is None:
             return
         spec = self._config.spec
-        state = await asyncio.to_thread(read_deployed_state, self._disk.blobs, spec, record)
+        statistics = None
+        if self._config.statistics_batches and version <= self._config.rounds:
+            statistics = await self._disk.run(self._disk.storage.get_version, self._job_id, version + 1)
+        state = await asyncio.to_thread(read_deployed_state, self._disk.blobs, spec, record, statistics)
         accuracy, loss = await asyncio.to_thread(held_out.evaluate, state)
         await self._disk.run(self._disk.storage.set_evaluation, self._job_id, version, accuracy=accuracy, loss=loss)
         _log.info("event=evaluated job=%s round=%d accuracy=%.2f loss=%.4f", self._job_id, version, accuracy, loss)

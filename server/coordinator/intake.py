@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bnncore.codec import get_codec
+from bnncore.codec import PayloadKind, get_codec
 from bnncore.errors import IncompatibleError
 from bnncore.spec import ModelSpec
 from server.coordinator.collection import Upload
 from server.coordinator.disk import Disk
 from server.coordinator.events import SubmitStatus
 from server.coordinator.messages import SubmitAnswer, UpdateHeader
+from server.coordinator.queue import JobState
 from server.coordinator.round_runner import RoundRunner
 from server.coordinator.runner import JobRunner
 from server.errors import InvalidRequestError, NotReadyError, UpdateRejected
@@ -114,6 +115,8 @@ class Intake:
         job = await self._disk.run(self._disk.storage.get_job, header.job_id)
         if job is None:
             return SubmitAnswer(SubmitStatus.REJECTED, f"there is no job {header.job_id!r} here")
+        if runner is None and job.state == JobState.RUNNING:
+            return None  # after a restart, before the job is taken up again
         return SubmitAnswer(SubmitStatus.LATE, f"job {header.job_id} is {job.state} and takes no updates")
 
     async def _receive(
@@ -124,7 +127,7 @@ class Intake:
             try:
                 await self._write_chunks(active, header, chunks, writer)
                 async with self._decoding:
-                    update = await asyncio.to_thread(_decode, spec, header, writer)
+                    update = await asyncio.to_thread(_decode, spec, active.update_kind, header, writer)
                     return await _to_the_end(active.offer(Upload(header, writer, update)))
             except UpdateRejected as error:
                 return await active.refuse(header, str(error))
@@ -186,11 +189,11 @@ async def _to_the_end(offer: Coroutine[Any, Any, SubmitAnswer]) -> SubmitAnswer:
                 await asyncio.wait({task})
 
 
-def _decode(spec: ModelSpec, header: UpdateHeader, writer: BlobWriter) -> Update:
+def _decode(spec: ModelSpec, kind: PayloadKind, header: UpdateHeader, writer: BlobWriter) -> Update:
     """Check a whole payload's digest and decode it."""
     if writer.digest != header.update_digest:
         raise UpdateRejected(f"the payload has digest {writer.digest}, the header announced {header.update_digest}")
     try:
-        return get_codec(header.codec).decode(spec, writer.read(), kind="update")
+        return get_codec(header.codec).decode(spec, writer.read(), kind=kind)
     except IncompatibleError as error:
         raise UpdateRejected(str(error)) from error

@@ -34,6 +34,15 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
+class ModelStep:
+    """A step from one model version to the next: digests of payloads in lower-case hex, and its size."""
+
+    base_digest: str
+    digest: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
 class TaskOrder:
     """Train a model version on the device's own data."""
 
@@ -43,7 +52,7 @@ class TaskOrder:
     model_digest: str
     model_bytes: int
     initial_seed: int | None
-    """Set when the model is the job's initial one, which a device can make itself."""
+    """Set when the model is the job's initial one, which a device can make itself, or ``steps`` begin there."""
     spec_json: str
     preset: str
     optimizer: str
@@ -58,6 +67,10 @@ class TaskOrder:
     """On the coordinator's monotonic clock."""
     proximal_mu: float = 0.0
     """Strength of the pull to the model after every local step; 0: none."""
+    statistics_batches: int = 0
+    """Batches on which the device takes the model's statistics; 0: it sends the running ones of its training."""
+    steps: tuple[ModelStep, ...] = ()
+    """The newest steps to the model, oldest first; fewer bytes than the model."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bnncore.codec import PayloadKind
 from bnncore.errors import PayloadError
 from server.coordinator.collection import Collection, Upload
 from server.coordinator.disk import Disk
@@ -36,7 +37,7 @@ from server.coordinator.events import (
     UpdateOffered,
     UpdateRefused,
 )
-from server.coordinator.messages import CancelOrder, SubmitAnswer, TaskOrder, UpdateHeader, task_id_of
+from server.coordinator.messages import CancelOrder, ModelStep, SubmitAnswer, TaskOrder, UpdateHeader, task_id_of
 from server.coordinator.round import Phase, Round, Step, advance
 from server.coordinator.sessions import Fleet
 from server.coordinator.versions import VersionWriter
@@ -79,6 +80,10 @@ class RoundParts:
     clock: Callable[[], float]
     base: VersionRecord
     """The version that the round starts from."""
+    steps: tuple[ModelStep, ...] = ()
+    """The newest steps to it."""
+    from_seed: bool = True
+    """Whether the steps, or the version itself where there are none, begin at the job's initial model."""
 
 
 class RoundRunner:
@@ -103,6 +108,15 @@ class RoundRunner:
     def base(self) -> VersionRecord:
         """The version that the round starts from."""
         return self._parts.base
+
+    @property
+    def update_kind(self) -> PayloadKind:
+        """The kind of the round's updates."""
+        return self._config.update_form(self.round_number)[1]
+
+    def leads_to_base(self, digest: str) -> bool:
+        """Say whether a payload is that of the version that the round starts from, or of a step to it."""
+        return digest == self.base.payload_digest or any(step.digest == digest for step in self._parts.steps)
 
     # What others may ask while the round is played
 
@@ -150,8 +164,9 @@ class RoundRunner:
             return f"task_id {header.task_id!r} is not the task of device {header.device_id} in round {number}"
         if header.model_digest != base.payload_digest:
             return f"round {number} starts from model {base.payload_digest}, the update from {header.model_digest}"
-        if header.codec != self._config.up_codec:
-            return f"codec must be {self._config.up_codec!r}, got {header.codec!r}"
+        codec, _ = self._config.update_form(number)
+        if header.codec != codec:
+            return f"codec must be {codec!r}, got {header.codec!r}"
         return ""
 
     async def offer(self, upload: Upload) -> SubmitAnswer:
@@ -266,25 +281,29 @@ class RoundRunner:
     def _task_for(self, device_id: str) -> TaskOrder:
         config, base = self._config, self._collection.base_of(device_id)
         number = base.version + 1
+        # Who is still at a task of an earlier round has that round's model.
+        steps, from_seed = (self._parts.steps, self._parts.from_seed) if base == self.base else ((), base.version == 0)
         return TaskOrder(
             task_id=task_id_of(base.job_id, number, device_id),
             job_id=base.job_id,
             round_number=number,
             model_digest=base.payload_digest,
             model_bytes=base.payload_bytes,
-            initial_seed=config.seed if base.version == 0 else None,
+            initial_seed=config.seed if from_seed else None,
             spec_json=self._parts.spec_json,
             preset=config.preset,
             optimizer=self._parts.optimizer,
             batch_size=config.batch_size,
-            local_steps=config.local_steps,
+            local_steps=0 if config.is_closing(number) else config.local_steps,
             step_scale=config.step_scale(number),
             seed=config.seed,
             down_codec=config.down_codec,
-            up_codec=config.up_codec,
+            up_codec=config.update_form(number)[0],
             classes=tuple(config.classes),
             deadline_at=self._deadline_of(number),
             proximal_mu=config.proximal_mu,
+            statistics_batches=config.statistics_batches,
+            steps=steps,
         )
 
     def _deadline_of(self, number: int) -> float:
@@ -302,7 +321,8 @@ class RoundRunner:
         """Make the next version: payloads first, then one transaction, then the updates' payloads go."""
         parts, disk = self._parts, self._parts.disk
         state, memory_digest = await self._collection.finish()
-        version = await asyncio.to_thread(parts.writer.write, self.round_number, state, time.time())
+        write = parts.writer.write_statistics if self._config.is_closing(self.round_number) else parts.writer.write
+        version = await asyncio.to_thread(write, self.round_number, state, time.time(), base=self.base)
         version = replace(version, memory_digest=memory_digest)
         rows = self._collection.close(self._round.late)
         clock = self._stop_clock()

@@ -7,8 +7,9 @@ after an error.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
 from bnncore.optimizer import resolve_preset
@@ -22,10 +23,12 @@ from server.coordinator.round import Phase, Round, Step, advance, open_round, re
 from server.coordinator.round_runner import RoundParts, RoundRunner
 from server.coordinator.rules import RoundRules
 from server.coordinator.sessions import Fleet
-from server.coordinator.versions import InitialState, VersionWriter
+from server.coordinator.versions import InitialState, VersionWriter, steps_to
 from server.errors import ServerError
 from server.jobs import JobConfig
 from server.storage.base import JobRecord, RoundRecord, VersionRecord
+
+_log = logging.getLogger(__name__)
 
 RETURN_GRACE_S = 45.0
 """After a restart devices have this long to come back before they count as gone: more than their longest backoff."""
@@ -109,24 +112,28 @@ class JobRunner:
         async with Evaluator(self._disk, self.job_id, self.config) as evaluator:
             records = await self._disk.run(storage.list_rounds, self.job_id)
             committed = [record for record in records if record.state == Phase.COMMITTED]
-            for record in committed:
-                if record.accuracy is None:
-                    evaluator.submit(record.round_number)
+            evaluated = {record.round_number for record in committed if record.accuracy is not None}
+            for version in range(1, len(committed) + 1):
+                self._evaluate_after(version, evaluator, evaluated)
             if await self._disk.run(storage.get_version, self.job_id, 0) is None:
                 state = await asyncio.to_thread(self._parts.initial_state, self.config)
-                version = await asyncio.to_thread(self._writer.write, 0, state, time.time())
-                await self._disk.run(storage.add_version, version)
+                first = await asyncio.to_thread(self._writer.write, 0, state, time.time())
+                await self._disk.run(storage.add_version, first)
             self.rounds_committed = len(committed)
-            for number in range(len(committed) + 1, self.config.rounds + 1):
+            for number in range(len(committed) + 1, self.config.exchanges + 1):
                 self._check_cancelled()
                 if reason := await self._reached_target(evaluator):
                     return reason
                 round_ = await self._play(number)
                 self._check_cancelled()
                 if round_.phase is Phase.FAILED:
+                    if number > self.config.rounds:  # the model is trained; only its statistics are a round old
+                        _log.warning("event=closing_round_missed job=%s reason=%r", self.job_id, round_.reason)
+                        evaluator.submit(number - 1)
+                        break
                     raise RoundMissed(f"round {number}: {round_.reason}")
                 self.rounds_committed = number
-                evaluator.submit(number)
+                self._evaluate_after(number, evaluator)
             await evaluator.drain()
         self._check_cancelled()
         return ""
@@ -142,6 +149,15 @@ class JobRunner:
                 return f"round {record.round_number} reached {record.accuracy:.2f} % of the {target:g} % asked for"
         return ""
 
+    def _evaluate_after(self, number: int, evaluator: Evaluator, evaluated: Container[int] = ()) -> None:
+        """Submit the versions whose weights and statistics are known once round ``number`` is committed."""
+        versions = [number]
+        if self.config.statistics_batches:  # a round brings the statistics of the version that it starts from
+            versions = [number - 1] if number < self.config.exchanges else [number - 1, number]
+        for version in versions:
+            if version >= 1 and version not in evaluated:
+                evaluator.submit(version)
+
     def _check_cancelled(self) -> None:
         if self._cancel_reason is not None:
             raise JobCancelled(self._cancel_reason)
@@ -150,18 +166,21 @@ class JobRunner:
         """Play one round from where it stands to its end."""
         storage = self._disk.storage
         record = await self._disk.run(storage.get_round, self.job_id, number)
-        base = await self._disk.run(storage.get_version, self.job_id, number - 1)
-        if base is None:
+        versions = await self._disk.run(storage.list_versions, self.job_id)
+        if len(versions) < number:
             raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
-        collection = Collection(self._disk, self.config, self._spec, base)
+        collection = Collection(self._disk, self.config, self._spec, versions[number - 1])
         await collection.take_over()
         try:
-            return await self._collect(record, base, collection)
+            return await self._collect(record, versions[:number], collection)
         finally:
             collection.release()
 
-    async def _collect(self, record: RoundRecord | None, base: VersionRecord, collection: Collection) -> Round:
+    async def _collect(
+        self, record: RoundRecord | None, versions: list[VersionRecord], collection: Collection
+    ) -> Round:
         storage, number = self._disk.storage, collection.round_number
+        steps, from_seed = steps_to(versions)
         is_new = record is None
         if record is None:
             record = RoundRecord(self.job_id, number, Phase.OPEN, attempt=1, opened_at=time.time())
@@ -176,7 +195,9 @@ class JobRunner:
             fleet=self._parts.fleet,
             writer=self._writer,
             clock=self._parts.clock,
-            base=base,
+            base=versions[-1],
+            steps=steps,
+            from_seed=from_seed,
         )
         begin = self._take_up(record, collection)
         if is_new and StartCollecting() in begin[1]:  # nobody had to be waited for: all of its time is the round's

@@ -120,11 +120,20 @@ def task_message(order: TaskOrder, *, now: float) -> pb.ConnectResponse:
             step_scale=order.step_scale,
             seed=order.seed,
             proximal_mu=order.proximal_mu,
+            statistics_batches=order.statistics_batches,
         ),
         down_codec=order.down_codec,
         up_codec=order.up_codec,
         classes=order.classes,
         deadline_s=max(0.0, order.deadline_at - now),
+        steps=[
+            pb.ModelStep(
+                base_digest=bytes.fromhex(step.base_digest),
+                digest=bytes.fromhex(step.digest),
+                num_bytes=step.num_bytes,
+            )
+            for step in order.steps
+        ],
     )
     if order.initial_seed is not None:
         task.initial_seed = order.initial_seed

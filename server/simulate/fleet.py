@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -21,19 +22,22 @@ from numpy.typing import NDArray
 
 import bnncore
 from bitfleet.v1 import fleet_pb2 as pb
-from bnncore.codec import get_state_codec, payload_digest
+from bnncore.codec import payload_digest
 from bnncore.data import Dataset
 from bnncore.engine import isa_selected
 from bnncore.errors import BitfleetError
 from bnncore.federated import EngineShelf, LocalTask, LocalTraining, LocalUpdate, train_locally
+from bnncore.federated.replica import model_codec
 from bnncore.seeds import derive_seed
 from bnncore.spec import ModelSpec
 from server.coordinator.versions import initial_state
 from server.rpc.protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from server.simulate.attack import poison
 from server.simulate.ledger import Ledger
+from server.simulate.memory import DeviceMemory, ModelSource, pending_updates
 from server.simulate.scenario import Scenario
 from server.simulate.wire import CallAborted, Wire
+from server.storage.base import BlobStore
 
 _HANDS_BESIDE_TRAINING = 2
 """Tasks that are down- or uploading while every thread trains."""
@@ -65,6 +69,8 @@ class SimulatedFleet:
       shards: each device's samples of it.
       wire: to the coordinator.
       ledger: what they send and receive.
+      memories: folder of what they remember.
+      blobs: where models lie.
       threads: that train.
       shuffle: decides the order in which the tasks of a round are done; None: that in which they came.
     """
@@ -76,6 +82,8 @@ class SimulatedFleet:
         shards: list[NDArray[np.uint32]],
         wire: Wire,
         ledger: Ledger,
+        memories: Path,
+        blobs: BlobStore,
         *,
         threads: int,
         shuffle: int | None,
@@ -85,6 +93,8 @@ class SimulatedFleet:
         self._shards = shards
         self._wire = wire
         self._ledger = ledger
+        self._memories = memories
+        self._blobs = blobs
         self._threads = threads
         self._shuffle = shuffle
         self._queue: asyncio.PriorityQueue[_Work] = asyncio.PriorityQueue()
@@ -110,6 +120,7 @@ class SimulatedFleet:
             raise SimulationError(f"training was stopped after {done} of {total} steps")
 
     async def _live(self) -> None:
+        await self._send_pending()
         async with asyncio.TaskGroup() as group:
             for _ in range(self._threads + _HANDS_BESIDE_TRAINING):
                 group.create_task(self._work())
@@ -163,36 +174,58 @@ class SimulatedFleet:
             work = await self._queue.get()
             task = pb.Task.FromString(work.task_bytes)
             device_id = self._scenario.device_id(work.number)
-            model, down_bytes = None, 0
-            if not task.HasField("initial_seed"):
-                model, down_bytes = await self._wire.download(device_id, task.model_digest)
+            memory = self._memory(device_id)
+            source = await memory.find_model(task, self._wire)
             update = await asyncio.get_running_loop().run_in_executor(
-                self._trainers, self._train, task, work.number, device_id, model
+                self._trainers, self._train, task, work.number, source, memory
             )
-            header = _header(task, device_id, update, len(model or b""))
+            header = _header(task, device_id, update, source.payload_bytes)
             # What is sent is written down first, so that a simulation taken up again knows of all that was counted.
             up_bytes = self._wire.update_bytes(header, update.payload)
+            down_bytes = len(work.task_bytes) + source.wire_bytes
             self._ledger.note(task.round_number, device_id, down_bytes=down_bytes, up_bytes=up_bytes)
-            await self._deliver(header, update.payload, is_hostile=self._scenario.is_attacker(work.number))
+            memory.keep_pending(header, update, ModelSpec.from_json(task.spec_json))
+            is_hostile = self._scenario.is_attacker(work.number)
+            memory.settle(header, accepted=await self._deliver(header, update.payload, is_hostile=is_hostile))
 
-    def _train(self, task: pb.Task, number: int, device_id: str, model: bytes | None) -> LocalUpdate:
+    def _train(self, task: pb.Task, number: int, source: ModelSource, memory: DeviceMemory) -> LocalUpdate:
         shelf: EngineShelf | None = getattr(self._local, "shelf", None)
         if shelf is None:
             shelf = self._local.shelf = EngineShelf()
+        spec = ModelSpec.from_json(task.spec_json)
         with self._dataset.subset(self._shards[number]) as samples:
-            update = train_locally(_local_task(task, device_id), model, samples, shelf, self._on_step)
+            update = train_locally(
+                _local_task(task, memory.device_id),
+                source.model,
+                samples,
+                shelf,
+                self._on_step,
+                steps=source.steps,
+                feedback=memory.feedback(spec),
+            )
         scenario = self._scenario
         if scenario.attack is None or not scenario.is_attacker(number):
             return update
-        spec = ModelSpec.from_json(task.spec_json)
+        if update.steps == 0:
+            return update  # statistics are sent as they are
+        model = update.model or source.model
         if model is None:
             base = initial_state(scenario.job())
         else:
-            base = get_state_codec(task.down_codec).decode(spec, model, kind="model")
+            base = model_codec(task.down_codec).decode(spec, model, kind="model")
         return replace(update, payload=poison(scenario.attack, spec, base, update.payload, task.up_codec))
 
-    async def _deliver(self, header: pb.UpdateHeader, payload: bytes, *, is_hostile: bool) -> None:
-        """Send an update until it is counted; a hostile one may be refused."""
+    def _memory(self, device_id: str) -> DeviceMemory:
+        return DeviceMemory(self._memories, device_id, self._blobs)
+
+    async def _send_pending(self) -> None:
+        """Send what was sent before an interruption, or was about to be, and hear how it ended."""
+        for header, payload in pending_updates(self._memories):
+            counted = await self._deliver(header, payload, is_hostile=True)
+            self._memory(header.device_id).settle(header, accepted=counted)
+
+    async def _deliver(self, header: pb.UpdateHeader, payload: bytes, *, is_hostile: bool) -> bool:
+        """Send an update until it is answered, and say whether it counts; only a hostile one may be refused."""
         for _ in range(_MAX_TRIES):
             try:
                 answer = await self._wire.submit(header, payload)
@@ -209,6 +242,7 @@ class SimulatedFleet:
                 f"the update of {header.device_id} in round {header.round_number} was not counted: "
                 f"{pb.SubmitStatus.Name(answer.status)}: {answer.reason}"
             )
+        return counted
 
 
 def _header(task: pb.Task, device_id: str, update: LocalUpdate, downloaded_bytes: int) -> pb.UpdateHeader:
@@ -252,5 +286,6 @@ def _local_task(task: pb.Task, device_id: str) -> LocalTask:
             step_scale=training.step_scale,
             seed=training.seed,
             proximal_mu=training.proximal_mu,
+            statistics_batches=training.statistics_batches,
         ),
     )

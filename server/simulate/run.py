@@ -66,7 +66,13 @@ async def simulate(
             wire = Wire(
                 FleetService(coordinator, version=bnncore.__version__), chunk_bytes=coordinator.limits.max_chunk_bytes
             )
-            fleet = SimulatedFleet(scenario, dataset, shards, wire, ledger, threads=threads, shuffle=shuffle)
+            memories = state / "devices"
+            memories.mkdir(exist_ok=True)
+            fleet = SimulatedFleet(
+                *(scenario, dataset, shards, wire, ledger, memories, coordinator.disk.blobs),
+                threads=threads,
+                shuffle=shuffle,
+            )
             record = await coordinator.jobs.ensure(job)
             await coordinator.start()
             async with fleet.working() as devices:
@@ -79,7 +85,7 @@ async def simulate(
         rounds = await _committed(coordinator, record)
         return make_result(
             scenario,
-            [round_.accuracy for round_ in rounds if round_.accuracy is not None],
+            [round_.accuracy for round_ in rounds[: scenario.rounds] if round_.accuracy is not None],
             ledger.total(),
             digest=rounds[-1].weights_digest or "",
             rss_peak=rss_peak_bytes(),

@@ -41,6 +41,7 @@ class Scenario:
     strategy_params: dict[str, float] = field(default_factory=dict)
     up_codec: str = "int8"
     down_codec: str = "int8"
+    statistics_batches: int = 0
     preset: str = "bitfleet"
     optimizer: str | None = None
     step_schedule: str = "linear"
@@ -103,6 +104,7 @@ class Scenario:
                 "strategy_params": self.strategy_params,
                 "up_codec": self.up_codec,
                 "down_codec": self.down_codec,
+                "statistics_batches": self.statistics_batches,
                 "seed": self.seed,
                 "evaluation": {"dataset": self.dataset, "data": None if self.data is None else str(self.data)},
             }

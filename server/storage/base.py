@@ -89,6 +89,9 @@ class VersionRecord:
     created_at: float
     memory_digest: str | None = None
     """The payload of what the strategy remembers for the next round; only the newest version's is kept."""
+    step_digest: str | None = None
+    """The payload of the step from the version before it, where devices are sent steps."""
+    step_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,8 @@ class Storage(Protocol):
     def list_versions(self, job_id: str) -> list[VersionRecord]:
         """Return a job's model versions by number."""
 
-    def find_payload(self, payload_digest: str) -> int | None:
-        """Return the size in bytes of the model payload of that digest, or None when no version has it."""
+    def find_payload(self, digest: str) -> int | None:
+        """Return the size in bytes of a model's or a step's payload, or None when no version has it."""
 
     def save_device(self, device: DeviceRecord) -> None:
         """Insert or replace a device; ``first_seen`` of an existing one is kept."""

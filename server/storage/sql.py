@@ -164,12 +164,12 @@ class SqlStorage:
     def list_versions(self, job_id: str) -> list[VersionRecord]:
         return self._many(VersionRecord, tables.versions, order_by="version", job_id=job_id)
 
-    def find_payload(self, payload_digest: str) -> int | None:
+    def find_payload(self, digest: str) -> int | None:
         columns = tables.versions.c
+        models = select(columns.payload_bytes).where(columns.payload_digest == digest)
+        steps = select(columns.step_bytes).where(columns.step_digest == digest)
         with self._engine.connect() as connection:
-            return connection.execute(
-                select(columns.payload_bytes).where(columns.payload_digest == payload_digest).limit(1)
-            ).scalar()
+            return connection.execute(models.union_all(steps).limit(1)).scalar()
 
     # Devices
 
@@ -193,6 +193,7 @@ class SqlStorage:
             )
             is_newest = (newest.c.job_id == version.job_id) & (newest.c.version == version.version)
             found.update(connection.execute(select(version.memory_digest).join(newest, is_newest)).scalars())
+            found.update(connection.execute(select(version.step_digest)).scalars())
             found.update(
                 connection.execute(
                     select(row.update_digest)

@@ -79,7 +79,10 @@ versions = Table(
     Column("weights_digest", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("memory_digest", String(64)),
+    Column("step_digest", String(64)),
+    Column("step_bytes", BigInteger, nullable=False),
     Index("ix_model_versions_payload_digest", "payload_digest"),
+    Index("ix_model_versions_step_digest", "step_digest"),
 )
 
 devices = Table(

@@ -33,6 +33,8 @@ def describe(data_dir: Path, *, optimizer: str = "latent8m", steps: int = 20) ->
         "round_number": 4,
         "model_digest": task.model_digest,
         "model_path": None,
+        "step_paths": [],
+        "feedback_path": None,
         "initial_seed": task.initial_seed,
         "spec_json": task.spec_json,
         "down_codec": "int8",
@@ -121,7 +123,7 @@ def test_progress_is_told_and_the_loss_falls(tmp_path: Path, data_dir: Path) -> 
         ({"spec_json": "{}"}, "failed", "format"),
         ({"up_codec": "morse"}, "failed", "'morse'"),
         ({"data": {"name": None, "root": "/nowhere"}}, "failed", "the device's data cannot be read"),
-        ({"training": NO_STEPS}, "failed", "at least 1"),
+        ({"training": NO_STEPS}, "failed", "local_steps"),
         ({"training": {}}, "failed", "unexpected TypeError"),
     ],
 )
@@ -156,7 +158,9 @@ def imported(module: str, *packages: str) -> list[str]:
 
 
 def test_the_agent_carries_neither_numpy_nor_the_engine() -> None:
-    assert imported("edge_client.agent", "numpy", "bnncore") == ["bnncore", "bnncore.durable", "bnncore.errors"]
+    assert imported("edge_client.agent", "numpy", "bnncore") == [
+        *("bnncore", "bnncore.durable", "bnncore.errors", "bnncore.way"),
+    ]
 
 
 def test_the_trainer_carries_no_wire() -> None:

@@ -141,7 +141,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., heartbeat_interval_s: _Optional[float] = ..., max_chunk_bytes: _Optional[int] = ..., max_update_bytes: _Optional[int] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("task_id", "job_id", "round_number", "model_digest", "model_bytes", "initial_seed", "spec_json", "training", "down_codec", "up_codec", "classes", "deadline_s")
+    __slots__ = ("task_id", "job_id", "round_number", "model_digest", "model_bytes", "initial_seed", "spec_json", "training", "down_codec", "up_codec", "classes", "deadline_s", "steps")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class Task(_message.Message):
     UP_CODEC_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     job_id: str
     round_number: int
@@ -166,16 +167,28 @@ class Task(_message.Message):
     up_codec: str
     classes: _containers.RepeatedScalarFieldContainer[str]
     deadline_s: float
-    def __init__(self, task_id: _Optional[str] = ..., job_id: _Optional[str] = ..., round_number: _Optional[int] = ..., model_digest: _Optional[str] = ..., model_bytes: _Optional[int] = ..., initial_seed: _Optional[int] = ..., spec_json: _Optional[str] = ..., training: _Optional[_Union[TrainingConfig, _Mapping]] = ..., down_codec: _Optional[str] = ..., up_codec: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    steps: _containers.RepeatedCompositeFieldContainer[ModelStep]
+    def __init__(self, task_id: _Optional[str] = ..., job_id: _Optional[str] = ..., round_number: _Optional[int] = ..., model_digest: _Optional[str] = ..., model_bytes: _Optional[int] = ..., initial_seed: _Optional[int] = ..., spec_json: _Optional[str] = ..., training: _Optional[_Union[TrainingConfig, _Mapping]] = ..., down_codec: _Optional[str] = ..., up_codec: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., deadline_s: _Optional[float] = ..., steps: _Optional[_Iterable[_Union[ModelStep, _Mapping]]] = ...) -> None: ...
+
+class ModelStep(_message.Message):
+    __slots__ = ("base_digest", "digest", "num_bytes")
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    base_digest: bytes
+    digest: bytes
+    num_bytes: int
+    def __init__(self, base_digest: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class TrainingConfig(_message.Message):
-    __slots__ = ("preset", "optimizer", "batch_size", "local_steps", "step_scale", "seed", "proximal_mu")
+    __slots__ = ("preset", "optimizer", "batch_size", "local_steps", "step_scale", "seed", "statistics_batches", "proximal_mu")
     PRESET_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LOCAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     STEP_SCALE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_BATCHES_FIELD_NUMBER: _ClassVar[int]
     PROXIMAL_MU_FIELD_NUMBER: _ClassVar[int]
     preset: str
     optimizer: str
@@ -183,8 +196,9 @@ class TrainingConfig(_message.Message):
     local_steps: int
     step_scale: float
     seed: int
+    statistics_batches: int
     proximal_mu: float
-    def __init__(self, preset: _Optional[str] = ..., optimizer: _Optional[str] = ..., batch_size: _Optional[int] = ..., local_steps: _Optional[int] = ..., step_scale: _Optional[float] = ..., seed: _Optional[int] = ..., proximal_mu: _Optional[float] = ...) -> None: ...
+    def __init__(self, preset: _Optional[str] = ..., optimizer: _Optional[str] = ..., batch_size: _Optional[int] = ..., local_steps: _Optional[int] = ..., step_scale: _Optional[float] = ..., seed: _Optional[int] = ..., statistics_batches: _Optional[int] = ..., proximal_mu: _Optional[float] = ...) -> None: ...
 
 class CancelTask(_message.Message):
     __slots__ = ("task_id", "reason")

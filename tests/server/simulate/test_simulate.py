@@ -60,9 +60,11 @@ def test_the_bytes_counted_are_those_of_the_messages(undisturbed: dict[str, Any]
     up = undisturbed["bits_per_weight_up"] * shares / 8
     down = undisturbed["bits_per_weight_down"] * shares / 8
 
-    # 12 updates: a header of some hundred bytes, one chunk. 8 models (the first round's are made from the seed).
+    # 12 updates: a header of some hundred bytes, one chunk. 12 tasks, with the network's description, and 8 models (the
+    # first round's are made from the seed).
+    task = len(SPEC.to_json())
     assert 12 * (update + 200) < up < 12 * (update + 600)
-    assert 8 * model < down < 8 * (model + 40)
+    assert 12 * task + 8 * model < down < 12 * (task + 400) + 8 * (model + 40)
     assert undisturbed["updates"] == 12
 
 
@@ -180,3 +182,50 @@ def test_wrong_options_are_told_by_name(tmp_path: Path, options: tuple[str, ...]
 
     assert process.returncode == 3
     assert words in complaints.decode()
+
+
+ONEBIT = ("--recipe", "onebit", "--alpha", "0.5", "--absent", "0.3", "--seed", "2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_onebit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(tmp_path_factory.mktemp("onebit"), *ONEBIT, "--threads", "1")
+
+
+def test_onebit_sends_little_more_than_a_bit_each_way(tmp_path: Path) -> None:
+    wide = ("--widths", "256,256", "--rounds", "2")
+    plain = run(tmp_path, *wide)
+
+    result = run(tmp_path, *wide, "--recipe", "onebit")
+
+    # Statistics, scales, tasks and headers of so small a network weigh more than the signs; all in all it is far less.
+    assert result["bits_per_weight_up"] < plain["bits_per_weight_up"] / 3
+    assert result["bits_per_weight_down"] < plain["bits_per_weight_down"] / 2
+
+
+def test_onebit_does_not_depend_on_threads_or_order_either(tmp_path: Path, undisturbed_onebit: dict[str, Any]) -> None:
+    shuffled = run(tmp_path, *ONEBIT, "--threads", "2", "--shuffle-arrivals", "1")
+
+    assert outcome(shuffled) == outcome(undisturbed_onebit)
+
+
+@pytest.mark.parametrize("lines", [2, 5, 7])
+def test_a_killed_onebit_simulation_forgets_and_doubles_nothing(
+    tmp_path: Path, undisturbed_onebit: dict[str, Any], lines: int
+) -> None:
+    process = start(*ONEBIT, "--state", str(tmp_path / "work"), json_path=tmp_path / "never.json")
+    wait_for(tmp_path / "work", rounds=0, lines=lines)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=LIMIT_S)
+
+    result = run(tmp_path, *ONEBIT, "--state", str(tmp_path / "work"))
+
+    assert outcome(result) == outcome(undisturbed_onebit)
+
+
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:
+    process = start("--recipe", "twobit", json_path=tmp_path / "never.json")
+    _, complaints = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 3
+    assert b"recipe must be one of onebit" in complaints
