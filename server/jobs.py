@@ -79,6 +79,7 @@ class JobConfig(_Part):
     quorum: int | None = Field(default=None, ge=1)
     deadline_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     local_steps: int = Field(ge=1, le=10_000_000)
+    local_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=100, ge=1, le=65_536)
     preset: str = "bitfleet"
     optimizer: str | None = None
@@ -187,6 +188,19 @@ class JobConfig(_Part):
         if self.step_schedule == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1.0 - 0.9 * progress
+
+    def local_steps_at(self, measured: tuple[int, float] | None) -> int:
+        """Local steps of a device in a round: all of them, or with ``local_seconds`` as many as that leaves time for.
+
+        Args:
+          measured: (steps, their seconds) of the device's latest accepted update; None: it sent none yet.
+        """
+        if self.local_seconds is None:
+            return self.local_steps
+        if measured is None:
+            return max(1, self.local_steps // 10)
+        steps, seconds = measured
+        return max(1, math.floor(min(self.local_seconds * steps / seconds, self.local_steps)))
 
     def to_json(self) -> str:
         """Canonical JSON: two jobs are the same when their texts are."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bnncore.codec import PayloadKind
@@ -84,6 +84,8 @@ class RoundParts:
     """The newest steps to it."""
     from_seed: bool = True
     """Whether the steps, or the version itself where there are none, begin at the job's initial model."""
+    measured: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    """How fast devices were in earlier rounds: see ``Storage.measured_steps``."""
 
 
 class RoundRunner:
@@ -294,7 +296,8 @@ class RoundRunner:
             preset=config.preset,
             optimizer=self._parts.optimizer,
             batch_size=config.batch_size,
-            local_steps=0 if config.is_closing(number) else config.local_steps,
+            # The same for who is still at an earlier task: nothing of it was accepted since.
+            local_steps=0 if config.is_closing(number) else config.local_steps_at(self._parts.measured.get(device_id)),
             step_scale=config.step_scale(number),
             seed=config.seed,
             down_codec=config.down_codec,

@@ -198,6 +198,7 @@ class JobRunner:
             base=versions[-1],
             steps=steps,
             from_seed=from_seed,
+            measured=await self._measured(number),
         )
         begin = self._take_up(record, collection)
         if is_new and StartCollecting() in begin[1]:  # nobody had to be waited for: all of its time is the round's
@@ -209,6 +210,12 @@ class JobRunner:
             return await self.active.play()
         finally:
             self.active = None
+
+    async def _measured(self, number: int) -> dict[str, tuple[int, float]]:
+        """Return how fast devices were before a round, where the job asks."""
+        if self.config.local_seconds is None:
+            return {}
+        return await self._disk.run(self._disk.storage.measured_steps, self.job_id, number)
 
     def _take_up(self, record: RoundRecord, collection: Collection) -> Step:
         """Build the round's state machine from what is written down and who is connected now."""

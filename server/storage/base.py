@@ -154,6 +154,9 @@ class Storage(Protocol):
     def list_updates(self, job_id: str, round_number: int | None = None) -> list[UpdateRecord]:
         """Return the rows of one round, or of all the job's rounds, by (round, device)."""
 
+    def measured_steps(self, job_id: str, before_round: int) -> dict[str, tuple[int, float]]:
+        """Return (steps, their seconds) by device: of its latest accepted update before a round that measured them."""
+
     def add_version(self, version: VersionRecord) -> None:
         """Add a model version that no round made; adding the same again changes nothing."""
 

@@ -152,6 +152,23 @@ class SqlStorage:
             keys["round_number"] = round_number
         return self._many(UpdateRecord, tables.updates, order_by="round_number, device_id", **keys)
 
+    def measured_steps(self, job_id: str, before_round: int) -> dict[str, tuple[int, float]]:
+        columns = tables.updates.c
+        measured = (
+            select(columns.device_id, columns.steps, columns.training_seconds)
+            .where(columns.job_id == job_id, columns.round_number < before_round, columns.status == "ACCEPTED")
+            .where(columns.steps > 0, columns.training_seconds > 0)
+        )
+        newest = (
+            measured.with_only_columns(columns.device_id, func.max(columns.round_number).label("round_number"))
+            .group_by(columns.device_id)
+            .subquery()
+        )
+        is_newest = (newest.c.device_id == columns.device_id) & (newest.c.round_number == columns.round_number)
+        with self._engine.connect() as connection:
+            rows = connection.execute(measured.join(newest, is_newest)).all()
+        return {device_id: (steps, seconds) for device_id, steps, seconds in rows}
+
     # Model versions
 
     def add_version(self, version: VersionRecord) -> None:

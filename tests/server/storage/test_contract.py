@@ -139,6 +139,21 @@ def test_the_newest_overheads_come_first_whatever_their_job(storage: Storage) ->
     assert storage.recent_overheads(9) == [0.75, 0.5, 0.25]
 
 
+def test_measured_steps_are_of_the_latest_accepted_update_before_a_round(storage: Storage) -> None:
+    storage.add_job(replace(JOB, job_id="job-2"))
+    for number in (1, 2, 3):
+        storage.save_round(replace(ROUND, round_number=number))
+        storage.record_update(replace(ACCEPTED, round_number=number, steps=10 * number))
+    storage.record_update(replace(ACCEPTED, device_id="late", status="LATE"))
+    storage.record_update(replace(ACCEPTED, device_id="unmeasured", training_seconds=None))
+    storage.record_update(replace(ACCEPTED, device_id="statistics", steps=0))
+    storage.record_update(replace(ACCEPTED, job_id="job-2", device_id="elsewhere"))
+    storage.record_update(replace(ACCEPTED, device_id="b", training_seconds=0.5))
+
+    assert storage.measured_steps("job-1", 3) == {"a": (20, 1.25), "b": (60, 0.5)}
+    assert storage.measured_steps("job-1", 1) == {}
+
+
 def test_versions_are_listed_and_found_by_their_payload(storage: Storage) -> None:
     storage.add_version(VERSION)
     storage.add_version(replace(VERSION, version=0))
