@@ -97,7 +97,12 @@ class Agent:
             data=wire.DataSummary(
                 classes=survey["classes"], input_shape=survey["input_shape"], num_examples=survey["num_examples"]
             ),
-            capabilities=wire.Capabilities(isa=survey["isa"], threads=settings.threads, machine=survey["machine"]),
+            capabilities=wire.Capabilities(
+                isa=survey["isa"],
+                threads=settings.threads,
+                memory_bytes=settings.memory_budget,
+                machine=survey["machine"],
+            ),
         )
         self._is_leaving = False
         self._max_retries = settings.max_retries

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from bnncore.amounts import read_bytes
 from edge_client.errors import SettingsError
 
 __all__ = ["ENVIRONMENT_PREFIX", "ClientSettings", "default_state_dir"]
@@ -40,6 +41,8 @@ class ClientSettings:
     """The device's name, 1 to 64 characters of [A-Za-z0-9._-]; None: made once and kept in ``state``."""
     threads: int = 1
     """Threads of a trainer, at least 1."""
+    memory_budget: int = 0
+    """Bytes of memory that a trainer may take; 0: without limit. The coordinator sends no task that takes more."""
     max_retries: int | None = None
     """Attempts in a row to reach the coordinator before giving up; None: never give up."""
     log_level: str = "info"
@@ -96,6 +99,7 @@ class ClientSettings:
             dataset=values.get("dataset"),
             device_id=values.get("device_id"),
             threads=_whole("threads", values.get("threads", "1")),
+            memory_budget=_amount("memory-budget", values.get("memory_budget", "0")),
             max_retries=_whole("max-retries", values["max_retries"]) if "max_retries" in values else None,
             log_level=values.get("log_level", "info").lower(),
         )
@@ -106,3 +110,10 @@ def _whole(flag: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise SettingsError(f"--{flag} must be a whole number, got {text!r}") from None
+
+
+def _amount(flag: str, text: str) -> int:
+    try:
+        return read_bytes(text)
+    except ValueError as error:
+        raise SettingsError(f"--{flag} {error}") from None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnncore.amounts import read_bytes
 from bnncore.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ __all__ = [
     "positive_int",
     "unsigned_int",
 ]
-
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 def positive_int(text: str) -> int:
@@ -57,10 +54,10 @@ def _int(text: str) -> int:
 
 def parse_bytes(text: str) -> int:
     """Read an amount of memory: 500000, 64MiB, 1.5g (for argparse)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in _UNITS:
-        raise argparse.ArgumentTypeError(f"must be an amount such as 64MiB or 500000, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    try:
+        return read_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

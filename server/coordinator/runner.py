@@ -7,6 +7,7 @@ after an error.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Container
@@ -18,6 +19,7 @@ from server.coordinator.collection import Collection
 from server.coordinator.disk import Disk
 from server.coordinator.evaluation import Evaluator
 from server.coordinator.events import Cancelled, DeviceConnected, Event, StartCollecting
+from server.coordinator.memory import why_too_large
 from server.coordinator.messages import DeviceHello
 from server.coordinator.round import Phase, Round, Step, advance, open_round, resume_round
 from server.coordinator.round_runner import RoundParts, RoundRunner
@@ -64,6 +66,7 @@ class JobRunner:
         self._parts = parts
         self._disk = parts.disk
         self._writer = VersionWriter(job.job_id, self._spec, config.down_codec, parts.disk.blobs)
+        self._why_too_large = functools.lru_cache(functools.partial(why_too_large, config))  # a plan takes milliseconds
         self._cancel_reason: str | None = None
         self.rounds_committed = 0
         self.active: RoundRunner | None = None
@@ -89,14 +92,15 @@ class JobRunner:
             self.active.dismiss_devices(reason)
 
     def why_ineligible(self, hello: DeviceHello) -> str | None:
-        """Say why a device's data do not fit this job, or None when they do."""
-        return why_ineligible(
+        """Say why a device does not fit this job, or None when it does: its data first, then its memory."""
+        problem = why_ineligible(
             job_classes=self.config.classes,
             job_input_shape=self.config.input_shape,
             device_classes=hello.classes,
             device_input_shape=hello.input_shape,
             device_num_examples=hello.num_examples,
         )
+        return problem or self._why_too_large(hello.memory_bytes, hello.num_examples, hello.threads)
 
     async def run(self) -> str:
         """Run the job from where it stands to its end.

@@ -32,7 +32,7 @@ async def training(coordinator: Coordinator) -> None:
 
 
 async def test_a_task_comes_back_as_one_update(coordinator: Coordinator, start: Start) -> None:
-    device = start(coordinator.port, "--device-id", "bird-1")
+    device = start(coordinator.port, "--device-id", "bird-1", "--memory-budget", "64MiB")
     task, _ = make_task()
 
     await coordinator.give(task)
@@ -40,6 +40,7 @@ async def test_a_task_comes_back_as_one_update(coordinator: Coordinator, start: 
     await device.until(lambda: device.state.last_task())
 
     hello = coordinator.hellos[0]
+    assert hello.capabilities.memory_bytes == 64 << 20
     assert (hello.device_id, hello.protocol_min, hello.protocol_max) == ("bird-1", 1, 1)
     assert (list(hello.data.classes), list(hello.data.input_shape)) == (["a", "b", "c"], [8, 8])
     assert (hello.data.num_examples, hello.capabilities.threads) == (60, 1)

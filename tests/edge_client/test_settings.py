@@ -27,6 +27,7 @@ def test_the_command_line_precedes_the_environment() -> None:
         ({"threads": "0"}, "--threads must be at least 1"),
         ({"threads": "two"}, "--threads must be a whole number"),
         ({"max_retries": "-1"}, "--max-retries"),
+        ({"memory_budget": "plenty"}, "--memory-budget must be an amount such as 64MiB or 500000, got 'plenty'"),
         ({"log_level": "loud"}, "debug, info, warning, error"),
     ],
 )
@@ -62,3 +63,10 @@ def test_data_may_be_a_named_set_or_the_common_folder() -> None:
 def test_state_lies_where_the_system_keeps_state() -> None:
     assert default_state_dir({"XDG_STATE_HOME": "/s"}) == Path("/s/bitfleet")
     assert default_state_dir({}) == Path.home() / ".local/state/bitfleet"
+
+
+def test_a_memory_budget_is_an_amount() -> None:
+    given = {"server": "h:1", "data": "/d"}
+
+    assert ClientSettings.resolve({**given, "memory_budget": "64MiB"}, {}).memory_budget == 64 << 20
+    assert ClientSettings.resolve(given, {}).memory_budget == 0

@@ -159,7 +159,7 @@ def imported(module: str, *packages: str) -> list[str]:
 
 def test_the_agent_carries_neither_numpy_nor_the_engine() -> None:
     assert imported("edge_client.agent", "numpy", "bnncore") == [
-        *("bnncore", "bnncore.durable", "bnncore.errors", "bnncore.way"),
+        *("bnncore", "bnncore.amounts", "bnncore.durable", "bnncore.errors", "bnncore.way"),
     ]
 
 

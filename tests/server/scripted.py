@@ -75,6 +75,7 @@ class ScriptedDevice:
     input_shape: tuple[int, ...] = SHAPE
     num_examples: int = 40
     training_seconds: float = 0.01
+    memory_bytes: int = 0
     protocol: tuple[int, int] = (1, 1)
     down_bytes: int = 0
     up_bytes: int = 0
@@ -104,7 +105,7 @@ class ScriptedDevice:
                 client_version="0.1.0",
                 device_id=self.device_id,
                 data=pb.DataSummary(classes=self.classes, input_shape=self.input_shape, num_examples=self.num_examples),
-                capabilities=pb.Capabilities(isa="portable", threads=1, machine="test"),
+                capabilities=pb.Capabilities(isa="portable", threads=1, memory_bytes=self.memory_bytes, machine="test"),
             )
         )
 

@@ -67,6 +67,7 @@ async def test_a_device_that_stays_silent_is_kept_by_its_heartbeats(open_house: 
         ({"classes": ("zero", "nine")}, "['nine']"),
         ({"input_shape": (28, 28)}, "[28, 28]"),
         ({"num_examples": 0}, "no training samples"),
+        ({"memory_bytes": 20 << 20}, "training takes 26.0 MiB, its memory budget is 20.0 MiB"),
     ],
 )
 async def test_a_device_that_does_not_fit_stays_idle_and_is_explained(
@@ -87,6 +88,13 @@ async def test_a_device_that_does_not_fit_stays_idle_and_is_explained(
     assert words in shown["misfit"]["ineligible"]
     assert shown["a"]["ineligible"] is None
     assert {update["device_id"] for update in round_["updates"]} == {"a", "b"}
+
+
+async def test_a_device_whose_memory_suffices_takes_part(open_house: OpenHouse) -> None:
+    async with open_house() as house, connected(house.address, "a", memory_bytes=27 << 20) as (a,):
+        await house.coordinator.jobs.create(make_job(min_devices=1))
+
+        assert (await a.next_task()).round_number == 1
 
 
 async def test_a_device_with_fewer_classes_in_another_order_takes_part(open_house: OpenHouse) -> None:
