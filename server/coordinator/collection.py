@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bnncore.codec import get_codec
@@ -124,30 +124,31 @@ class Collection:
         header = upload.header
         await asyncio.to_thread(self._add, header.device_id, upload.update, header.num_examples)
 
-    async def accept(self, upload: Upload) -> None:
-        """Make an update that was folded in durable.
+    async def accept(self, uploads: Sequence[Upload]) -> None:
+        """Make updates that were folded in durable, together.
 
-        Payload first, row second: a crash between the two leaves a file that no row names, and the device, which got
-        no answer, sends again.
+        Payloads first, rows second: a crash between the two leaves files that no row names, and the devices, which got
+        no answer, send again.
         """
-        header = upload.header
+        await asyncio.to_thread(self._disk.blobs.keep, [upload.writer for upload in uploads])
+        rows = [self._accepted(upload.header) for upload in uploads]
+        await self._write(*rows)
+
+    def _accepted(self, header: UpdateHeader) -> UpdateRecord:
         base = self.base_of(header.device_id)
-        digest = await asyncio.to_thread(upload.writer.keep)
-        await self._write(
-            replace(
-                self._row(header.device_id),
-                status="ACCEPTED",
-                reason=f"of round {base.version + 1}" if base != self._base else "",
-                update_digest=digest,
-                num_examples=header.num_examples,
-                payload_bytes=header.total_bytes,
-                seconds=header.seconds,
-                training_seconds=header.training_seconds,
-                steps=header.steps,
-                loss=header.loss,
-                peak_pss_bytes=header.peak_pss_bytes,
-                received_at=time.time(),
-            )
+        return replace(
+            self._row(header.device_id),
+            status="ACCEPTED",
+            reason=f"of round {base.version + 1}" if base != self._base else "",
+            update_digest=header.update_digest,
+            num_examples=header.num_examples,
+            payload_bytes=header.total_bytes,
+            seconds=header.seconds,
+            training_seconds=header.training_seconds,
+            steps=header.steps,
+            loss=header.loss,
+            peak_pss_bytes=header.peak_pss_bytes,
+            received_at=time.time(),
         )
 
     async def note(self, device_id: str, status: str, reason: str, header: UpdateHeader | None = None) -> None:
@@ -156,7 +157,7 @@ class Collection:
             storage = self._disk.storage
             before = await self._disk.run(storage.get_update, self.job_id, self.round_number - 1, device_id)
             if before is not None:
-                await self._disk.run(storage.record_update, replace(before, status=status, reason=reason))
+                await self._disk.run(storage.record_updates, [replace(before, status=status, reason=reason)])
         row = replace(self._row(device_id), status=status, reason=reason, received_at=time.time())
         if header is not None:
             row = replace(row, num_examples=header.num_examples, payload_bytes=header.total_bytes)
@@ -183,6 +184,6 @@ class Collection:
     def _row(self, device_id: str) -> UpdateRecord:
         return self.rows.get(device_id) or UpdateRecord(self.job_id, self.round_number, device_id, "ASSIGNED")
 
-    async def _write(self, row: UpdateRecord) -> None:
-        self.rows[row.device_id] = row
-        await self._disk.run(self._disk.storage.record_update, row)
+    async def _write(self, *rows: UpdateRecord) -> None:
+        self.rows.update((row.device_id, row) for row in rows)
+        await self._disk.run(self._disk.storage.record_updates, rows)

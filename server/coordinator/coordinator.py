@@ -52,7 +52,13 @@ class Coordinator:
         self.fleet = Fleet(heartbeat_interval_s=self.limits.heartbeat_interval_s, clock=clock)
         self.traffic = Traffic()
         self.started_at = time.time()
-        self._intake = Intake(self.disk, max_update_bytes=self.limits.max_update_bytes, traffic=self.traffic)
+        self._intake = Intake(
+            self.disk,
+            max_update_bytes=self.limits.max_update_bytes,
+            max_chunk_bytes=self.limits.max_chunk_bytes,
+            traffic=self.traffic,
+            clock=clock,
+        )
         self.jobs = JobQueue(RunnerParts(self.disk, self.fleet, self.limits.settle_s, initial_state, clock))
 
     # Life

@@ -1,7 +1,8 @@
 """Takes updates in: judged by their header, streamed to disk, decoded, offered to their round.
 
-An update is never whole in memory before it is decoded, and only a few are decoded at a time, so memory does not grow
-with the number of devices that send at once.
+Memory does not grow with the number of devices that send at once: only so many uploads are received together, while
+the transport's flow control holds the others back; an update lies on disk, not in memory, before it is decoded; and
+decoded updates that wait for their round take a bounded number of bytes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bnncore.codec import PayloadKind, get_codec
 from bnncore.errors import IncompatibleError
 from bnncore.spec import ModelSpec
+from server.coordinator.admission import Room, Turn, Turns
 from server.coordinator.collection import Upload
 from server.coordinator.disk import Disk
 from server.coordinator.events import SubmitStatus
@@ -31,7 +33,12 @@ from server.strategies import Update
 
 _log = logging.getLogger(__name__)
 
-_DECODED_AT_ONCE = 2
+_RECEIVED_BYTES = 16 << 20
+"""What uploads that are received together may have in memory: for each a chunk as it arrives and one being written."""
+_DECODED_BYTES = 32 << 20
+"""Payload bytes of updates that are being decoded, folded and made durable."""
+_TURN_S = 10.0
+"""Seconds after which an upload that is still coming lets those go first that wait to begin."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,20 @@ class Traffic:
 class Intake:
     """The way in for updates."""
 
-    def __init__(self, disk: Disk, *, max_update_bytes: int, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        *,
+        max_update_bytes: int,
+        max_chunk_bytes: int,
+        traffic: Traffic,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._disk = disk
         self._max_update_bytes = max_update_bytes
         self._traffic = traffic
-        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
+        self._receiving = Turns(max(1, _RECEIVED_BYTES // (2 * max_chunk_bytes)), _TURN_S, clock)
+        self._decoding = Room(_DECODED_BYTES)
 
     async def submit(
         self, runner: JobRunner | None, header: UpdateHeader, header_bytes: int, chunks: AsyncIterator[Chunk]
@@ -101,7 +117,7 @@ class Intake:
         self, runner: JobRunner | None, active: RoundRunner | None, header: UpdateHeader
     ) -> SubmitAnswer | None:
         if active is not None:
-            answer = active.judge_header(header)
+            answer = await active.judge_header(header)
             if answer is None and not 1 <= header.total_bytes <= self._max_update_bytes:
                 answer = SubmitAnswer(
                     SubmitStatus.REJECTED,
@@ -125,8 +141,9 @@ class Intake:
         writer = self._disk.blobs.writer()
         try:
             try:
-                await self._write_chunks(active, header, chunks, writer)
-                async with self._decoding:
+                async with self._receiving.turn() as turn:
+                    await self._write_chunks(active, header, chunks, writer, turn)
+                async with self._decoding.take(header.total_bytes):
                     update = await asyncio.to_thread(_decode, spec, active.update_kind, header, writer)
                     return await _to_the_end(active.offer(Upload(header, writer, update)))
             except UpdateRejected as error:
@@ -136,7 +153,7 @@ class Intake:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, writer.discard))
 
     async def _write_chunks(
-        self, active: RoundRunner, header: UpdateHeader, chunks: AsyncIterator[Chunk], writer: BlobWriter
+        self, active: RoundRunner, header: UpdateHeader, chunks: AsyncIterator[Chunk], writer: BlobWriter, turn: Turn
     ) -> None:
         async for chunk in chunks:
             active.count(header.device_id, up=chunk.wire_bytes)
@@ -149,6 +166,8 @@ class Intake:
                     f"{writer.size + len(chunk.data)}"
                 )
             await asyncio.to_thread(writer.write, chunk.data)
+            del chunk
+            await turn.give_way()
         if writer.size != header.total_bytes:
             raise InvalidRequestError(
                 f"the header announced {header.total_bytes} bytes, the stream ended after {writer.size}; send it again"
@@ -174,7 +193,7 @@ class Intake:
             seconds=header.seconds,
             received_at=time.time(),
         )
-        await self._disk.run(storage.record_update, row)
+        await self._disk.run(storage.record_updates, [row])
         return late
 
 
@@ -190,10 +209,12 @@ async def _to_the_end(offer: Coroutine[Any, Any, SubmitAnswer]) -> SubmitAnswer:
 
 
 def _decode(spec: ModelSpec, kind: PayloadKind, header: UpdateHeader, writer: BlobWriter) -> Update:
-    """Check a whole payload's digest and decode it."""
+    """Check a whole payload's digest, decode it and flush it to the disk."""
     if writer.digest != header.update_digest:
         raise UpdateRejected(f"the payload has digest {writer.digest}, the header announced {header.update_digest}")
     try:
-        return get_codec(header.codec).decode(spec, writer.read(), kind=kind)
+        update = get_codec(header.codec).decode(spec, writer.read(), kind=kind)
     except IncompatibleError as error:
         raise UpdateRejected(str(error)) from error
+    writer.flush()
+    return update

@@ -47,6 +47,9 @@ from server.storage.base import RoundRecord, UpdateRecord, VersionRecord
 
 _log = logging.getLogger(__name__)
 
+_WRITTEN_AT_ONCE = 16
+"""Accepted updates that are made durable by the same flushes and one transaction."""
+
 
 @dataclass
 class _Envelope:
@@ -98,6 +101,8 @@ class RoundRunner:
         self._collection = collection
         self._round, self._first_effects = begin
         self._mailbox: asyncio.Queue[_Envelope] = asyncio.Queue()
+        self._unwritten: dict[str, _Envelope] = {}
+        """Accepted updates by device that are folded in, but neither durable nor answered."""
         self.closed = asyncio.Event()
         """Set when this runner has ended and all it had to write is written."""
 
@@ -138,7 +143,7 @@ class RoundRunner:
         """Tell the members that may still deliver to stop; nothing is written down."""
         self._cancel_tasks(sorted(self._round.waiting), reason)
 
-    def judge_header(self, header: UpdateHeader) -> SubmitAnswer | None:
+    async def judge_header(self, header: UpdateHeader) -> SubmitAnswer | None:
         """Judge an update by its header: an answer when its bytes need not be read, None when they are wanted.
 
         Raises:
@@ -153,6 +158,8 @@ class RoundRunner:
         if verdict is None:
             raise NotReadyError(f"round {self.round_number} has closed; send the update to the next one in a moment")
         if header.round_number == number and verdict.status in (SubmitStatus.DUPLICATE, SubmitStatus.LATE):
+            if header.device_id in self._unwritten:  # a duplicate of what is not durable: the answer waits for that
+                return await self._ask(_Envelope(UpdateOffered(header.device_id)))
             return SubmitAnswer(verdict.status, verdict.reason)
         problem = self._problem_with(header) or verdict.reason
         return SubmitAnswer(SubmitStatus.REJECTED, problem) if problem else None
@@ -205,12 +212,16 @@ class RoundRunner:
                 envelope = await self._next_envelope()
                 try:
                     await self._handle(envelope)
+                    if self._mailbox.empty() or len(self._unwritten) >= _WRITTEN_AT_ONCE:
+                        await self._write_accepted()
                 except BaseException:
                     envelope.fail(NotReadyError("the update could not be written down; send it again"))
                     raise
             return self._round
         finally:
             self.closed.set()
+            for envelope in self._unwritten.values():
+                envelope.fail(NotReadyError("the update could not be written down; send it again"))
             while not self._mailbox.empty():
                 self._dismiss(self._mailbox.get_nowait())
 
@@ -251,16 +262,18 @@ class RoundRunner:
         self._round = round_
         for effect in effects:
             match effect:
+                case AnswerUpdate(device_id, SubmitStatus.ACCEPTED) if envelope.upload is not None:
+                    self._unwritten[device_id] = envelope
+                    continue
+            await self._write_accepted()  # what follows an acceptance must not come before it
+            match effect:
                 case StartCollecting():
                     await self._start_collecting()
                 case SendTask(device_id):
                     self._parts.fleet.send(device_id, self._task_for(device_id))
                 case CancelTasks(device_ids, reason):
                     self._cancel_tasks(device_ids, reason)
-                case AnswerUpdate(device_id, status, reason):
-                    if status is SubmitStatus.ACCEPTED and envelope.upload is not None:
-                        await self._collection.accept(envelope.upload)
-                        self._log("update_accepted", device=device_id)
+                case AnswerUpdate(_, status, reason):
                     envelope.reply(SubmitAnswer(status, reason))
                 case Aggregate():
                     await self._aggregate()
@@ -270,6 +283,17 @@ class RoundRunner:
                 case Fail(reason):
                     self._log("round_failed", reason=repr(reason))
                     await self._save(self._collection.close(), state=Phase.FAILED, reason=reason)
+
+    async def _write_accepted(self) -> None:
+        """Make the updates that were accepted durable, all at once, then answer them."""
+        if not self._unwritten:
+            return
+        envelopes = self._unwritten.values()
+        await self._collection.accept([envelope.upload for envelope in envelopes if envelope.upload is not None])
+        for device_id, envelope in self._unwritten.items():
+            self._log("update_accepted", device=device_id)
+            envelope.reply(SubmitAnswer(SubmitStatus.ACCEPTED))
+        self._unwritten.clear()
 
     async def _start_collecting(self) -> None:
         round_ = self._round

@@ -9,7 +9,7 @@ Times are seconds since 1970 (UTC). Every method is synchronous and safe to call
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -145,8 +145,8 @@ class Storage(Protocol):
     def set_evaluation(self, job_id: str, round_number: int, *, accuracy: float, loss: float) -> None:
         """Add a round's evaluation."""
 
-    def record_update(self, update: UpdateRecord) -> None:
-        """Insert or replace what became of a device's task in a round."""
+    def record_updates(self, updates: Iterable[UpdateRecord]) -> None:
+        """Insert or replace what became of devices' tasks in a round, in one transaction."""
 
     def get_update(self, job_id: str, round_number: int, device_id: str) -> UpdateRecord | None:
         """Return a device's row in a round, or None."""
@@ -199,11 +199,11 @@ class BlobWriter(Protocol):
     def write(self, data: bytes) -> None:
         """Append bytes."""
 
-    def read(self) -> bytes:
-        """Return what was written so far."""
+    def read(self) -> memoryview:
+        """Return what was written so far, at least a byte; it stays readable whatever becomes of the payload."""
 
-    def keep(self) -> str:
-        """Make the payload durable under its digest, and return it."""
+    def flush(self) -> None:
+        """Put what was written so far on the disk, so that ``BlobStore.keep`` has less to do."""
 
     def discard(self) -> None:
         """Forget the payload; does nothing when it was kept or discarded before."""
@@ -214,6 +214,9 @@ class BlobStore(Protocol):
 
     def writer(self) -> BlobWriter:
         """Begin a payload."""
+
+    def keep(self, writers: Sequence[BlobWriter]) -> None:
+        """Make payloads durable under their digests, together; raises ValueError for one kept or discarded before."""
 
     def put(self, data: bytes) -> str:
         """Make a payload durable and return its digest; putting the same again changes nothing."""

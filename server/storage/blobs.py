@@ -1,21 +1,25 @@
 """Payloads in a local folder, named by their SHA-256: ``<root>/<first two hex digits>/<digest>``.
 
 A payload is written under ``<root>/tmp``, flushed, and renamed into its place, so a file with a digest for a name is
-complete. Two payloads with the same bytes are one file.
+complete. Two payloads with the same bytes are one file. Payloads that are kept together share their flushes: all are
+renamed, then each folder is flushed once, and a file system with a journal writes that once for all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from bnncore.durable import sync_folder
 from server.errors import NotFoundError
+from server.storage.base import BlobWriter
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -33,6 +37,14 @@ class LocalBlobs:
         """Begin a payload under a temporary name."""
         return LocalBlobWriter(self._temporary / os.urandom(8).hex(), self)
 
+    def keep(self, writers: Sequence[BlobWriter]) -> None:
+        """Flush what is not flushed yet, rename all, flush the folders."""
+        folders: set[Path] = set()
+        for writer in writers:
+            folders |= cast(LocalBlobWriter, writer).move()
+        for folder in sorted(folders):
+            sync_folder(folder)
+
     def put(self, data: bytes) -> str:
         """Write a payload unless it is there already."""
         digest = hashlib.sha256(data).hexdigest()
@@ -41,9 +53,10 @@ class LocalBlobs:
         writer = self.writer()
         try:
             writer.write(data)
-            return writer.keep()
+            self.keep([writer])
         finally:
             writer.discard()
+        return digest
 
     def get(self, digest: str) -> bytes:
         """Read a whole payload and check it."""
@@ -106,8 +119,8 @@ class LocalBlobWriter:
         self._path = path
         self._blobs = blobs
         self._hash = hashlib.sha256()
-        self._size = 0
-        self._file: BinaryIO | None = path.open("xb", buffering=0)
+        self._size = self._flushed = 0
+        self._file: BinaryIO | None = path.open("x+b", buffering=0)
         # A call that is cancelled leaves its thread writing; nobody may close the file under it.
         self._lock = threading.Lock()
 
@@ -124,33 +137,47 @@ class LocalBlobWriter:
     def write(self, data: bytes) -> None:
         """Append bytes to the temporary file; they are not on disk yet."""
         with self._lock:
-            if self._file is None:
-                raise ValueError("the payload was kept or discarded: nothing more can be written to it")
+            file = self._open_file()
             view = memoryview(data)
             while view:
-                view = view[self._file.write(view) :]
+                view = view[file.write(view) :]
             self._hash.update(data)
             self._size += len(data)
 
-    def read(self) -> bytes:
-        """Read the temporary file."""
-        return self._path.read_bytes()
-
-    def keep(self) -> str:
-        """Flush, rename, flush the folder."""
+    def read(self) -> memoryview:
+        """Map the temporary file, which takes no memory beside the system's cache of it."""
         with self._lock:
-            if self._file is None:
-                raise ValueError("the payload was kept or discarded before")
-            os.fsync(self._file.fileno())
+            return memoryview(mmap.mmap(self._open_file().fileno(), 0, prot=mmap.PROT_READ))
+
+    def flush(self) -> None:
+        """Flush the temporary file, unless that was done."""
+        with self._lock:
+            self._flush(self._open_file())
+
+    def move(self) -> set[Path]:
+        """Flush the temporary file and rename it; returns the folders that must be flushed for that to last."""
+        with self._lock:
+            file = self._open_file()
+            self._flush(file)
             destination = self._blobs.path(self.digest)
+            folders = {destination.parent}
             if not destination.parent.exists():
                 destination.parent.mkdir(exist_ok=True)
-                sync_folder(destination.parent.parent)
+                folders.add(destination.parent.parent)
             os.replace(self._path, destination)
-            self._file.close()
+            file.close()
             self._file = None
-            sync_folder(destination.parent)
-            return self.digest
+            return folders
+
+    def _flush(self, file: BinaryIO) -> None:
+        if self._flushed < self._size:
+            os.fsync(file.fileno())
+            self._flushed = self._size
+
+    def _open_file(self) -> BinaryIO:
+        if self._file is None:
+            raise ValueError("the payload was kept or discarded: it can no longer be written, read or kept")
+        return self._file
 
     def discard(self) -> None:
         """Remove the temporary file unless the payload was kept."""

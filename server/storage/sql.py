@@ -139,9 +139,10 @@ class SqlStorage:
                 .values(accuracy=accuracy, loss=loss)
             )
 
-    def record_update(self, update: UpdateRecord) -> None:
+    def record_updates(self, updates: Iterable[UpdateRecord]) -> None:
         with self._engine.begin() as connection:
-            _upsert(connection, tables.updates, asdict(update))
+            for row in updates:
+                _upsert(connection, tables.updates, asdict(row))
 
     def get_update(self, job_id: str, round_number: int, device_id: str) -> UpdateRecord | None:
         return self._one(UpdateRecord, tables.updates, job_id=job_id, round_number=round_number, device_id=device_id)

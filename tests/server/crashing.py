@@ -26,7 +26,7 @@ DEVICES = ("a", "b")
 
 
 class Trap:
-    """Kills the process with SIGKILL at the nth call of one method."""
+    """Kills the process with SIGKILL at the nth call of one method; one that takes several things counts as so many."""
 
     def __init__(self, point: str | None) -> None:
         self._when, self._method, count = (point or "never:none:0").split(":")
@@ -35,10 +35,10 @@ class Trap:
     def wrap(self, target: Any) -> Any:
         return _Trapped(target, self)
 
-    def reached(self, when: str, method: str) -> None:
+    def reached(self, when: str, method: str, count: int) -> None:
         if (when, method) == (self._when, self._method):
-            self._left -= 1
-            if self._left == 0:
+            self._left -= count
+            if self._left <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -54,10 +54,11 @@ class _Trapped:
             return value
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            self._trap.reached("before", name)
+            count = len(args[0]) if args and isinstance(args[0], list | tuple) else 1
+            self._trap.reached("before", name, count)
             result = value(*args, **kwargs)
-            self._trap.reached("after", name)
-            return self._trap.wrap(result) if name == "writer" else result
+            self._trap.reached("after", name, count)
+            return result
 
         return call
 

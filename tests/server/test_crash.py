@@ -24,9 +24,9 @@ from tests.server.scripted import ScriptedDevice
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# A run without a crash calls: put 2 (version 0), then in each round save_round 2 (open, collecting), keep 2 and
-# record_update 2 (one a device), put 3 and commit_round 1 (what the strategy remembers, the version), delete 2 (the
-# updates' payloads; in round 2 also what was remembered before).
+# A run without a crash calls: put 2 (version 0), then in each round save_round 2 (open, collecting), keep and
+# record_updates with 2 updates (together or each alone), put 3 and commit_round 1 (what the strategy remembers, the
+# version), delete 2 (the updates' payloads; in round 2 also what was remembered before).
 POINTS = [
     "before:add_version:1",
     "after:put:1",
@@ -34,17 +34,17 @@ POINTS = [
     "after:save_round:1",
     "after:save_round:2",
     "before:keep:1",
-    "before:record_update:1",
-    "after:record_update:1",
-    "before:record_update:2",
-    "after:record_update:2",
+    "before:record_updates:1",
+    "after:record_updates:1",
+    "before:record_updates:2",
+    "after:record_updates:2",
     "after:put:3",
     "after:put:4",
     "before:commit_round:1",
     "after:commit_round:1",
     "after:delete:1",
     "before:delete:5",
-    "after:record_update:4",
+    "after:record_updates:4",
     "before:commit_round:2",
     "after:commit_round:2",
     "before:set_job_state:2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -13,7 +14,8 @@ from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.errors import ConfigurationError
 from server.coordinator import JobState
 from server.coordinator.coordinator import Coordinator
-from server.storage.blobs import LocalBlobWriter
+from server.storage.base import BlobWriter
+from server.storage.blobs import LocalBlobs
 from tests.server.conftest import OpenHouse, make_job, until
 from tests.server.scripted import ScriptedDevice, connected
 
@@ -56,7 +58,7 @@ async def deliver_all(devices: list[ScriptedDevice], rounds: int) -> None:
 @pytest.mark.parametrize(
     ("part", "method"),
     [
-        ("storage", "record_update"),
+        ("storage", "record_updates"),
         ("storage", "commit_round"),
         ("storage", "save_round"),
         ("storage", "set_job_state"),
@@ -84,18 +86,18 @@ async def test_a_fault_of_the_disk_is_waited_out(open_house: OpenHouse, part: st
 async def test_a_device_that_breaks_off_while_its_update_is_kept_disturbs_nobody(
     open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeping, may_keep, keep = threading.Event(), threading.Event(), LocalBlobWriter.keep
+    keeping, may_keep, keep = threading.Event(), threading.Event(), LocalBlobs.keep
 
-    def slow_keep(writer: LocalBlobWriter) -> str:
+    def slow_keep(blobs: LocalBlobs, writers: Sequence[BlobWriter]) -> None:
         keeping.set()
         assert may_keep.wait(20)
-        return keep(writer)
+        keep(blobs, writers)
 
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
         await house.coordinator.jobs.create(make_job(rounds=1))
         task = await a.next_task()
         payload = await a.train(task)
-        monkeypatch.setattr(LocalBlobWriter, "keep", slow_keep)
+        monkeypatch.setattr(LocalBlobs, "keep", slow_keep)
         broken_off = asyncio.create_task(a.submit(task, payload))
         await until(keeping.is_set)
         broken_off.cancel()
@@ -107,6 +109,43 @@ async def test_a_device_that_breaks_off_while_its_update_is_kept_disturbs_nobody
 
     assert again.status == pb.SUBMIT_STATUS_DUPLICATE
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_updates_that_are_ready_together_share_the_way_to_the_disk_and_are_answered_after_it(
+    open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"device-{i}" for i in range(6)]
+    may_keep, keep, kept_together = threading.Event(), LocalBlobs.keep, []
+
+    def slow_keep(blobs: LocalBlobs, writers: Sequence[BlobWriter]) -> None:
+        assert may_keep.wait(20)
+        keep(blobs, writers)
+        kept_together.append(len(writers))
+
+    async with open_house() as house, connected(house.address, *names) as devices:
+        await house.coordinator.jobs.create(make_job(rounds=1, min_devices=len(names)))
+        tasks = await asyncio.gather(*(device.next_task() for device in devices))
+        payloads = [await device.train(task) for device, task in zip(devices, tasks, strict=True)]
+        monkeypatch.setattr(LocalBlobs, "keep", slow_keep)
+        sent = [
+            asyncio.create_task(device.submit(task, payload))
+            for device, task, payload in zip(devices, tasks, payloads, strict=True)
+        ]
+        active = house.coordinator.jobs.runner.active
+        await until(lambda: active._mailbox.qsize() + len(active._unwritten) == len(names))
+        duplicate = asyncio.create_task(devices[0].submit(tasks[0], payloads[0]))
+        await asyncio.sleep(0.1)  # for an answer that would come too early
+        early = [task for task in (*sent, duplicate) if task.done()]
+        may_keep.set()
+        answers = await asyncio.gather(*sent)
+        again = await duplicate
+        monkeypatch.undo()
+        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+
+    assert early == []
+    assert {answer.status for answer in answers} == {pb.SUBMIT_STATUS_ACCEPTED}
+    assert again.status == pb.SUBMIT_STATUS_DUPLICATE
+    assert max(kept_together) > 1
 
 
 async def test_a_payload_lost_on_disk_is_asked_for_again(open_house: OpenHouse) -> None:

@@ -37,7 +37,7 @@ def test_the_same_payload_is_one_file(blobs: LocalBlobs) -> None:
     blobs.put(DATA)
     writer = blobs.writer()
     writer.write(DATA)
-    writer.keep()
+    blobs.keep([writer])
 
     assert len(files(blobs)) == 1
 
@@ -47,13 +47,30 @@ def test_a_payload_appears_when_it_is_kept(blobs: LocalBlobs) -> None:
     for start in range(0, len(DATA), 100):
         writer.write(DATA[start : start + 100])
     assert (writer.size, writer.digest, writer.read()) == (len(DATA), DIGEST, DATA)
+    writer.flush()
     assert blobs.digests() == set()
 
-    assert writer.keep() == DIGEST
+    blobs.keep([writer])
 
     assert blobs.get(DIGEST) == DATA
     writer.discard()
     assert blobs.digests() == {DIGEST}
+
+
+def test_payloads_kept_together_are_all_there_and_stay_readable(blobs: LocalBlobs) -> None:
+    writers = [blobs.writer() for _ in range(3)]
+    for i, writer in enumerate(writers):
+        writer.write(DATA + bytes([i]))
+    views = [writer.read() for writer in writers]
+
+    blobs.keep(writers)
+
+    digests = [hashlib.sha256(DATA + bytes([i])).hexdigest() for i in range(3)]
+    assert blobs.digests() == set(digests)
+    assert [blobs.get(digest) for digest in digests] == [DATA + bytes([i]) for i in range(3)]
+    for digest in digests:
+        blobs.delete(digest)
+    assert views == [DATA + bytes([i]) for i in range(3)]
 
 
 def test_a_discarded_payload_leaves_no_file(blobs: LocalBlobs) -> None:
@@ -67,7 +84,7 @@ def test_a_discarded_payload_leaves_no_file(blobs: LocalBlobs) -> None:
     with pytest.raises(ValueError, match="kept or discarded"):
         writer.write(b"more")
     with pytest.raises(ValueError, match="kept or discarded"):
-        writer.keep()
+        blobs.keep([writer])
 
 
 def test_leftovers_of_a_crash_are_removed(blobs: LocalBlobs) -> None:

@@ -95,7 +95,7 @@ def test_a_round_is_saved_with_its_tasks_and_saved_again(storage: Storage, reope
 
 def test_what_became_of_a_task_is_written_over_its_assignment(storage: Storage, reopen: Callable[[], Storage]) -> None:
     storage.save_round(ROUND, [UpdateRecord("job-1", 1, "a", "ASSIGNED")])
-    storage.record_update(ACCEPTED)
+    storage.record_updates([ACCEPTED])
 
     storage = reopen()
 
