@@ -23,6 +23,7 @@ from typing import Any
 from bitfleet.v1 import fleet_pb2 as wire
 from bnncore.errors import DataError, UnreachableError
 from edge_client.backoff import backoff
+from edge_client.conditions import read_conditions
 from edge_client.courier import Courier
 from edge_client.errors import LinkError
 from edge_client.link import Link
@@ -104,6 +105,7 @@ class Agent:
                 machine=survey["machine"],
             ),
         )
+        self._settings = settings
         self._is_leaving = False
         self._max_retries = settings.max_retries
         self._transport = Transport(settings.server)
@@ -139,6 +141,7 @@ class Agent:
         while True:
             welcomed_at = math.inf
             try:
+                self._hello.conditions.CopyFrom(read_conditions(self._settings))
                 async with self._transport.connect(self._hello) as stream:
                     failures = 0
                     welcomed_at = asyncio.get_running_loop().time()
@@ -189,6 +192,7 @@ class Agent:
                 step=now.step,
                 total_steps=now.total_steps,
                 pss_bytes=tree_pss_bytes(os.getpid()),
+                conditions=read_conditions(self._settings),
             )
             try:
                 await stream.send(wire.ConnectRequest(heartbeat=heartbeat))

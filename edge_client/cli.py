@@ -54,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device-id", metavar="ID", help="this device's name (default: made once and kept)")
     run.add_argument("--threads", metavar="N", help="threads of a trainer (default: 1)")
     run.add_argument("--memory-budget", metavar="SIZE", help="memory for a trainer, e.g. 64MiB (default: any)")
+    for flag, text in (
+        ("--allow-battery", "train on battery too"),
+        ("--metered", "the network is metered (a mobile modem is noticed without this)"),
+        ("--allow-metered", "take part over a metered network too"),
+    ):
+        run.add_argument(flag, action="store_const", const="yes", help=text)
+    run.add_argument("--max-temperature", metavar="CELSIUS", help="take no task while hotter than this (default: any)")
     run.add_argument("--max-retries", metavar="N", help="give up after so many attempts in a row (default: never)")
     run.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error (default: info)")
     status = commands.add_parser("status", help="show this device, its last task and its pending update")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -43,6 +44,14 @@ class ClientSettings:
     """Threads of a trainer, at least 1."""
     memory_budget: int = 0
     """Bytes of memory that a trainer may take; 0: without limit. The coordinator sends no task that takes more."""
+    allow_battery: bool = False
+    """Whether to train while the device runs on its battery."""
+    metered: bool = False
+    """Whether the network is metered; one through a mobile modem is anyway."""
+    allow_metered: bool = False
+    """Whether to take part over a metered network."""
+    max_temperature: float | None = None
+    """Degrees Celsius of the hottest thermal zone above which no task is taken; None: any."""
     max_retries: int | None = None
     """Attempts in a row to reach the coordinator before giving up; None: never give up."""
     log_level: str = "info"
@@ -100,6 +109,10 @@ class ClientSettings:
             device_id=values.get("device_id"),
             threads=_whole("threads", values.get("threads", "1")),
             memory_budget=_amount("memory-budget", values.get("memory_budget", "0")),
+            allow_battery=_switch("allow-battery", values.get("allow_battery", "no")),
+            metered=_switch("metered", values.get("metered", "no")),
+            allow_metered=_switch("allow-metered", values.get("allow_metered", "no")),
+            max_temperature=_degrees("max-temperature", values.get("max_temperature")),
             max_retries=_whole("max-retries", values["max_retries"]) if "max_retries" in values else None,
             log_level=values.get("log_level", "info").lower(),
         )
@@ -117,3 +130,19 @@ def _amount(flag: str, text: str) -> int:
         return read_bytes(text)
     except ValueError as error:
         raise SettingsError(f"--{flag} {error}") from None
+
+
+def _switch(flag: str, text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise SettingsError(f"--{flag} must be yes or no, got {text!r}")
+    return text.lower() == "yes"
+
+
+def _degrees(flag: str, text: str | None) -> float | None:
+    try:
+        degrees = None if text is None else float(text)
+    except ValueError:
+        degrees = math.nan
+    if degrees is not None and not math.isfinite(degrees):
+        raise SettingsError(f"--{flag} must be degrees Celsius, got {text!r}")
+    return degrees

@@ -26,6 +26,8 @@ DECLARATION = re.compile(
 ROOMY_FIELDS = {
     "DataSummary.input_shape": "the shape of one sample",
     "DownloadModelResponse.data": "a model's payload, from the coordinator to the device",
+    "ModelStep.base_digest": "the SHA-256 of a model's payload, from the coordinator to the device",
+    "ModelStep.digest": "the SHA-256 of a step's payload, from the coordinator to the device",
     "UpdateChunk.data": "an update's payload, which the coordinator decodes against the job's ModelSpec or rejects",
 }
 
@@ -86,8 +88,8 @@ def test_only_class_names_are_lists_of_text() -> None:
     assert texts == {"DataSummary.classes", "Task.classes"}
 
 
-def test_messages_do_not_nest_and_hold_no_lists_of_messages() -> None:
-    # Otherwise a list of small messages could carry what no single field can.
+def test_messages_do_not_nest_and_only_a_task_holds_a_list_of_messages() -> None:
+    # Otherwise a list of small messages could carry what no single field can. A task goes to the device.
     nested = [message.name for message in messages() if message.nested_types]
     lists = [
         f"{message.name}.{field.name}"
@@ -96,4 +98,4 @@ def test_messages_do_not_nest_and_hold_no_lists_of_messages() -> None:
         if field.is_repeated and field.type == FieldDescriptor.TYPE_MESSAGE
     ]
 
-    assert (nested, lists) == ([], [])
+    assert (nested, lists) == ([], ["Task.steps"])

@@ -147,5 +147,5 @@ class Queries:
             task_id=beat.task_id,
             step=beat.step,
             total_steps=beat.total_steps,
-            ineligible=None if runner is None else runner.why_ineligible(session.hello),
+            ineligible=None if runner is None else runner.why_ineligible(session),
         )

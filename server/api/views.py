@@ -164,7 +164,7 @@ class DeviceView(BaseModel):
     step: int
     total_steps: int
     ineligible: str | None
-    """Why it does not fit the running job (data, memory); null when it does, or when none is running."""
+    """Why it cannot work for the running job (data, memory, conditions); null when it can, or when none is running."""
 
     @classmethod
     def of(cls, record: DeviceRecord, **live: Any) -> DeviceView:

@@ -109,8 +109,7 @@ class Coordinator:
 
     def heartbeat(self, session: Session, heartbeat: Heartbeat) -> None:
         """Note that a device is alive, and what it is doing."""
-        session.heartbeat = heartbeat
-        session.last_seen = self.clock()
+        self.fleet.note(session, heartbeat)
 
     def report(self, session: Session, task_id: str, outcome: TaskOutcome, reason: str) -> None:
         """Take a device's word that a task ended without an update."""

@@ -44,7 +44,7 @@ class DeviceConnected:
 
 @dataclass(frozen=True)
 class DeviceDisconnected:
-    """The device's stream ended; it may come back."""
+    """The device's stream ended, or it may not work now; it may come back."""
 
     device_id: str
 

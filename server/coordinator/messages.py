@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from server.coordinator.events import SubmitStatus
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What keeps a device from work at the moment, by its owner's rules."""
+
+    on_battery: bool = False
+    metered: bool = False
+    too_hot: bool = False
+
+    @property
+    def reason(self) -> str | None:
+        """What it is in words; None: nothing."""
+        words = ("it runs on battery", "its network is metered", "it is too hot")
+        holds = (self.on_battery, self.metered, self.too_hot)
+        return ", ".join(itertools.compress(words, holds)) or None
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,7 @@ class DeviceHello:
     threads: int = 1
     memory_bytes: int = 0
     machine: str = ""
+    conditions: Conditions = Conditions()
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class Heartbeat:
     step: int = 0
     total_steps: int = 0
     pss_bytes: int = 0
+    conditions: Conditions = Conditions()
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ from server.coordinator.cohort import why_ineligible
 from server.coordinator.collection import Collection
 from server.coordinator.disk import Disk
 from server.coordinator.evaluation import Evaluator
-from server.coordinator.events import Cancelled, DeviceConnected, Event, StartCollecting
+from server.coordinator.events import Cancelled, DeviceConnected, DeviceGone, Event, StartCollecting
 from server.coordinator.memory import why_too_large
-from server.coordinator.messages import DeviceHello
 from server.coordinator.round import Phase, Round, Step, advance, open_round, resume_round
 from server.coordinator.round_runner import RoundParts, RoundRunner
 from server.coordinator.rules import RoundRules
-from server.coordinator.sessions import Fleet
+from server.coordinator.sessions import Fleet, Session
 from server.coordinator.versions import InitialState, VersionWriter, steps_to
 from server.errors import ServerError
 from server.jobs import JobConfig
@@ -76,8 +75,10 @@ class JobRunner:
         """Pass an event on to the round being played; the next round looks at the fleet itself."""
         if isinstance(event, DeviceConnected):
             session = self._parts.fleet.get(event.device_id)
-            if session is None or self.why_ineligible(session.hello) is not None:
+            if session is None:
                 return
+            if self.why_ineligible(session) is not None:
+                event = DeviceGone(event.device_id)  # it is back, but not for this job
         if self.active is not None:
             self.active.post(event)
 
@@ -91,8 +92,9 @@ class JobRunner:
         if self.active is not None:
             self.active.dismiss_devices(reason)
 
-    def why_ineligible(self, hello: DeviceHello) -> str | None:
-        """Say why a device does not fit this job, or None when it does: its data first, then its memory."""
+    def why_ineligible(self, session: Session) -> str | None:
+        """Say why a device cannot take part now, or None when it can: its data first, its memory, its conditions."""
+        hello = session.hello
         problem = why_ineligible(
             job_classes=self.config.classes,
             job_input_shape=self.config.input_shape,
@@ -100,7 +102,11 @@ class JobRunner:
             device_input_shape=hello.input_shape,
             device_num_examples=hello.num_examples,
         )
-        return problem or self._why_too_large(hello.memory_bytes, hello.num_examples, hello.threads)
+        return (
+            problem
+            or self._why_too_large(hello.memory_bytes, hello.num_examples, hello.threads)
+            or session.heartbeat.conditions.reason
+        )
 
     async def run(self) -> str:
         """Run the job from where it stands to its end.
@@ -224,7 +230,7 @@ class JobRunner:
     def _take_up(self, record: RoundRecord, collection: Collection) -> Step:
         """Build the round's state machine from what is written down and who is connected now."""
         fleet, now, rules = self._parts.fleet, self._parts.clock(), self._rules(record.round_number)
-        connected = frozenset(s.device_id for s in fleet if self.why_ineligible(s.hello) is None)
+        connected = frozenset(s.device_id for s in fleet if self.why_ineligible(s) is None)
         accepted = collection.with_status("ACCEPTED")
         refused = collection.with_status("REJECTED", "DECLINED")
         cohort = frozenset(record.cohort)

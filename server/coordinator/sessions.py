@@ -25,7 +25,7 @@ class Session:
 
     def __init__(self, hello: DeviceHello, now: float) -> None:
         self.hello = hello
-        self.heartbeat = Heartbeat()
+        self.heartbeat = Heartbeat(conditions=hello.conditions)
         self.connected_at = now
         self.last_seen = now
         self._orders: asyncio.Queue[Order] = asyncio.Queue(_MAX_WAITING_ORDERS)
@@ -132,6 +132,13 @@ class Fleet:
         self._forget_farewell(device_id)
         loop = asyncio.get_running_loop()
         self._farewells[device_id] = loop.call_later(within_s, self._give_up_on, device_id)
+
+    def note(self, session: Session, heartbeat: Heartbeat) -> None:
+        """Note that a device is alive and what it is doing; for the listener, one that may not work is away."""
+        before, session.heartbeat, session.last_seen = session.heartbeat, heartbeat, self._clock()
+        if heartbeat.conditions != before.conditions and self._sessions.get(session.device_id) is session:
+            kind = DeviceConnected if heartbeat.conditions.reason is None else DeviceDisconnected
+            self._listener(kind(session.device_id))
 
     def send(self, device_id: str, order: Order) -> None:
         """Give an order to a device; nothing happens when it has no stream: it is told when it comes back."""

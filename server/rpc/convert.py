@@ -7,7 +7,7 @@ import re
 
 from bitfleet.v1 import fleet_pb2 as pb
 from server.coordinator.events import TaskOutcome
-from server.coordinator.messages import DeviceHello, Heartbeat, SubmitAnswer, TaskOrder, UpdateHeader
+from server.coordinator.messages import Conditions, DeviceHello, Heartbeat, SubmitAnswer, TaskOrder, UpdateHeader
 from server.errors import InvalidRequestError
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -35,7 +35,12 @@ def hello_of(message: pb.Hello) -> DeviceHello:
         threads=min(capabilities.threads, 2**16),
         memory_bytes=_count("capabilities.memory_bytes", capabilities.memory_bytes),
         machine=_text(capabilities.machine, 64),
+        conditions=_conditions_of(message.conditions),
     )
+
+
+def _conditions_of(message: pb.Conditions) -> Conditions:
+    return Conditions(on_battery=message.on_battery, metered=message.metered, too_hot=message.too_hot)
 
 
 def _text(value: str, limit: int) -> str:
@@ -58,6 +63,7 @@ def heartbeat_of(message: pb.Heartbeat) -> Heartbeat:
         step=message.step,
         total_steps=message.total_steps,
         pss_bytes=_count("pss_bytes", message.pss_bytes),
+        conditions=_conditions_of(message.conditions),
     )
 
 

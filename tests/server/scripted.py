@@ -76,6 +76,7 @@ class ScriptedDevice:
     num_examples: int = 40
     training_seconds: float = 0.01
     memory_bytes: int = 0
+    conditions: pb.Conditions = field(default_factory=pb.Conditions)
     protocol: tuple[int, int] = (1, 1)
     down_bytes: int = 0
     up_bytes: int = 0
@@ -106,6 +107,7 @@ class ScriptedDevice:
                 device_id=self.device_id,
                 data=pb.DataSummary(classes=self.classes, input_shape=self.input_shape, num_examples=self.num_examples),
                 capabilities=pb.Capabilities(isa="portable", threads=1, memory_bytes=self.memory_bytes, machine="test"),
+                conditions=self.conditions,
             )
         )
 

@@ -55,20 +55,22 @@ class ConnectRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., report: _Optional[_Union[TaskReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_min", "protocol_max", "client_version", "device_id", "data", "capabilities")
+    __slots__ = ("protocol_min", "protocol_max", "client_version", "device_id", "data", "capabilities", "conditions")
     PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     protocol_min: int
     protocol_max: int
     client_version: str
     device_id: str
     data: DataSummary
     capabilities: Capabilities
-    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., client_version: _Optional[str] = ..., device_id: _Optional[str] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+    conditions: Conditions
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., client_version: _Optional[str] = ..., device_id: _Optional[str] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ...) -> None: ...
 
 class DataSummary(_message.Message):
     __slots__ = ("classes", "input_shape", "num_examples")
@@ -92,19 +94,31 @@ class Capabilities(_message.Message):
     machine: str
     def __init__(self, isa: _Optional[str] = ..., threads: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., machine: _Optional[str] = ...) -> None: ...
 
+class Conditions(_message.Message):
+    __slots__ = ("on_battery", "metered", "too_hot")
+    ON_BATTERY_FIELD_NUMBER: _ClassVar[int]
+    METERED_FIELD_NUMBER: _ClassVar[int]
+    TOO_HOT_FIELD_NUMBER: _ClassVar[int]
+    on_battery: bool
+    metered: bool
+    too_hot: bool
+    def __init__(self, on_battery: _Optional[bool] = ..., metered: _Optional[bool] = ..., too_hot: _Optional[bool] = ...) -> None: ...
+
 class Heartbeat(_message.Message):
-    __slots__ = ("state", "task_id", "step", "total_steps", "pss_bytes")
+    __slots__ = ("state", "task_id", "step", "total_steps", "pss_bytes", "conditions")
     STATE_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOTAL_STEPS_FIELD_NUMBER: _ClassVar[int]
     PSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     state: DeviceState
     task_id: str
     step: int
     total_steps: int
     pss_bytes: int
-    def __init__(self, state: _Optional[_Union[DeviceState, str]] = ..., task_id: _Optional[str] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., pss_bytes: _Optional[int] = ...) -> None: ...
+    conditions: Conditions
+    def __init__(self, state: _Optional[_Union[DeviceState, str]] = ..., task_id: _Optional[str] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., pss_bytes: _Optional[int] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ...) -> None: ...
 
 class TaskReport(_message.Message):
     __slots__ = ("task_id", "outcome", "reason")
