@@ -7,6 +7,8 @@ of a job over TLS on this machine. All devices are connected and have their upda
 once. The time is from the first byte sent to the last acknowledgement, which the coordinator gives when an update is
 decoded, folded and flushed to the disk with its row in the database. Its memory is VmHWM after the round is committed.
 The senders share the processors with the coordinator. ``fold_only`` is decoding and folding alone, on one thread.
+``processor_s_per_update`` is the processor time of an update in the coordinator, in its sender and in ``fold_only``:
+on a machine that has other work to do the updates a second say less.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def describe_job(model: str, codec: str, devices: int) -> dict[str, Any]:
     spec = build(model)
     is_difference = get_codec(codec).is_difference
     return {
+        **({"recipe": "onebit"} if is_difference else {}),
         "name": "streaming",
         "model": {"zoo": model},
         "classes": [str(number) for number in range(spec.classes)],
@@ -72,7 +75,6 @@ def describe_job(model: str, codec: str, devices: int) -> dict[str, Any]:
         "deadline_s": 1e6,
         "local_steps": 1,
         "up_codec": codec,
-        **({"statistics_batches": 1} if is_difference else {}),
     }
 
 
@@ -92,6 +94,8 @@ def measure(model: str, codec: str, devices: int) -> dict[str, Any]:
             if end > first
         ]
         payload_bytes = max([sender.hear()["payload_bytes"] for sender in senders])  # which waits for all of them
+        coordinator.go()
+        coordinator.hear()
         for sender in senders:
             sender.go()
         times = [sender.hear() for sender in senders]
@@ -104,6 +108,10 @@ def measure(model: str, codec: str, devices: int) -> dict[str, Any]:
             "rss_peak_bytes": outcome["rss_peak_bytes"],
             "updates_per_s": devices / seconds,
             "payload_bytes": payload_bytes,
+            "processor_s": {
+                "coordinator": outcome["processor_s"] / devices,
+                "sender": sum(time["processor_s"] for time in times) / devices,
+            },
         }
 
 
@@ -114,12 +122,13 @@ def make_certificate(folder: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def measure_fold(model: str, codec: str, count: int) -> float:
+def measure_fold(model: str, codec: str, count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
         job.write_text(json.dumps(describe_job(model, codec, 1)))
         with End("fold", str(job), str(count)) as end:
-            return float(end.hear()["updates_per_s"])
+            outcome = end.hear()
+            return {"updates_per_s": outcome["updates_per_s"], "processor_s": outcome["processor_s"] / count}
 
 
 def main() -> None:
@@ -128,7 +137,7 @@ def main() -> None:
     parser.add_argument("--model", default="binarynet", help="a network of the zoo (default: binarynet)")
     parser.add_argument("--devices", default="10,200", metavar="N,N", help="that send at once (default: 10,200)")
     parser.add_argument("--codec", default="sign", help="of the updates (default: sign)")
-    parser.add_argument("--folds", type=int, default=64, help="updates folded alone (default: 64)")
+    parser.add_argument("--folds", type=int, default=200, help="updates folded alone (default: 200)")
     parser.add_argument("--json", metavar="PATH", help="write the result here; - = standard output")
     args = parser.parse_args()
     check_destination(args.json, "--json")
@@ -137,11 +146,17 @@ def main() -> None:
         runs[str(devices)] = run = measure(args.model, args.codec, devices)
         print(
             f"{devices} devices: {format_bytes(run['rss_peak_bytes'])} at its peak, "
-            f"{run['updates_per_s']:.1f} updates of {format_bytes(run['payload_bytes'])} a second",
+            f"{run['updates_per_s']:.1f} updates of {format_bytes(run['payload_bytes'])} a second; "
+            f"processor time of each: {1e3 * run['processor_s']['coordinator']:.1f} ms in the coordinator, "
+            f"{1e3 * run['processor_s']['sender']:.1f} ms in its sender",
             file=sys.stderr,
         )
     alone = measure_fold(args.model, args.codec, args.folds)
-    print(f"decoding and folding alone: {alone:.1f} updates a second", file=sys.stderr)
+    print(
+        f"decoding and folding alone: {alone['updates_per_s']:.1f} updates a second, "
+        f"{1e3 * alone['processor_s']:.1f} ms of processor time each",
+        file=sys.stderr,
+    )
     most = max(runs, key=int)
     result = {
         "model": args.model,
@@ -152,7 +167,8 @@ def main() -> None:
         "payload_bytes": runs[most]["payload_bytes"],
         "rss_peak_bytes_by_devices": {devices: run["rss_peak_bytes"] for devices, run in runs.items()},
         "updates_per_s": runs[most]["updates_per_s"],
-        "fold_only_updates_per_s": alone,
+        "fold_only_updates_per_s": alone["updates_per_s"],
+        "processor_s_per_update": {**runs[most]["processor_s"], "fold_only": alone["processor_s"]},
     }
     write_json(result, args.json)
 

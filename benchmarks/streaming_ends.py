@@ -60,12 +60,16 @@ async def coordinate(folder: Path, job: JobConfig) -> None:
     record = await coordinator.jobs.create(job)
     await coordinator.start()
     say(port=port)
+    await go()  # all devices are ready to send
+    before_s = time.process_time()
+    say(is_ready=True)
     await go()  # all updates are acknowledged
+    processor_s = time.process_time() - before_s
     while await coordinator.disk.run(storage.get_version, record.job_id, 1) is None:  # noqa: ASYNC110 - the database tells nobody
         await asyncio.sleep(0.05)
     updates = await coordinator.disk.run(storage.list_updates, record.job_id, 1)
     accepted = sum(update.status == "ACCEPTED" for update in updates)
-    say(accepted=accepted, rss_peak_bytes=rss_peak_bytes())
+    say(accepted=accepted, rss_peak_bytes=rss_peak_bytes(), processor_s=processor_s)
     await go()
     coordinator.dismiss_devices()
     await server.stop(1)
@@ -103,9 +107,9 @@ async def send_all(folder: Path, address: str, job: JobConfig, first: int, count
     senders = await asyncio.gather(*(connect(root, folder, address, job, first + i) for i in range(count)))
     say(ready=count, payload_bytes=senders[0].header.total_bytes)
     await go()
-    began = time.monotonic()
+    began, before_s = time.monotonic(), time.process_time()
     await asyncio.gather(*(sender.send() for sender in senders))
-    say(began=began, ended=time.monotonic())
+    say(began=began, ended=time.monotonic(), processor_s=time.process_time() - before_s)
     await go()
     for sender in senders:
         sender.stream.cancel()
@@ -169,11 +173,12 @@ def fold(job: JobConfig, count: int) -> None:
     strategy = make_strategy(job.strategy, job.strategy_params)
     assert isinstance(strategy, FoldingStrategy)
     accumulator = strategy.init(spec, is_difference=codec.is_difference)
-    began = time.monotonic()
+    began, before_s = time.monotonic(), time.process_time()
     for i in range(count):
         update = codec.decode(spec, payloads[i % len(payloads)], kind="update")
         strategy.fold(accumulator, update, NUM_EXAMPLES)
-    say(updates_per_s=count / (time.monotonic() - began))
+    processor_s = time.process_time() - before_s
+    say(updates_per_s=count / (time.monotonic() - began), processor_s=processor_s)
 
 
 def main() -> None:

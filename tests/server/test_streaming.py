@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.timeout(300)
 def test_every_update_is_counted_and_the_contract_s_keys_are_there() -> None:
     command = ["-m", "benchmarks.streaming", "--model", "mlp", "--devices", "1,3", "--codec", "int8", "--folds", "8"]
 
@@ -18,4 +21,5 @@ def test_every_update_is_counted_and_the_contract_s_keys_are_there() -> None:
     assert (result["model"], result["tls"], result["durable"]) == ("mlp", True, True)
     assert list(result["rss_peak_bytes_by_devices"]) == ["1", "3"]
     assert min(result["rss_peak_bytes_by_devices"].values()) > result["payload_bytes"] > result["weights"]
+    assert min(result["processor_s_per_update"].values()) > 0
     assert min(result["updates_per_s"], result["fold_only_updates_per_s"]) > 0
