@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,12 +33,27 @@ class ChildFailedError(BitfleetError):
 class Child:
     """One process of a Python, its output in a log file.
 
+    Args:
+      name: what it is, for people.
+      arguments: of the Python.
+      log: where its output goes.
+      python: which Python.
+      variables: environment variables that it has beside this process's.
+
     Attributes:
       name: what it is, for people.
       pid: its process id.
     """
 
-    def __init__(self, name: str, arguments: list[str], log: Path, *, python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        log: Path,
+        *,
+        python: str = sys.executable,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +66,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 # The installed packages, whatever lies in the working folder.
-                env=os.environ | {"PYTHONSAFEPATH": "1"},
+                env=os.environ | {"PYTHONSAFEPATH": "1"} | dict(variables or {}),
             )
         self.pid = self._process.pid
 

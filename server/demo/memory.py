@@ -45,8 +45,9 @@ class PeakSampler:
       peaks: highest sum seen, in bytes, by name.
     """
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
+    def __init__(self, pids: Mapping[str, int], interval_s: float = INTERVAL_S) -> None:
         self.peaks = dict.fromkeys(pids, 0)
+        self._interval_s = interval_s
         self._pids = dict(pids)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
@@ -62,7 +63,7 @@ class PeakSampler:
         self._thread.join()
 
     def _sample(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
+        while not self._stop.wait(self._interval_s):
             for name, pid in self._pids.items():
                 self.peaks[name] = max(self.peaks[name], tree_pss_bytes(pid))
 

@@ -1,0 +1,22 @@
+"""What a device does in Flower: takes the model, trains it, and sends it back."""
+
+from pathlib import Path
+
+import torch
+from bitfleet_flower.model import BinaryMlp, train
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train_round(message: Message, context: Context) -> Message:
+    """Train for a round on the samples in the folder that the node's configuration names."""
+    torch.set_num_threads(1)
+    model = BinaryMlp()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    config = context.run_config
+    seconds, count = train(model, Path(context.node_config["data"]), config["local-steps"], config["batch-size"])
+    metrics = MetricRecord({"num-examples": count, "training-seconds": seconds})
+    return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
