@@ -78,3 +78,12 @@ def compare(runs: Sequence[Run]) -> dict[str, float]:
         "overhead_ratio": ratio(lambda side: [seconds for run in side for seconds in run.overheads_s]),
         "device_pss_ratio": ratio(lambda side: [peak for run in side for peak in run.device_pss_peak_bytes]),
     }
+
+
+def follow_line(points: dict[int, float], target: int) -> float:
+    """Fit a line through points by least squares, and give its value at ``target``."""
+    count, mean_x, mean_y = len(points), sum(points) / len(points), sum(points.values()) / len(points)
+    if count < 2:
+        raise ValueError(f"a line needs two points, got {count}")
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points.items()) / sum((x - mean_x) ** 2 for x in points)
+    return mean_y + slope * (target - mean_x)

@@ -28,13 +28,15 @@ def write_data(root: Path, data: Path | None, devices: int) -> tuple[list[Path],
     held_out = root / "held-out"
     with open_dataset("mnist", data, split="test") as dataset:
         samples = np.empty((len(dataset.labels), dataset.rows.row_bytes), np.uint8)
-        dataset.read(np.arange(len(dataset.labels)), samples)
+        dataset.read(np.arange(len(dataset.labels), dtype=np.uint32), samples)
         shaped = samples.reshape(-1, *dataset.input_shape)
         write_idx(held_out, shaped, dataset.labels, "test", classes=dataset.classes)
     return folders, held_out
 
 
-def describe_job(model: str, input_shape: list[int], devices: int, rounds: int, steps: int, batch: int) -> dict[str, Any]:
+def describe_job(
+    model: str, input_shape: list[int], devices: int, rounds: int, steps: int, batch: int
+) -> dict[str, Any]:
     """Write the job of bitfleet's side."""
     return {
         "name": "beside-flower",
@@ -66,8 +68,12 @@ def run_flower(venv: Path, shards: list[Path], held_out: Path, rounds: int, step
         sampler = stack.enter_context(PeakSampler(nodes, SAMPLING_S))
         report = root / "report.json"
         server.run(
-            **{"devices": len(shards), "rounds": rounds, "local_steps": steps, "batch_size": batch},
-            **{"report": str(report), "test_data": str(held_out)},
+            devices=len(shards),
+            rounds=rounds,
+            local_steps=steps,
+            batch_size=batch,
+            report=str(report),
+            test_data=str(held_out),
         )
         outcome = server.wait_for_report(report, TIMEOUT_S)
         return _run("flower", flower_rounds(outcome), proxies, sampler, outcome["accuracy"])

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from bitfleet_flower.model import BinaryMlp, train
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
+from bitfleet_flower.model import BinaryMlp, train
 
 app = ClientApp()
 

@@ -1,7 +1,8 @@
-"""The network ``mlp`` in float32 PyTorch: the standard algorithm, latent weights and Adam, signs in the forward pass."""
+"""The network ``mlp`` in float32 PyTorch: the standard algorithm, latent weights, Adam, signs on the way forward."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class BinaryMlp(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        pairs = list(zip(WIDTHS, WIDTHS[1:], strict=False))
+        pairs = list(itertools.pairwise(WIDTHS))
         self.dense = nn.ModuleList(nn.Linear(inputs, outputs, bias=False) for inputs, outputs in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(outputs) for _, outputs in pairs)
         for layer in self.dense:
