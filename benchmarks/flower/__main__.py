@@ -40,7 +40,10 @@ PLACES = ("json", "plot", "flower_venv", "data")
 
 def measure_servers(play: Callable[[int], dict[str, Any]], sizes: list[int], target: int) -> dict[str, Any]:
     """Measure a coordinator with several numbers of devices, and give its memory at ``target`` devices."""
-    runs = [play(devices) for devices in sizes]
+    runs = []
+    for devices in sizes:
+        runs.append(run := play(devices))
+        print(f"coordinator, {devices} devices: {run}", file=sys.stderr, flush=True)
     points = {run["devices"]: run["pss_peak_bytes"] for run in runs}
     measured = points.get(target)
     return {
