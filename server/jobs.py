@@ -65,6 +65,20 @@ class EvaluationChoice(_Part):
     data: str | None = None
 
 
+class StartChoice(_Part):
+    """Where the model starts: a version of a model that is here, or a checkpoint that the coordinator can read."""
+
+    model: str | None = None
+    version: int | None = Field(default=None, ge=0)
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.model is None) == (self.checkpoint is None) or (self.model is None) != (self.version is None):
+            raise ValueError('exactly one of {"model": job id, "version": number} and {"checkpoint": path} is required')
+        return self
+
+
 class JobConfig(_Part):
     """A job, validated."""
 
@@ -91,6 +105,7 @@ class JobConfig(_Part):
     statistics_batches: int = Field(default=0, ge=0, le=10_000)
     recipe: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**64)
+    start: StartChoice | None = None
     evaluation: EvaluationChoice | None = None
     target_accuracy: float | None = Field(default=None, gt=0, le=100)
     max_attempts: int = Field(default=3, ge=1)

@@ -114,6 +114,8 @@ class JobView(BaseModel):
     rounds_total: int
     rounds_committed: int
     accuracy: float | None
+    best_version: int | None
+    """The version of the highest accuracy, the first of several; null while none was evaluated."""
     overhead_s: float | None
     """Median over its committed rounds."""
     created_at: str
@@ -127,6 +129,8 @@ class JobView(BaseModel):
         config = json.loads(job.config_json)
         committed = [round_ for round_ in rounds if round_.state == "COMMITTED"]
         accuracies = [round_.accuracy for round_ in committed if round_.accuracy is not None]
+        evaluated = ((round_.accuracy, -round_.round_number) for round_ in committed if round_.accuracy is not None)
+        best = max(evaluated, default=None)
         return cls(
             id=job.job_id,
             name=job.name,
@@ -135,6 +139,7 @@ class JobView(BaseModel):
             rounds_total=config["rounds"],
             rounds_committed=min(len(committed), config["rounds"]),
             accuracy=accuracies[-1] if accuracies else None,
+            best_version=None if best is None else -best[1],
             overhead_s=median_or_none(round_.overhead_s for round_ in committed),
             created_at=iso_time(job.created_at),
             finished_at=None if job.finished_at is None else iso_time(job.finished_at),

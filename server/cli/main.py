@@ -86,6 +86,11 @@ def _add_jobs(commands: _Commands[argparse.ArgumentParser]) -> None:
     actions = group.add_subparsers(metavar="ACTION", required=True)
     create = _add_action(actions, "create", "create a job from a file", "create_job")
     create.add_argument("file", help="job file, JSON or TOML")
+    create.add_argument(
+        "--start-checkpoint",
+        metavar="FILE",
+        help="start from this checkpoint, which the coordinator must find here too",
+    )
     _add_action(actions, "list", "list all jobs", "list_jobs")
     for name, text in (
         ("show", "show a job and its rounds"),
@@ -107,7 +112,9 @@ def _add_models(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_action(actions, "list", "list all models", "list_models")
     export = _add_action(actions, "export", "write a model version to a checkpoint file", "export_model")
     export.add_argument("model", help="id of the model (its job's)")
-    export.add_argument("--model-version", type=int, metavar="N", help="the newest when not given")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--model-version", type=int, metavar="N", help="the newest when not given")
+    which.add_argument("--best", action="store_true", help="the version of the highest accuracy")
     export.add_argument("--output", metavar="FILE", help="MODEL-vN.safetensors when not given")
 
 

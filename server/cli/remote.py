@@ -27,7 +27,10 @@ class RequestError(BitfleetError):
 def create_job(arguments: argparse.Namespace) -> int:
     """Create a job from a file; it is validated here first, so that mistakes are told with the file's name."""
     config = load_job(Path(arguments.file))
-    job = _ask(arguments, "POST", "/jobs", json=config.model_dump(mode="json"))
+    description = config.model_dump(mode="json")
+    if arguments.start_checkpoint is not None:
+        description["start"] = {"checkpoint": str(Path(arguments.start_checkpoint).resolve())}
+    job = _ask(arguments, "POST", "/jobs", json=description)
     return _show(arguments, job, lambda: print(f"created job {job['id']}"))
 
 
@@ -48,6 +51,8 @@ def show_job(arguments: argparse.Namespace) -> int:
 
     def print_job() -> None:
         print(f"{job['id']}  {job['state']}  {job['reason']}".rstrip())
+        if job["best_version"] is not None:
+            print(f"the best version is {job['best_version']}: bitfleet-server models export {job['id']} --best")
         if job["overhead_s"] is not None:
             print(f"a round costs {job['overhead_s']:.3f} s beside the slowest device's training (median)")
         columns = [
@@ -108,6 +113,10 @@ def list_models(arguments: argparse.Namespace) -> int:
 def export_model(arguments: argparse.Namespace) -> int:
     """Write a model version to a checkpoint file, which appears complete or not at all."""
     version = arguments.model_version
+    if arguments.best:
+        version = _ask(arguments, "GET", f"/jobs/{arguments.model}")["best_version"]
+        if version is None:
+            raise RequestError(f"no version of model {arguments.model!r} was evaluated; leave --best out")
     if version is None:
         version = _ask(arguments, "GET", f"/models/{arguments.model}/versions")[-1]["version"]
     path = Path(arguments.output or f"{arguments.model}-v{version}.safetensors")

@@ -17,6 +17,7 @@ from bnncore.errors import BitfleetError
 from bnncore.optimizer import resolve_preset
 from server.coordinator.evaluation import HeldOutSet
 from server.coordinator.runner import JobCancelled, JobRunner, RunnerParts
+from server.coordinator.start import load_start
 from server.errors import ConflictError, InvalidJobError, NotFoundError
 from server.jobs import JobConfig, parse_job
 from server.storage.base import JobRecord
@@ -99,9 +100,12 @@ class JobQueue:
         """Add a job at the end.
 
         Raises:
-          InvalidJobError: its optimizer does not exist, or its evaluation set cannot be opened.
+          InvalidJobError: its optimizer does not exist, its evaluation set cannot be opened, or what it starts from
+            cannot be read or is of another network.
         """
         await asyncio.to_thread(_check, config)
+        if config.start is not None:
+            await load_start(self._disk, config, config.start)
         job = JobRecord(
             job_id=f"{config.name[:40]}-{secrets.token_hex(4)}",
             name=config.name,

@@ -88,7 +88,7 @@ class RoundParts:
     from_seed: bool = True
     """Whether the steps, or the version itself where there are none, begin at the job's initial model."""
     measured: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    """How fast devices were in earlier rounds: see ``Storage.measured_steps``."""
+    """``Storage.measured_steps`` before this round; of a carried device that is what it was before its task."""
 
 
 class RoundRunner:
@@ -308,7 +308,9 @@ class RoundRunner:
         config, base = self._config, self._collection.base_of(device_id)
         number = base.version + 1
         # Who is still at a task of an earlier round has that round's model.
-        steps, from_seed = (self._parts.steps, self._parts.from_seed) if base == self.base else ((), base.version == 0)
+        steps, from_seed = self._parts.steps, self._parts.from_seed
+        if base != self.base:
+            steps, from_seed = (), base.version == 0 and config.start is None
         return TaskOrder(
             task_id=task_id_of(base.job_id, number, device_id),
             job_id=base.job_id,
@@ -320,7 +322,6 @@ class RoundRunner:
             preset=config.preset,
             optimizer=self._parts.optimizer,
             batch_size=config.batch_size,
-            # The same for who is still at an earlier task: nothing of it was accepted since.
             local_steps=0 if config.is_closing(number) else config.local_steps_at(self._parts.measured.get(device_id)),
             step_scale=config.step_scale(number),
             seed=config.seed,

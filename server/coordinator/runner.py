@@ -14,6 +14,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
 from bnncore.optimizer import resolve_preset
+from bnncore.state import State
 from server.coordinator.cohort import why_ineligible
 from server.coordinator.collection import Collection
 from server.coordinator.disk import Disk
@@ -24,6 +25,7 @@ from server.coordinator.round import Phase, Round, Step, advance, open_round, re
 from server.coordinator.round_runner import RoundParts, RoundRunner
 from server.coordinator.rules import RoundRules
 from server.coordinator.sessions import Fleet, Session
+from server.coordinator.start import load_start
 from server.coordinator.versions import InitialState, VersionWriter, steps_to
 from server.errors import ServerError
 from server.jobs import JobConfig
@@ -126,7 +128,7 @@ class JobRunner:
             for version in range(1, len(committed) + 1):
                 self._evaluate_after(version, evaluator, evaluated)
             if await self._disk.run(storage.get_version, self.job_id, 0) is None:
-                state = await asyncio.to_thread(self._parts.initial_state, self.config)
+                state = await self._first_state()
                 first = await asyncio.to_thread(self._writer.write, 0, state, time.time())
                 await self._disk.run(storage.add_version, first)
             self.rounds_committed = len(committed)
@@ -147,6 +149,11 @@ class JobRunner:
             await evaluator.drain()
         self._check_cancelled()
         return ""
+
+    async def _first_state(self) -> State:
+        if self.config.start is not None:
+            return await load_start(self._disk, self.config, self.config.start)
+        return await asyncio.to_thread(self._parts.initial_state, self.config)
 
     async def _reached_target(self, evaluator: Evaluator) -> str:
         """Say in which round the target accuracy was reached; empty: in none yet, or there is no target."""
@@ -207,7 +214,7 @@ class JobRunner:
             clock=self._parts.clock,
             base=versions[-1],
             steps=steps,
-            from_seed=from_seed,
+            from_seed=from_seed and self.config.start is None,
             measured=await self._measured(number),
         )
         begin = self._take_up(record, collection)

@@ -262,6 +262,7 @@ async def test_jobs_devices_and_models_from_the_command_line(
         unwritable = run(
             capsys, "models", "export", created["id"], "--output", "/no/such/folder/m", "--server", server.http
         )
+        unevaluated = run(capsys, "models", "export", created["id"], "--best", "--server", server.http)
         missing = run(capsys, "jobs", "cancel", "nope", "--server", server.http)
         pausing = [run(capsys, "jobs", word, created["id"], "--server", server.http) for word in ("pause", "resume")]
         ended = run(capsys, "jobs", "cancel", created["id"], "--server", server.http)
@@ -279,6 +280,11 @@ async def test_jobs_devices_and_models_from_the_command_line(
     assert load_checkpoint(tmp_path / "m.safetensors").weights_digest == models[0]["latest"]["weights_digest"]
     assert load_checkpoint(tmp_path / "m0.safetensors").extra["version"] == 0
     assert unwritable[0] == 3
+    assert (shown["best_version"], unevaluated[0], "was evaluated; leave --best out" in unevaluated[2]) == (
+        None,
+        1,
+        True,
+    )
     assert (missing[0], "there is no job 'nope'" in missing[2]) == (1, True)
     assert [code for code, _, _ in pausing] == [1, 1]
     assert "is COMPLETED; only a pending or running job can be paused" in pausing[0][2]

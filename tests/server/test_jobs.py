@@ -96,6 +96,8 @@ def test_a_single_round_takes_full_steps() -> None:
         ({"classes": ["a", "a", "b"]}, "classes must differ"),
         ({"cohort_size": 3, "quorum": 4}, r"quorum \(4\) can never be reached with a cohort_size of 3"),
         ({"deadline_s": float("inf")}, "deadline_s"),
+        ({"start": {"model": "x"}}, "start: .*exactly one of"),
+        ({"start": {"checkpoint": "x", "version": 1}}, "start: .*exactly one of"),
         ({"local_seconds": 0.0}, "local_seconds: .*greater than 0"),
         ({"target_accuracy": 90.0}, "target_accuracy .* needs an evaluation"),
         ({"over_select": 0.5}, "over_select asks devices beyond cohort_size, which must be set"),

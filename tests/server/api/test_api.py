@@ -158,6 +158,7 @@ async def test_every_committed_version_is_evaluated_as_devices_receive_it(
     assert rounds[-1]["loss"] == pytest.approx(expected.loss, rel=1e-5)
     assert view["accuracy"] == rounds[-1]["accuracy"] == version["accuracy"] == exported.extra["accuracy"]
     assert all(round_["accuracy"] is not None for round_ in rounds)
+    assert view["best_version"] == max(rounds, key=lambda round_: round_["accuracy"])["round"]  # the first of several
     assert rounds[-1]["accuracy"] > 50  # three classes; it has learned something
 
 
