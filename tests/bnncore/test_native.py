@@ -19,7 +19,7 @@ def run(*command: object, cwd: Path = REPOSITORY) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_native_tests_pass_under_sanitizers() -> None:
     cmake = (sys.executable, "-m", "cmake")
     build = REPOSITORY / "build/native"  # kept, as `make test-native` does: only what changed is compiled again
