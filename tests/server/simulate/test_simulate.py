@@ -15,7 +15,8 @@ from server.storage.sql import open_storage
 from tests.server.simulate.federations import LIMIT_S, run, start
 
 SAME = ("accuracy", "accuracy_by_round", "bits_per_weight_up", "bits_per_weight_down", "digest", "updates")
-UNEVEN = ("--alpha", "0.5", "--seed", "5")
+UNEVEN = ("--alpha", "0.5", "--seed", "5", "--local-steps", "400")
+"""Steps enough that a signal finds the simulation at work."""
 SPEC = mlp(input_shape=(8, 8), widths=(32,), classes=10)
 
 
@@ -90,6 +91,8 @@ def wait_for(state: Path, *, rounds: int, lines: int) -> None:
         traffic = state / "traffic.jsonl"
         if not traffic.exists() or traffic.read_bytes().count(b"\n") < max(lines, 1):
             continue
+        if rounds == 0:
+            return
         storage = open_storage(f"sqlite:///{state / 'simulation.db'}")
         try:
             (job,) = storage.list_jobs()
@@ -184,7 +187,7 @@ def test_wrong_options_are_told_by_name(tmp_path: Path, options: tuple[str, ...]
     assert words in complaints.decode()
 
 
-ONEBIT = ("--recipe", "onebit", "--alpha", "0.5", "--absent", "0.3", "--seed", "2")
+ONEBIT = ("--recipe", "onebit", "--alpha", "0.5", "--absent", "0.3", "--seed", "2", "--local-steps", "400")
 
 
 @pytest.fixture(scope="module")

@@ -143,12 +143,12 @@ def test_measured_steps_are_of_the_latest_accepted_update_before_a_round(storage
     storage.add_job(replace(JOB, job_id="job-2"))
     for number in (1, 2, 3):
         storage.save_round(replace(ROUND, round_number=number))
-        storage.record_update(replace(ACCEPTED, round_number=number, steps=10 * number))
-    storage.record_update(replace(ACCEPTED, device_id="late", status="LATE"))
-    storage.record_update(replace(ACCEPTED, device_id="unmeasured", training_seconds=None))
-    storage.record_update(replace(ACCEPTED, device_id="statistics", steps=0))
-    storage.record_update(replace(ACCEPTED, job_id="job-2", device_id="elsewhere"))
-    storage.record_update(replace(ACCEPTED, device_id="b", training_seconds=0.5))
+        storage.record_updates([replace(ACCEPTED, round_number=number, steps=10 * number)])
+    storage.record_updates([replace(ACCEPTED, device_id="late", status="LATE")])
+    storage.record_updates([replace(ACCEPTED, device_id="unmeasured", training_seconds=None)])
+    storage.record_updates([replace(ACCEPTED, device_id="statistics", steps=0)])
+    storage.record_updates([replace(ACCEPTED, job_id="job-2", device_id="elsewhere")])
+    storage.record_updates([replace(ACCEPTED, device_id="b", training_seconds=0.5)])
 
     assert storage.measured_steps("job-1", 3) == {"a": (20, 1.25), "b": (60, 0.5)}
     assert storage.measured_steps("job-1", 1) == {}
