@@ -143,10 +143,8 @@ class SimulatedFleet:
                 said.put_nowait(pb.ConnectRequest(report=report))
             else:
                 self._arrivals += 1
-                rank = (
-                    0 if self._shuffle is None else derive_seed("arrival", self._shuffle, task.round_number, device_id)
-                )
-                self._queue.put_nowait(_Work((rank, self._arrivals), number, task.SerializeToString()))
+                rank = (self._rank(task.round_number, device_id), self._arrivals)
+                self._queue.put_nowait(_Work(rank, number, task.SerializeToString()))
 
     def _rank(self, round_number: int, device_id: str) -> int:
         if self._shuffle is None:
@@ -204,10 +202,8 @@ class SimulatedFleet:
                 feedback=memory.feedback(spec),
             )
         scenario = self._scenario
-        if scenario.attack is None or not scenario.is_attacker(number):
-            return update
-        if update.steps == 0:
-            return update  # statistics are sent as they are
+        if scenario.attack is None or not scenario.is_attacker(number) or update.steps == 0:
+            return update  # also of an attacker, where it holds statistics alone
         model = update.model or source.model
         if model is None:
             base = initial_state(scenario.job())
