@@ -16,23 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.state import State
-from server.strategies.base import Accumulator, FoldingStrategy, Update
+from server.strategies.base import Accumulator
 from server.strategies.fixed_point import (
-    add_update,
     blocks,
-    check_update,
     complete,
     divide,
     mean,
-    merge_sums,
     moved,
     require_base,
     steps_by_tensor,
 )
+from server.strategies.summing import SummingStrategy
 
 
 @dataclass(frozen=True)
-class FedAvg(FoldingStrategy):
+class FedAvg(SummingStrategy):
     """Mean of the updates, weighted by their examples.
 
     Attributes:
@@ -49,13 +47,6 @@ class FedAvg(FoldingStrategy):
     @property
     def needs_differences(self) -> bool:
         return self.server_step != 1.0
-
-    def fold(self, accumulator: Accumulator, update: Update, weight: int) -> None:
-        check_update(accumulator, update, weight)
-        add_update(accumulator, update, weight)
-
-    def merge(self, accumulator: Accumulator, other: Accumulator) -> Accumulator:
-        return merge_sums(accumulator, other)
 
     def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
         complete(accumulator)

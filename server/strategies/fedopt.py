@@ -21,23 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.state import State
-from server.strategies.base import Accumulator, FoldingStrategy, Update
+from server.strategies.base import Accumulator
 from server.strategies.fixed_point import (
-    add_update,
     blocks,
-    check_update,
     complete,
     divide,
     mean,
-    merge_sums,
     moved,
     require_base,
     steps_by_tensor,
 )
+from server.strategies.summing import SummingStrategy
 
 
 @dataclass(frozen=True)
-class FedAdam(FoldingStrategy):
+class FedAdam(SummingStrategy):
     """Adam at the server.
 
     Attributes:
@@ -63,13 +61,6 @@ class FedAdam(FoldingStrategy):
     @property
     def needs_differences(self) -> bool:
         return True
-
-    def fold(self, accumulator: Accumulator, update: Update, weight: int) -> None:
-        check_update(accumulator, update, weight)
-        add_update(accumulator, update, weight)
-
-    def merge(self, accumulator: Accumulator, other: Accumulator) -> Accumulator:
-        return merge_sums(accumulator, other)
 
     def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
         complete(accumulator)

@@ -19,22 +19,22 @@ import numpy as np
 
 from bnncore.codec import SignTensor
 from bnncore.state import State
-from server.strategies.base import Accumulator, FoldingStrategy, Update
+from server.strategies.base import Accumulator, Update
 from server.strategies.fixed_point import (
     add_tensor,
     blocks,
     check_update,
     complete,
     mean,
-    merge_sums,
     moved,
     require_base,
     steps_by_tensor,
 )
+from server.strategies.summing import SummingStrategy
 
 
 @dataclass(frozen=True)
-class SignVote(FoldingStrategy):
+class SignVote(SummingStrategy):
     """Weighted majority of the signs of the differences.
 
     Attributes:
@@ -71,9 +71,6 @@ class SignVote(FoldingStrategy):
             accumulator.add_signs(votes, weight)
         accumulator.total_weight += weight
         accumulator.num_updates += 1
-
-    def merge(self, accumulator: Accumulator, other: Accumulator) -> Accumulator:
-        return merge_sums(accumulator, other)
 
     def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
         complete(accumulator)
