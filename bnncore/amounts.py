@@ -16,7 +16,7 @@ def read_bytes(text: str) -> int:
     Raises:
       ValueError: it is none; the message says what is.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,30}(?:\.\d{1,30})?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"must be an amount such as 64MiB or 500000, got {text!r}")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnncore.codec.container import pack, unpack
+from bnncore.codec.container import unpack, write
 from bnncore.durable import replace_file
 from bnncore.errors import CheckpointError, IncompatibleError, SpecError
 from bnncore.spec import ModelSpec
@@ -69,10 +69,10 @@ def save_checkpoint(path: str | Path, spec: ModelSpec, state: State, *, extra: d
         "weights_digest": digest,
     }
     metadata["digest"] = _digest(metadata)
-    data = pack({name: state[name] for name in spec.tensor_shapes() if name in state}, _canonical(metadata))
+    tensors = {name: state[name] for name in spec.tensor_shapes() if name in state}
     try:
         with replace_file(Path(path)) as file:
-            file.write(data)
+            write(file, tensors, _canonical(metadata))
     except OSError as error:
         raise CheckpointError(f"the checkpoint cannot be written to {path}: {error}. Choose another path") from error
     return digest

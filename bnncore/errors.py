@@ -14,8 +14,10 @@
      │  ├ ShapeError                 tensors and a network
      │  ├ PayloadError               bytes that are no valid model or update
      │  └ ProtocolError              two versions of the wire protocol
+     ├ ExchangeFailedError         a round's masked updates cannot be added up: too few members answered
      └ TaskError                   a device's task ends without an update; its text travels to the coordinator
         ├ TaskDeclinedError          the device will not do it
+        │  └ ExchangeRefusedError      a step of secure aggregation would not protect it
         ├ TaskFailedError            the device tried and could not
         └ ModelMissingError          the trainer cannot make the model itself: it has to be downloaded
 
@@ -32,6 +34,8 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DataError",
+    "ExchangeFailedError",
+    "ExchangeRefusedError",
     "IncompatibleError",
     "ModelMissingError",
     "OptimizerError",
@@ -102,12 +106,20 @@ class ProtocolError(IncompatibleError):
     """Device and coordinator share no version of the wire protocol."""
 
 
+class ExchangeFailedError(BitfleetError):
+    """An exchange of secure aggregation has lost too many members, or too many of their shares, to be finished."""
+
+
 class TaskError(BitfleetError):
     """A task that ends without an update. The text is sent to the coordinator."""
 
 
 class TaskDeclinedError(TaskError):
     """The task does not fit this device: its data, its memory, its hours."""
+
+
+class ExchangeRefusedError(TaskDeclinedError):
+    """A step of secure aggregation was asked for in a way that would not protect this device."""
 
 
 class TaskFailedError(TaskError):

@@ -143,6 +143,11 @@ class ModelSpec:
         """Weights that are +1 or -1 in use."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors if tensor.role == "weight")
 
+    @property
+    def num_values(self) -> int:
+        """Values of all tensors of the network's state, statistics included."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (lower-case hex) of the canonical JSON: the network's name on the wire."""

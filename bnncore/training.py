@@ -11,17 +11,21 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore.curves import plot_curves
 from bnncore.data.augment import Augmentation, Augmenter
 from bnncore.data.dataset import Dataset
 from bnncore.engine import Engine, permutation
-from bnncore.errors import DataError, ShapeError
+from bnncore.errors import ConfigurationError, DataError, ShapeError
 from bnncore.evaluator import Evaluator
 from bnncore.schedule import Linear, Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = [
     "STATISTICS_BATCHES",
@@ -89,14 +93,43 @@ class TrainResult:
     steps: int
     step_ms_median: float | None
 
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return the epochs as columns: ``pandas.DataFrame(result.to_dict()).set_index("epoch")``."""
+        columns = {"epoch": "number", "loss": "loss", "accuracy": "accuracy", "seconds": "seconds"}
+        return {column: [getattr(epoch, name) for epoch in self.epochs] for column, name in columns.items()}
+
+    def plot(self, column: str = "loss", *, label: str | None = None, axes: Axes | None = None) -> Axes:
+        """Draw the training loss or accuracy over epochs; needs matplotlib (``pip install 'bitfleet[plot]'``).
+
+        Args:
+          column: ``loss`` (nats), ``accuracy`` (percent of the training samples) or ``seconds``.
+          label: in the legend; None: the column's name.
+          axes: where to draw, such as what an earlier ``plot`` returned; None: a new figure.
+
+        Raises:
+          ConfigurationError: matplotlib is missing, or there is no such column or no epoch.
+        """
+        units = {"loss": "nats", "accuracy": "%", "seconds": "s"}
+        if column not in units:
+            raise ConfigurationError(f"columns to draw are {', '.join(units)}, not {column!r}")
+        table, name = self.to_dict(), f"training {column}"
+        return plot_curves(
+            table["epoch"],
+            {label or name: table[column]},
+            x_label="epoch",
+            y_label=f"{name}, {units[column]}",
+            axes=axes,
+        )
+
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Accuracy in percent and mean loss in nats over ``count`` samples."""
+    """Accuracy in percent and mean loss in nats over ``count`` samples, ``correct`` of which were classified right."""
 
     accuracy: float
     loss: float
     count: int
+    correct: int
 
 
 def batches(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> NDArray[np.uint32]:
@@ -245,12 +278,19 @@ def _augmenter(augment: Augmentation, engine: Engine, dataset: Dataset, seed: in
     return Augmenter(augment, dataset.input_shape, batch_size=engine.batch_size, seed=seed)
 
 
-def evaluate(engine: Evaluator, dataset: Dataset, *, on_batch: Callable[[int, int], None] | None = None) -> EvalResult:
+def evaluate(
+    engine: Evaluator,
+    dataset: Dataset,
+    *,
+    labels: NDArray[np.int32] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> EvalResult:
     """Classify a whole data set with the running statistics; the model is not changed.
 
     Args:
       engine: what classifies.
       dataset: the samples.
+      labels: int32 [num_examples], what the network calls each sample's class; None: as the data set does.
       on_batch: called after each batch with (samples done, samples to do).
 
     Raises:
@@ -258,18 +298,20 @@ def evaluate(engine: Evaluator, dataset: Dataset, *, on_batch: Callable[[int, in
       DataError: the samples cannot be read.
     """
     check_fits(engine, dataset)
+    numbers: NDArray[Any] = dataset.labels if labels is None else labels
     loss_sum, correct = 0.0, 0
     for start in range(0, dataset.num_examples, engine.batch_size):
         indices = np.arange(start, min(start + engine.batch_size, dataset.num_examples), dtype=np.uint32)
         count = len(indices)
         dataset.read(indices, engine.input[:count])
-        engine.labels[:count] = dataset.labels[indices]
+        engine.labels[:count] = numbers[indices]
         batch = engine.evaluate_batch(count)
         loss_sum += batch.loss * count
         correct += batch.correct
         if on_batch is not None:
             on_batch(start + count, dataset.num_examples)
-    return EvalResult(100.0 * correct / dataset.num_examples, loss_sum / dataset.num_examples, dataset.num_examples)
+    total = dataset.num_examples
+    return EvalResult(100.0 * correct / total, loss_sum / total, total, correct)
 
 
 def check_fits(engine: Evaluator, dataset: Dataset) -> None:

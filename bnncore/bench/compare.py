@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bnncore.bench.counting import count_layers, count_step
-from bnncore.bench.energy import SOURCE, modelled_energy
 from bnncore.bench.phases import Achieved
 from bnncore.bench.process import Worker
-from bnncore.bench.rapl import Rapl, open_rapl
 from bnncore.bench.trial import Trial, try_variants
+from bnncore.energy.model import SOURCE, modelled_energy
+from bnncore.energy.rapl import Rapl, open_rapl
 from bnncore.optimizer import Preset, resolve_preset
 from bnncore.spec import ModelSpec
 

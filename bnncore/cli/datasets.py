@@ -7,15 +7,21 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from bnncore.data import Dataset, Split, open_dataset
+from bnncore.data import Dataset, InputRange, Split, open_dataset
 from bnncore.errors import DataError
 
-__all__ = ["open_split"]
+__all__ = ["open_split", "range_of"]
 
 
-def open_split(args: argparse.Namespace, split: Split) -> Dataset:
+def open_split(args: argparse.Namespace, split: Split, input_range: InputRange | None = None) -> Dataset:
     """Open one split, after fetching it when --download says so.
+
+    Args:
+      args: the options.
+      split: which one.
+      input_range: what real numbers become, where --input-range does not say.
 
     Raises:
       DataError: the data set is not there, is damaged, or cannot be fetched.
@@ -24,7 +30,15 @@ def open_split(args: argparse.Namespace, split: Split) -> Dataset:
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     if args.download:
         _download(args)
-    return open_dataset(args.dataset, args.data, split=split, image_shape=args.image_shape)
+    return open_dataset(
+        args.dataset, args.data, split=split, image_shape=args.image_shape, input_range=args.input_range or input_range
+    )
+
+
+def range_of(description: dict[str, Any]) -> InputRange | None:
+    """Give what real numbers became, as a data set or a checkpoint says; None: there were none."""
+    told = description.get("input_range")
+    return None if told is None else InputRange.from_dict(told)
 
 
 def _download(args: argparse.Namespace) -> None:

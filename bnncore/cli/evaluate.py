@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the subcommand."""
     check_destination(args.json, "--json")
     from bnncore.checkpoint import load_checkpoint
-    from bnncore.cli.datasets import open_split
+    from bnncore.cli.datasets import open_split, range_of
     from bnncore.engine import isa_selected
     from bnncore.errors import CheckpointError
     from bnncore.predictor import Predictor
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.checkpoint} has no running statistics, which evaluation needs: it is a model as devices receive "
             "it. Train it for some steps first, or export the model from the coordinator"
         )
-    with open_split(args, "test") as dataset:
+    with open_split(args, "test", range_of(checkpoint.extra)) as dataset:
         warn_about_threads(args.threads)
         predictor = Predictor(spec, state, batch_size=args.batch_size, threads=args.threads)
         with testing_bar() as on_batch:

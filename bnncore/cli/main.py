@@ -10,21 +10,36 @@ import argparse
 import os
 import sys
 
-from bnncore.cli import bench, evaluate, info, memory, train
+from bnncore.cli import bench, evaluate, export, info, memory, train
 from bnncore.errors import BitfleetError
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 _EPILOG = """\
 examples:
   bitfleet train --dataset digits --epochs 20            train on the digits that ship with scikit-learn
   bitfleet train --dataset mnist --data DIR --epochs 5   train on MNIST
+  bitfleet export model.safetensors --format onnx        for onnxruntime and others
   bitfleet memory --batch-size 100                       what training takes, beside the standard algorithm
   bitfleet bench --model cnv --against torch             how long a step takes, beside PyTorch's
   bitfleet info                                          what this machine can run
 
 bitfleet COMMAND --help explains a command. bitfleet-client joins a fleet, bitfleet-server runs one.
 """
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="bitfleet",
+        description="Train binary neural networks in a few megabytes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (train, evaluate, export, memory, bench, info):
+        command.add_parser(commands)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,17 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    parser = argparse.ArgumentParser(
-        prog="bitfleet",
-        description="Train binary neural networks in a few megabytes.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (train, evaluate, memory, bench, info):
-        command.add_parser(commands)
     try:
-        args = parser.parse_args(argv)
+        args = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed help or the mistake
         return int(stop.code or 0)
     try:

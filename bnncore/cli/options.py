@@ -13,6 +13,7 @@ from bnncore.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from bnncore.data.augment import Augmentation
+    from bnncore.data.input_range import InputRange
     from bnncore.spec import ModelSpec
 
 __all__ = [
@@ -170,7 +171,8 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         metavar="NAME",
         help="digits (ships with scikit-learn), mnist, cifar10, har, images (train/<class>/*.png|jpg; "
-        "needs Pillow), or idx (a folder of idx files); default: what --data holds",
+        "needs Pillow), csv, npz or parquet (rows of numbers with a label; the last needs pyarrow), or idx (a folder "
+        "of idx files); default: what --data holds",
     )
     parser.add_argument(
         "--image-shape",
@@ -179,11 +181,27 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="images: height and width that pictures are brought to, and 3 channels, or 1 for grey (default: 32,32,3)",
     )
     parser.add_argument(
+        "--input-range",
+        type=_input_range,
+        metavar="LOW,HIGH",
+        help="csv, npz, parquet: the real numbers that become 0 and 255 of a network's 8-bit input (default: each "
+        "column's smallest and largest in the training split, or the checkpoint's)",
+    )
+    parser.add_argument(
         "--data", type=Path, metavar="DIR", help="the data folder (default: the environment variable BITFLEET_DATA)"
     )
     parser.add_argument(
         "--download", action="store_true", help="fetch the data set from its publisher into the data folder first"
     )
+
+
+def _input_range(text: str) -> InputRange:
+    from bnncore.data.input_range import InputRange  # brings NumPy, which the parser does without
+
+    try:
+        return InputRange.parse(text)
+    except DataError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_preset_options(parser: argparse.ArgumentParser) -> None:

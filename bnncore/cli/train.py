@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,20 @@ from bnncore.errors import ConfigurationError
 from bnncore.schedule import SCHEDULES, build_schedule
 
 if TYPE_CHECKING:
-    from bnncore.data import Dataset
+    from bnncore.data import Dataset, InputRange
     from bnncore.engine import Engine
     from bnncore.schedule import Schedule
     from bnncore.training import EpochResult
 
 __all__ = ["add_parser"]
+
+_TAGS = {
+    "loss/train": "loss",
+    "loss/test": "test_loss",
+    "accuracy/train": "train_accuracy",
+    "accuracy/test": "accuracy",
+}
+"""What TensorBoard is told of an epoch."""
 
 _EPILOG = """\
 examples:
@@ -117,6 +126,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "same weights as if it had never stopped",
     )
     parser.add_argument("--save", metavar="FILE", help="write the trained network to a safetensors checkpoint")
+    parser.add_argument(
+        "--tensorboard",
+        metavar="DIR",
+        help="write event files for TensorBoard to DIR: each step's loss, and tests",
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -127,13 +141,19 @@ def run(args: argparse.Namespace) -> None:
     _check_files(args)
     # All that training will need is imported now, so that what it adds in memory is its own.
     from bnncore.checkpoint import save_checkpoint
-    from bnncore.cli.datasets import open_split
+    from bnncore.cli.datasets import open_split, range_of
     from bnncore.engine import Engine, isa_selected
     from bnncore.optimizer import resolve_preset
 
     preset = resolve_preset(args.preset, args.optimizer)
     schedule = build_schedule(args.schedule, patience=args.patience)
-    with open_split(args, "train") as train_set, open_split(args, "test") as test_set:
+    with (
+        open_split(args, "train") as train_set,
+        open_split(args, "test", range_of(train_set.description)) as test_set,
+    ):
+        input_range = range_of(train_set.description)
+        if input_range is not None and args.input_range is None:
+            say(f"input range, column by column: {_listed(input_range)}", args.json)
         spec = build_model(args, input_shape=train_set.input_shape, classes=len(train_set.classes))
         check_destination(args.checkpoint, "--checkpoint", 12 * spec.num_binary_weights + (1 << 16))
         check_destination(args.save, "--save", 4 * spec.num_binary_weights + (1 << 16))
@@ -145,11 +165,19 @@ def run(args: argparse.Namespace) -> None:
         if args.save:
             state = engine.state(copy=False)
             extra = {key: result[key] for key in ("accuracy", "preset", "optimizer", "preset_digest", "seed")}
-            save_checkpoint(args.save, spec, state, extra={**extra, "classes": list(train_set.classes)})
+            extra |= {"classes": list(train_set.classes)}
+            if input_range is not None:
+                extra |= {"input_range": input_range.to_dict()}  # what `evaluate` and `predict` must do too
+            save_checkpoint(args.save, spec, state, extra=extra)
     result["isa"] = isa_selected()
     result["rss_peak_bytes"] = rss_peak_bytes()
     say(_summary(result, args.save), args.json)
     write_json(result, args.json)
+
+
+def _listed(input_range: InputRange) -> str:
+    pairs = [f"{low:g} to {high:g}" for low, high in zip(input_range.low, input_range.high, strict=True)]
+    return ", ".join(pairs[:8]) + (f", ... ({len(pairs)} columns)" if len(pairs) > 8 else "")
 
 
 def _check_files(args: argparse.Namespace) -> None:
@@ -177,6 +205,7 @@ def _train_and_evaluate(
     from tqdm import tqdm
 
     from bnncore.resume import load_training, save_training
+    from bnncore.tensorboard import EventWriter
     from bnncore.training import STATISTICS_BATCHES, Progress, check_fits, evaluate, train
 
     check_fits(engine, test_set)
@@ -194,6 +223,7 @@ def _train_and_evaluate(
     with (
         noticed() as interruption,
         tqdm(desc="training", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar,
+        contextlib.nullcontext() if args.tensorboard is None else EventWriter(args.tensorboard) as events,
     ):
 
         def keep() -> None:
@@ -211,6 +241,8 @@ def _train_and_evaluate(
                 raise KeyboardInterrupt
             if args.checkpoint_every and done % args.checkpoint_every == 0:
                 keep()
+            if events is not None:
+                events.add(done, {"loss/step": loss})
             bar.total = total
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update(done - bar.n)
@@ -237,6 +269,9 @@ def _train_and_evaluate(
                 }
             )
             say(_epoch_line(epochs[-1]), args.json)
+            if events is not None:
+                events.add(progress.steps, {tag: epochs[-1][name] for tag, name in _TAGS.items()})
+                events.flush()
             if kept_in:
                 keep()
 

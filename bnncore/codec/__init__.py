@@ -5,8 +5,8 @@ A new codec is one file beside this one and one row in ``CODECS``.
 
 from __future__ import annotations
 
-from bnncore.codec.base import KINDS, Codec, PayloadKind, payload_digest
-from bnncore.codec.difference import Difference, DifferenceCodec, round_difference
+from bnncore.codec.base import KINDS, NONE_LOCAL, Codec, PayloadKind, payload_digest
+from bnncore.codec.difference import Difference, DifferenceCodec, round_difference, statistic_bounds
 from bnncore.codec.flips import FlipsCodec
 from bnncore.codec.float16 import Float16Codec
 from bnncore.codec.float32 import Float32Codec
@@ -19,6 +19,7 @@ from bnncore.errors import ConfigurationError
 __all__ = [
     "CODECS",
     "KINDS",
+    "NONE_LOCAL",
     "Codec",
     "Difference",
     "DifferenceCodec",
@@ -33,6 +34,7 @@ __all__ = [
     "get_state_codec",
     "payload_digest",
     "round_difference",
+    "statistic_bounds",
 ]
 
 CODECS: dict[str, StateCodec | DifferenceCodec] = {

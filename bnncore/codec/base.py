@@ -9,6 +9,9 @@ There are two families. *State codecs* (``state.py``) write a state: the paramet
 * kind ``step``: weights and beta that take a model to the next one.
 * kind ``statistics``: running statistics alone.
 
+Tensors that are *local* to devices travel in a model alone, for the device that has no values of its own yet; a payload
+of any other kind leaves them out, and says so.
+
 Laws, tested for every registered codec: the same tensors give the same bytes; decode(encode(s)) is s as far as the
 codec can tell it, and gives the same bytes again; every truncation is refused; bytes with one byte changed are refused
 or decode to something valid.
@@ -18,15 +21,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Set as AbstractSet
 from typing import ClassVar, Generic, Literal, TypeVar
 
 from bnncore.errors import ConfigurationError
 from bnncore.spec import ModelSpec, TensorSpec
 
-__all__ = ["KINDS", "Codec", "PayloadKind", "payload_digest", "tensors_of_kind"]
+__all__ = ["KINDS", "NONE_LOCAL", "Codec", "PayloadKind", "payload_digest", "tensors_of_kind"]
 
 PayloadKind = Literal["model", "update", "step", "statistics"]
 KINDS: tuple[PayloadKind, ...] = ("model", "update", "step", "statistics")
+NONE_LOCAL: AbstractSet[str] = frozenset()
+"""All tensors are shared."""
 
 Tensors = TypeVar("Tensors")
 
@@ -36,10 +42,15 @@ def payload_digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def tensors_of_kind(spec: ModelSpec, kind: PayloadKind) -> list[TensorSpec]:
+def tensors_of_kind(spec: ModelSpec, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL) -> list[TensorSpec]:
     """Give the tensors that a payload of a kind holds, in the spec's order."""
     with_parameters, with_statistics = kind != "statistics", kind in ("update", "statistics")
-    return [tensor for tensor in spec.tensors if (with_statistics if tensor.is_statistic else with_parameters)]
+    left_out = NONE_LOCAL if kind == "model" else local
+    return [
+        tensor
+        for tensor in spec.tensors
+        if (with_statistics if tensor.is_statistic else with_parameters) and tensor.name not in left_out
+    ]
 
 
 class Codec(ABC, Generic[Tensors]):
@@ -56,13 +67,16 @@ class Codec(ABC, Generic[Tensors]):
     kinds: ClassVar[tuple[PayloadKind, ...]]
 
     @abstractmethod
-    def encode(self, spec: ModelSpec, tensors: Tensors, *, kind: PayloadKind) -> bytes:
+    def encode(
+        self, spec: ModelSpec, tensors: Tensors, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+    ) -> bytes:
         """Write tensors as a payload.
 
         Args:
           spec: the network.
           tensors: valid ones; those that the kind does not hold are left out.
           kind: one of ``kinds``.
+          local: names of the tensors that stay on devices.
 
         Returns:
           Bytes that depend on the arguments alone.
@@ -74,13 +88,16 @@ class Codec(ABC, Generic[Tensors]):
         """
 
     @abstractmethod
-    def decode(self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind) -> Tensors:
+    def decode(
+        self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+    ) -> Tensors:
         """Read a payload, trusting nothing in it.
 
         Args:
           spec: the network that the payload must be of.
           data: the payload.
           kind: what the payload must be.
+          local: names of the tensors that stay on devices.
 
         Returns:
           Valid tensors in the order of the spec; arrays that lie in ``data`` as they are needed are read-only views.

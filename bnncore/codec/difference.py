@@ -7,7 +7,7 @@ bytes                 what
 1                     the codec's number
 1                     the kind's number: 1 ``update``, 2 ``step``
 2                     version of this layout, 1
-32                    SHA-256 of the spec
+32                    SHA-256 of the spec; of that and the names, where tensors are local to devices
 ...                   the tensors of the kind, in the spec's order, without gaps
 4                     CRC-32 of everything before it
 ====================  =====================================================================================
@@ -23,17 +23,19 @@ So what decodes is not quite what was encoded: a sender that keeps a replica dec
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec.base import Codec, PayloadKind, tensors_of_kind
+from bnncore.codec.base import NONE_LOCAL, Codec, PayloadKind, tensors_of_kind
 from bnncore.codec.signs import SignTensor
 from bnncore.errors import PayloadError, ShapeError
 from bnncore.spec import ModelSpec, TensorSpec
@@ -122,19 +124,21 @@ class DifferenceCodec(Codec[Difference]):
           PayloadError: the bytes are cut or are none that ``write_signs`` gives.
         """
 
-    def encode(self, spec: ModelSpec, tensors: Difference, *, kind: PayloadKind) -> bytes:
+    def encode(
+        self, spec: ModelSpec, tensors: Difference, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+    ) -> bytes:
         """Write a difference as a payload; see ``Codec.encode``."""
         self.check_kind(kind)
         bounds = statistic_bounds(spec)
         unknown = sorted(set(tensors) - {tensor.name for tensor in spec.tensors})
-        wanted = tensors_of_kind(spec, kind)
+        wanted = tensors_of_kind(spec, kind, local)
         missing = [tensor.name for tensor in wanted if tensor.name not in tensors]
         if unknown or missing:
             raise ShapeError(
                 f"this difference of model {spec.name!r} has {len(wanted)} tensors; missing {missing}, "
                 f"not wanted {unknown}. Was it made by another model?"
             )
-        parts: list[bytes] = [self._header(spec, kind)]
+        parts: list[bytes] = [self._header(_network_digest(spec, local), kind)]
         for tensor in wanted:
             found = tensors[tensor.name]
             if isinstance(found, SignTensor) != (tensor.role == "weight") or found.shape != tensor.shape:
@@ -150,15 +154,17 @@ class DifferenceCodec(Codec[Difference]):
             checksum = zlib.crc32(part, checksum)
         return b"".join([*parts, _CHECKSUM.pack(checksum)])
 
-    def decode(self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind) -> Difference:
+    def decode(
+        self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+    ) -> Difference:
         """Read a payload; see ``Codec.decode``."""
         self.check_kind(kind)
         view = memoryview(data).toreadonly()
-        self._check_frame(spec, view, kind)
+        self._check_frame(_network_digest(spec, local), view, kind)
         bounds = statistic_bounds(spec)
         reader = Reader(view[_HEADER.size : -_CHECKSUM.size])
         difference: Difference = {}
-        for tensor in tensors_of_kind(spec, kind):
+        for tensor in tensors_of_kind(spec, kind, local):
             if tensor.role == "weight":
                 difference[tensor.name] = self._read_weight(tensor, reader)
             else:
@@ -177,10 +183,10 @@ class DifferenceCodec(Codec[Difference]):
         except PayloadError as error:
             raise PayloadError(f"{tensor.name}: {error}") from error
 
-    def _header(self, spec: ModelSpec, kind: PayloadKind) -> bytes:
-        return _HEADER.pack(_MAGIC, self.number, _KIND_NUMBERS[kind], _VERSION, bytes.fromhex(spec.digest))
+    def _header(self, network: bytes, kind: PayloadKind) -> bytes:
+        return _HEADER.pack(_MAGIC, self.number, _KIND_NUMBERS[kind], _VERSION, network)
 
-    def _check_frame(self, spec: ModelSpec, view: memoryview, kind: PayloadKind) -> None:
+    def _check_frame(self, network: bytes, view: memoryview, kind: PayloadKind) -> None:
         if len(view) < _HEADER.size + _CHECKSUM.size or view[:4] != _MAGIC:
             raise PayloadError(
                 f"a payload of codec {self.name!r} starts with {_MAGIC!r} and has at least "
@@ -189,13 +195,18 @@ class DifferenceCodec(Codec[Difference]):
         (checksum,) = _CHECKSUM.unpack(view[-_CHECKSUM.size :])
         if zlib.crc32(view[: -_CHECKSUM.size]) != checksum:
             raise PayloadError("the payload is cut or corrupted: its checksum does not fit its bytes")
-        if view[: _HEADER.size] != self._header(spec, kind):
+        if view[: _HEADER.size] != self._header(network, kind):
             _, number, kind_number, version, digest = _HEADER.unpack(view[: _HEADER.size])
             raise PayloadError(
                 f"the payload must be made for codec {self.number} ({self.name}), kind {_KIND_NUMBERS[kind]} ({kind}), "
-                f"version {_VERSION}, spec {spec.digest}, got codec {number}, kind {kind_number}, version {version}, "
+                f"version {_VERSION}, spec {network.hex()}, got codec {number}, kind {kind_number}, version {version}, "
                 f"spec {digest.hex()}"
             )
+
+
+def _network_digest(spec: ModelSpec, local: AbstractSet[str]) -> bytes:
+    text = "\n".join([spec.digest, *sorted(local)])
+    return hashlib.sha256(text.encode()).digest() if local else bytes.fromhex(spec.digest)
 
 
 def statistic_bounds(spec: ModelSpec) -> dict[str, int]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec.base import Codec, PayloadKind, tensors_of_kind
+from bnncore.codec.base import NONE_LOCAL, Codec, PayloadKind, tensors_of_kind
 from bnncore.codec.container import pack, unpack
 from bnncore.errors import PayloadError, ShapeError
 from bnncore.spec import ModelSpec, TensorSpec
-from bnncore.state import State, validate_state, validate_tensors
+from bnncore.state import State, validate_tensors
 
 __all__ = ["StateCodec"]
 
@@ -53,33 +54,36 @@ class StateCodec(Codec[State]):
         """Turn what a payload holds into a tensor of a state: int8 weights, or float32."""
         return array
 
-    def encode(self, spec: ModelSpec, tensors: State, *, kind: PayloadKind) -> bytes:
+    def encode(
+        self, spec: ModelSpec, tensors: State, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+    ) -> bytes:
         """Write a state as a payload; see ``Codec.encode``."""
         self.check_kind(kind)
-        wanted = tensors_of_kind(spec, kind)
+        wanted = tensors_of_kind(spec, kind, local)
         left_out = {tensor.name for tensor in spec.tensors} - {tensor.name for tensor in wanted}
         chosen = {name: array for name, array in tensors.items() if name not in left_out}
-        _validate(spec, chosen, kind)
+        validate_tensors(spec, chosen, wanted)
         written = {tensor.name: self.encode_tensor(tensor, chosen[tensor.name]) for tensor in wanted}
-        return pack(written, self._metadata(spec, kind))
+        return pack(written, self._metadata(spec, kind, local))
 
-    def decode(self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind) -> State:
+    def decode(
+        self, spec: ModelSpec, data: bytes | memoryview, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+    ) -> State:
         """Read a payload; see ``Codec.decode``.
 
         Memory: nothing beyond ``data``, except where ``decode_tensor`` says otherwise.
         """
         self.check_kind(kind)
         tensors, metadata = unpack(data)
-        wanted = self._metadata(spec, kind)
-        if metadata != wanted:
-            raise PayloadError(f"the payload must be made for {wanted}, got {metadata!r:.400}")
+        expected = self._metadata(spec, kind, local)
+        if metadata != expected:
+            raise PayloadError(f"the payload must be made for {expected:.400}, got {metadata!r:.400}")
+        wanted = tensors_of_kind(spec, kind, local)
         state = {
-            tensor.name: self._read(tensor, tensors.pop(tensor.name))
-            for tensor in tensors_of_kind(spec, kind)
-            if tensor.name in tensors
+            tensor.name: self._read(tensor, tensors.pop(tensor.name)) for tensor in wanted if tensor.name in tensors
         }
         try:
-            _validate(spec, {**state, **tensors}, kind)
+            validate_tensors(spec, {**state, **tensors}, wanted)
         except ShapeError as error:
             raise PayloadError(str(error)) from error
         return state
@@ -92,13 +96,8 @@ class StateCodec(Codec[State]):
             )
         return self.decode_tensor(tensor, array)
 
-    def _metadata(self, spec: ModelSpec, kind: PayloadKind) -> str:
-        metadata = {"codec": self.name, "kind": kind, "spec": spec.digest}
+    def _metadata(self, spec: ModelSpec, kind: PayloadKind, local: AbstractSet[str]) -> str:
+        metadata: dict[str, Any] = {"codec": self.name, "kind": kind, "spec": spec.digest}
+        if local and kind != "model":
+            metadata["local"] = sorted(local)
         return json.dumps(metadata, sort_keys=True, separators=(",", ":"))
-
-
-def _validate(spec: ModelSpec, state: State, kind: PayloadKind) -> None:
-    if kind == "statistics":
-        validate_tensors(spec, state, tensors_of_kind(spec, kind))
-    else:
-        validate_state(spec, state, statistics=kind == "update")

@@ -6,6 +6,7 @@ made, so a data set of any size costs the same memory.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore.data.row_keys import row_keys
 from bnncore.engine import read_rows
 from bnncore.errors import DataError
 
-__all__ = ["Dataset", "RowSource"]
+__all__ = ["Broken", "Dataset", "RowSource"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,25 @@ class RowSource:
     count: int
 
 
+@dataclass(frozen=True)
+class Broken:
+    """What a data set was left without, since it could not be read.
+
+    Attributes:
+      count: samples.
+      reasons: why, of the first of them.
+    """
+
+    count: int = 0
+    reasons: tuple[str, ...] = ()
+
+    MOST_REASONS = 20
+
+    def with_one(self, reason: str) -> Broken:
+        """Count one more."""
+        return Broken(self.count + 1, (*self.reasons, reason)[: self.MOST_REASONS])
+
+
 class Dataset:
     """Samples of one split, with their labels and the names of the classes.
 
@@ -52,6 +73,7 @@ class Dataset:
       groups: which group each sample comes from (the person who wore the sensor), uint8 [num_examples], for splits
         that keep a group together; None: the data set does not say.
       description: what the numbers mean, as its files say; empty: uint8 as they are.
+      broken: samples that it was left without.
     """
 
     def __init__(
@@ -65,6 +87,9 @@ class Dataset:
         groups: NDArray[np.uint8] | None = None,
         description: dict[str, Any] | None = None,
         order: NDArray[np.uint32] | None = None,
+        keys: NDArray[np.uint64] | None = None,
+        broken: Broken = Broken(),
+        file: int | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -73,7 +98,12 @@ class Dataset:
         self.input_shape = input_shape
         self.groups = groups
         self.description = description or {}
+        self.broken = broken
+        self._keys = keys  # of each example; None: its content is hashed
         self._order = order  # row of each example; None: example i is row i
+        if file is not None:
+            self._file = file
+            return
         try:
             self._file = os.open(rows.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -99,8 +129,22 @@ class Dataset:
         rows = indices if self._order is None else self._order[indices]
         read_rows(self._file, self.rows.offset, self.rows.row_bytes, rows, out)
 
+    def keys(self) -> NDArray[np.uint64]:
+        """Give what names each sample for good, whatever is added, taken away or put elsewhere: uint64 [num_examples].
+
+        It is a hash of its name where it has one, of its content otherwise: equal samples have equal keys then.
+
+        Raises:
+          DataError: the samples cannot be read.
+        """
+        if self._keys is None:
+            rows = self.rows
+            keys = row_keys(rows.path, self._file, rows.offset, rows.row_bytes, rows.count)
+            self._keys = keys if self._order is None else keys[self._order]
+        return self._keys
+
     def subset(self, indices: NDArray[Any]) -> Dataset:
-        """Give a data set of some of the samples, in the given order; the file is shared, not copied.
+        """Give a data set of some of the samples, in the given order; the open file is shared, not copied.
 
         Args:
           indices: integers [n], each below ``num_examples``.
@@ -116,7 +160,17 @@ class Dataset:
             groups=None if self.groups is None else self.groups[chosen],
             description=self.description,
             order=order,
+            keys=None if self._keys is None else self._keys[chosen],
+            broken=self.broken,
+            file=os.dup(self._file),  # the same samples, whatever has taken the file's name meanwhile
         )
+
+    def shaped(self, input_shape: tuple[int, ...]) -> Dataset:
+        """Give each sample another shape of as many numbers; returns this data set."""
+        if math.prod(input_shape) != self.rows.row_bytes:
+            raise DataError(f"samples of shape {list(self.input_shape)} cannot have shape {list(input_shape)}")
+        self.input_shape = input_shape
+        return self
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""

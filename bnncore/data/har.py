@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from bnncore.data.dataset import Dataset
 from bnncore.data.idx import Split, open_idx, write_idx_parts
+from bnncore.data.input_range import InputRange
 from bnncore.data.preparation import prepared
 from bnncore.errors import DataError
 
-__all__ = ["HAR_DESCRIPTION", "har_files", "open_har", "prepare_har", "quantise"]
+__all__ = ["HAR_DESCRIPTION", "HAR_RANGE", "har_files", "open_har", "prepare_har"]
 
 FOLDER_NAME = "UCI HAR Dataset"
 _WINDOW = 128
@@ -30,6 +31,8 @@ _ACCELERATION_LIMIT = 2.0
 _ANGULAR_VELOCITY_LIMIT = 4.0
 """rad/s; 0.001 % of the readings in x and 0.003 % of those in y lie beyond it, none in z."""
 _LIMITS = (_ACCELERATION_LIMIT,) * 3 + (_ANGULAR_VELOCITY_LIMIT,) * 3
+HAR_RANGE = InputRange(tuple(-limit for limit in _LIMITS), _LIMITS)
+"""What the readings are quantised by: also for a device that measures them itself."""
 _MAX_FILE_BYTES = 1 << 27  # a text file of the publisher's has 15 MB
 
 HAR_DESCRIPTION: dict[str, Any] = {
@@ -37,22 +40,11 @@ HAR_DESCRIPTION: dict[str, Any] = {
     "sample_rate_hz": 50,
     "quantisation": "u = round((clip(v, low, high) - low) * 255 / (high - low)), ties to even",
     "channels": [
-        {"name": name, "unit": "g" if "acc" in name else "rad/s", "low": -limit, "high": limit}
-        for name, limit in zip(_CHANNELS, _LIMITS, strict=True)
+        {"name": name, "unit": "g" if "acc" in name else "rad/s", "low": low, "high": high}
+        for name, low, high in zip(_CHANNELS, HAR_RANGE.low, HAR_RANGE.high, strict=True)
     ],
 }
 """What the numbers mean; kept with the prepared data."""
-
-
-def quantise(values: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
-    """Turn readings into uint8: -limit becomes 0, limit 255, what lies beyond is clipped.
-
-    Args:
-      values: float32, finite.
-      limit: in the unit of the values.
-    """
-    scaled = (np.clip(values.astype(np.float64), -limit, limit) + limit) * (255 / (2 * limit))
-    return np.rint(scaled).astype(np.uint8)
 
 
 def har_files(root: Path, split: Split) -> dict[str, Path]:
@@ -116,8 +108,9 @@ def prepare_har(root: Path, split: Split, folder: Path) -> None:
     if len(people) != len(labels):
         raise DataError(f"{files['subject']} must have {len(labels)} rows as {files['y']} has, got {len(people)}")
     windows = np.empty((len(labels), _WINDOW, len(_CHANNELS)), np.uint8)
-    for channel, (name, limit) in enumerate(zip(_CHANNELS, _LIMITS, strict=True)):
-        windows[:, :, channel] = quantise(_read_signal(files[name], len(labels)), limit)
+    for channel, name in enumerate(_CHANNELS):
+        own = InputRange((HAR_RANGE.low[channel],), (HAR_RANGE.high[channel],))
+        windows[:, :, channel] = own.quantise(_read_signal(files[name], len(labels)))
     write_idx_parts(
         folder,
         [(windows, labels)],

@@ -1,80 +1,51 @@
-"""Data set ``images``: your own pictures, one folder a class.
+"""Data set ``images``: your own pictures, one folder a class, laid out as ``image_folder`` says.
 
-``train/<class>/*.png|jpg|...`` and ``test/<class>/...`` (or ``val`` or ``validation``), as torchvision's ImageFolder
-and the Hugging Face image folder have it. Where the class folders lie in the data folder itself, one picture in ten
-is the test split, chosen by its name, so that it stays the same one when others are added.
-
-A preparation process turns them once into samples of one shape in the cache: turned upright as the camera noted,
-shrunk or enlarged until they just cover it, the middle cut out. It needs Pillow, training does not.
+A preparation process turns each once into a sample of the wanted shape in the cache: turned upright as the camera
+noted, shrunk or enlarged until it just covers the shape, the middle cut out. It needs Pillow, training does not. A
+picture that cannot be read is left out and counted (``Dataset.broken``): one broken file among thousands stops nothing.
+One that is only half written is such a one, until its size or time changes: it is read again then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.data.dataset import Dataset
-from bnncore.data.idx import Split, open_idx, write_idx_parts
-from bnncore.data.preparation import prepared
+from bnncore.data.cache import cache_folder
+from bnncore.data.dataset import Broken, Dataset
+from bnncore.data.idx import Split
+from bnncore.data.image_folder import ImageClass, find_image_classes, folder_signature
+from bnncore.data.image_reader import check_pillow, read_image
+from bnncore.data.image_store import ImageStore, opened_store
+from bnncore.data.preparation import prepare
+from bnncore.data.row_keys import key_of
+from bnncore.data.view import View, is_whole, open_view, tell_broken, write_view
 from bnncore.errors import DataError
 
-__all__ = ["DEFAULT_IMAGE_SHAPE", "IMAGE_SUFFIXES", "image_files", "open_images", "prepare_images"]
+__all__ = ["DEFAULT_IMAGE_SHAPE", "image_shape_of", "open_images", "prepare_images", "survey_images"]
 
 DEFAULT_IMAGE_SHAPE = (32, 32, 3)
 """Height, width and channels, as in CIFAR-10."""
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""What counts as a picture, whatever the case; other files are passed over."""
 
-_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val", "validation")}
-_MOST_CLASSES = 256
 _MAX_SIDE = 4096
-_ONE_IN = 10
 _PART_BYTES = 1 << 20
-_MAX_PIXELS = 1 << 26
-"""Of one picture: 64 megapixels take 192 MiB while it is read."""
-
-
-def image_files(root: Path, split: Split) -> list[tuple[str, list[Path]]]:
-    """Find the pictures of one split below a data folder.
-
-    Returns:
-      Each class with its pictures, both in the order of their names. Classes of the training split that the test split
-      lacks are there, and empty.
-
-    Raises:
-      DataError: there are no class folders or no pictures, more than 256 classes, or the test split has a class that
-        the training split has not.
-    """
-    folder = _folder(root, split)
-    classes = _class_folders(folder or root)
-    if folder is None:
-        chosen = [
-            (name, [path for path in files if _is_held_out(path) == (split == "test")]) for name, files in classes
-        ]
-    else:
-        chosen = classes
-        if split == "test" and (train := _folder(root, "train")) is not None:
-            chosen = _in_order_of(_class_folders(train), classes, folder)
-    if not any(files for _, files in chosen):
-        few = f" of the {sum(len(files) for _, files in classes)} pictures none falls into it;" if classes else ""
-        raise DataError(
-            f"no pictures for the {split} split in {folder or root}:{few} looked for <class>/* with the suffixes "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}, in {' or '.join(f'{name}/' for name in _FOLDERS[split])} and in the "
-            "folder itself. Check --data"
-        )
-    if len(chosen) > _MOST_CLASSES:
-        raise DataError(f"{folder or root} has {len(chosen)} class folders, at most {_MOST_CLASSES} can be told apart")
-    return chosen
+_VIEWS_KEPT = 4
+_SHAPES_KEPT = 8
+"""Of one folder: each takes its own part of the disk."""
 
 
 def open_images(root: Path, *, split: Split, image_shape: tuple[int, ...] = DEFAULT_IMAGE_SHAPE) -> Dataset:
-    """Open one split of a folder of pictures; the first time, a process of its own prepares it.
+    """Open one split of a folder of pictures; a process of its own prepares those that are new.
 
     Args:
       root: the data folder.
@@ -82,115 +53,209 @@ def open_images(root: Path, *, split: Split, image_shape: tuple[int, ...] = DEFA
       image_shape: height, width, and 3 channels (red, green, blue; also when left out) or 1 (grey) of the samples.
 
     Raises:
-      DataError: there are no pictures, one of them cannot be read, or the cache cannot be written.
+      DataError: there are no pictures, none can be read, or the cache cannot be written.
     """
-    files = [path for _, paths in image_files(root, split) for path in paths]
-    folder = prepared("images", split, root, files, options=("x".join(map(str, _checked(image_shape))),))
-    return open_idx(folder, split=split, name="images")
+    shape = _checked(image_shape)
+    store = _store_folder(root, shape)
+    dataset = open_view(store / f"{split}-{folder_signature(root, split)}", name="images")
+    if dataset is None:
+        options = ("x".join(map(str, shape)),)
+        dataset = open_view(Path(prepare("images", split, root, store, options=options)), name="images")
+    if dataset is None:
+        raise DataError(f"the pictures of {root} were prepared in {store} and have gone from there. Try again")
+    return tell_broken(dataset, f"pictures ({split})")
 
 
-def prepare_images(root: Path, split: Split, folder: Path, text: str, *, on_part: Callable[[int, int], None]) -> None:
-    """Write one split as an idx folder (in the preparation process).
+def image_shape_of(input_shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """Give height, width and channels of pictures as a network reads them; None: it reads no pictures.
+
+    Args:
+      input_shape: of the network: [height, width] (grey), or with 1 or 3 channels as well.
+    """
+    height, width, channels = (*input_shape, 1)[:3] if len(input_shape) in (2, 3) else (0, 0, 0)
+    fits = 1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE and channels in (1, 3)
+    return (height, width, channels) if fits else None
+
+
+def survey_images(root: Path, split: Split) -> tuple[tuple[str, ...], int]:
+    """Count the pictures of one split without reading any; returns the classes and how many pictures they have.
+
+    Raises:
+      DataError: there are no pictures, or nothing that could read them.
+    """
+    classes = find_image_classes(root, split)
+    check_pillow()
+    return tuple(one.name for one in classes), sum(len(one.files) for one in classes)
+
+
+def prepare_images(root: Path, split: Split, folder: Path, text: str, *, on_part: Callable[[int, int], None]) -> Path:
+    """Bring one split's pictures to samples (in the preparation process).
 
     Args:
       root: the data folder.
       split: which one.
-      folder: to write.
+      folder: of the store.
       text: height, width and channels: "32x32x3".
       on_part: called now and then with (pictures done, pictures to do).
 
+    Returns:
+      The view of the split.
+
     Raises:
-      DataError: there are no pictures, or one cannot be read; the message names it.
+      DataError: there are no pictures, or none can be read; the message names the first one.
       OSError: the folder cannot be written.
 
-    Memory: one picture as it is, and a megabyte.
+    Memory: one picture as it is, a megabyte, and some 300 bytes a picture.
     """
+    check_pillow()
     shape = _checked(tuple(map(int, text.split("x"))))
-    classes = image_files(root, split)
-    pictures = [(path, label) for label, (_, paths) in enumerate(classes) for path in paths]
-    names = [name for name, _ in classes]
-    write_idx_parts(folder, _parts(pictures, shape, on_part), split, shape=(len(pictures), *shape), classes=names)
+    view = folder / f"{split}-{folder_signature(root, split)}"
+    classes = find_image_classes(root, split)
+    with opened_store(folder, math.prod(shape)) as store:
+        _drop_old_shapes(folder)
+        if store.drop_dead(_all_names(root)):
+            _drop_views(folder, keep=0)  # of rows that lie elsewhere now
+        if is_whole(view):  # whoever asked for it first opens it now
+            return view
+        found = _read_all(root, classes, store, shape, on_part)
+        if not found.labels:
+            total = sum(len(one.files) for one in classes)
+            first = (*found.broken.reasons, "it is gone")[0]
+            raise DataError(f"none of the {total} pictures ({split}) in {root} can be read. The first: {first}")
+        store.flush()
+        _drop_views(folder, keep=_VIEWS_KEPT)
+        write_view(
+            view,
+            View(
+                rows=store.rows,
+                labels=np.frombuffer(found.labels, np.uint8),
+                keys=np.frombuffer(found.keys, np.uint64),
+                classes=tuple(one.name for one in classes),
+                input_shape=shape,
+                order=np.frombuffer(found.rows, np.uint32),
+                broken=found.broken,
+            ),
+        )
+    return view
 
 
-def _parts(
-    pictures: list[tuple[Path, int]], shape: tuple[int, int, int], on_part: Callable[[int, int], None]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+@dataclass
+class _Found:
+    """The samples of one split."""
+
+    labels: bytearray = field(default_factory=bytearray)
+    rows: array[int] = field(default_factory=lambda: array("I"))
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+    broken: Broken = field(default_factory=Broken)
+
+
+def _read_all(
+    root: Path,
+    classes: list[ImageClass],
+    store: ImageStore,
+    shape: tuple[int, int, int],
+    on_part: Callable[[int, int], None],
+) -> _Found:
+    """Find all pictures' rows, reading those that the store does not know."""
+    found, real_root = _Found(), root.resolve()
+    unknown = store.unknown(
+        (_name(root, one, file), _stamp(one.folder / file)) for one in classes for file in one.files
+    )
+    _check_space(root, store, unknown * math.prod(shape))
     at_once = max(1, _PART_BYTES // math.prod(shape))
-    for first in range(0, len(pictures), at_once):
-        some = pictures[first : first + at_once]
-        yield np.stack([_read(path, shape) for path, _ in some]), np.array([label for _, label in some], np.uint8)
-        on_part(first + len(some), len(pictures))
+    num_read = 0
+    for label, one in enumerate(classes):
+        for file in one.files:
+            path = one.folder / file
+            stamp = _stamp(path)
+            if stamp is None:  # it went meanwhile
+                continue
+            row = store.find(_name(root, one, file), stamp)
+            if row is None:
+                row = store.add(_name(root, one, file), stamp, _sample(path, real_root, shape))
+                num_read += 1
+                if num_read % at_once == 0:
+                    store.flush()
+                    on_part(min(num_read, unknown), unknown)
+            if isinstance(row, str):
+                found.broken = found.broken.with_one(f"{path}: {row}")
+                continue
+            found.labels.append(label)
+            found.rows.append(row)
+            found.keys.append(key_of(one.key(file)))
+    return found
 
 
-def _read(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Read a picture: uint8 of the given shape."""
-    # Only the preparation process comes here: training and the agent do without Pillow.
+def _sample(path: Path, root: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8] | str:
+    """Read a picture; what keeps it from being read otherwise."""
+    if not path.resolve().is_relative_to(root):
+        return "it is a link that leads out of the data folder; copy it there"
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError as error:
-        raise DataError("pictures are read by Pillow, which is missing: pip install 'bitfleet[images]'") from error
+        return read_image(path, shape)
+    except DataError as error:
+        return str(error)
 
-    height, width, channels = shape
-    mode = "RGB" if channels == 3 else "L"
+
+def _stamp(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(f"{path} has {image.width} x {image.height} pixels, at most {_MAX_PIXELS} can be read")
-            image.draft(mode, (width, height))  # a JPEG is decoded no larger than needed
-            upright: Image.Image = ImageOps.exif_transpose(image)
-            fitted = ImageOps.fit(upright.convert(mode), (width, height), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, UnidentifiedImageError) as error:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _name(root: Path, one: ImageClass, file: str) -> str:
+    return f"{one.folder.relative_to(root)}/{file}"
+
+
+def _all_names(root: Path) -> set[str]:
+    """Name the pictures of both splits."""
+    names: set[str] = set()
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        with contextlib.suppress(DataError):
+            names.update(_name(root, one, file) for one in find_image_classes(root, split) for file in one.files)
+    return names
+
+
+def _check_space(root: Path, store: ImageStore, needed: int) -> None:
+    free = shutil.disk_usage(store.rows).free
+    if needed > free // 2:
         raise DataError(
-            f"{path} cannot be read as a picture: {error}. Repair it, or take it out of the folder"
-        ) from error
-    return np.asarray(fitted, np.uint8).reshape(shape)
+            f"the pictures of {root} take {needed >> 20} MiB in this shape, more than half of the "
+            f"{free >> 20} MiB that are left in {store.rows.parent}. Free space there, or choose another folder with "
+            "the environment variable BITFLEET_CACHE"
+        )
+
+
+def _store_folder(root: Path, shape: tuple[int, int, int]) -> Path:
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    return cache_folder() / f"images-{'x'.join(map(str, shape))}-{place}"
+
+
+def _drop_views(folder: Path, *, keep: int) -> None:
+    """Remove views of what the pictures once were, but for the newest."""
+    views = sorted(
+        (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    )
+    for path in views[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _drop_old_shapes(folder: Path) -> None:
+    """Remove the stores of the shapes that were not wanted for longest, where jobs have asked for many."""
+    place = folder.name.rpartition("-")[2]
+    stores = sorted(folder.parent.glob(f"images-*-{place}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in stores[_SHAPES_KEPT:]:
+        if path != folder:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _checked(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    height, width, channels = (*shape, 3)[:3] if len(shape) in (2, 3) else (0, 0, 0)
-    if not (1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE and channels in (1, 3)):
+    checked = image_shape_of((*shape, 3) if len(shape) == 2 else shape)
+    if checked is None:
         raise DataError(
             f"pictures have a height and a width in [1, {_MAX_SIDE}] and 3 channels or 1, got {list(shape)}. "
             "Check --image-shape"
         )
-    return height, width, channels
-
-
-def _folder(root: Path, split: Split) -> Path | None:
-    return next((root / name for name in _FOLDERS[split] if (root / name).is_dir()), None)
-
-
-def _class_folders(folder: Path) -> list[tuple[str, list[Path]]]:
-    if not folder.is_dir():
-        return []
-    found = []
-    for place in sorted(folder.iterdir()):
-        if place.name.startswith(".") or not place.is_dir():
-            continue
-        files = sorted(path for path in place.iterdir() if _is_picture(path))
-        if files:
-            found.append((place.name, files))
-    return found
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _is_held_out(path: Path) -> bool:
-    digest = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).digest()
-    return digest[0] * 256 + digest[1] < (1 << 16) // _ONE_IN
-
-
-def _in_order_of(
-    train: list[tuple[str, list[Path]]], test: list[tuple[str, list[Path]]], folder: Path
-) -> list[tuple[str, list[Path]]]:
-    """Number the test split's classes as the training split's."""
-    names = [name for name, _ in train]
-    files: dict[str, Any] = dict(test)
-    if unknown := [name for name in files if name not in names]:
-        raise DataError(
-            f"{folder} has pictures of {', '.join(unknown)}, of which the training split has none. "
-            f"Its classes are {', '.join(names) or 'none'}"
-        )
-    return [(name, files.get(name, [])) for name in names]
+    return checked

@@ -14,12 +14,18 @@ from bnncore.federated.local import (
     take_statistics,
     train_locally,
 )
+from bnncore.federated.local_state import LocalState
+from bnncore.federated.summed import SummedUpdates
+from bnncore.federated.validation import LocalScore
 
 __all__ = [
     "EngineShelf",
+    "LocalScore",
+    "LocalState",
     "LocalTask",
     "LocalTraining",
     "LocalUpdate",
+    "SummedUpdates",
     "labels_in_job",
     "load_model",
     "run_steps",

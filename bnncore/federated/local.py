@@ -21,12 +21,17 @@ from bnncore.data import Dataset
 from bnncore.engine import Engine, permutation
 from bnncore.errors import BitfleetError, ModelMissingError, TaskDeclinedError, TaskFailedError
 from bnncore.federated.feedback import tell_difference
+from bnncore.federated.local_state import LocalState, own_tensors, with_own_tensors
 from bnncore.federated.proximal import ProximalPull
 from bnncore.federated.replica import follow_steps, model_codec
+from bnncore.federated.summed import SummedUpdates, metrics_of, tell_whole
+from bnncore.federated.validation import LocalScore, parts_of
 from bnncore.optimizer import resolve_preset
+from bnncore.secure.metrics import Metrics
 from bnncore.seeds import derive_seed
 from bnncore.spec import ModelSpec
 from bnncore.state import State
+from bnncore.training import evaluate
 
 __all__ = [
     "EngineShelf",
@@ -42,6 +47,9 @@ __all__ = [
 
 OnStep = Callable[[int, int], None]
 """Told (steps done, steps to do) after every step."""
+
+OnScore = Callable[[LocalScore, State], None]
+"""Told how the task's model does on the device's validation part, and its state: views that training then changes."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,16 @@ class LocalTraining:
     """Strength of the pull to the task's model after every step; 0: none."""
     statistics_batches: int = 0
     """Batches on which statistics of the task's model are taken, which then travel; 0: the running ones of training."""
+    local_validation: float = 0.0
+    """Part of the device's data that is not trained on, but on which the task's model is evaluated; 0: none."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not math.isfinite(self.step_scale):
             raise TaskFailedError(f"batch_size must be at least 1 and step_scale finite; got {self}")
         if self.local_steps < (0 if self.statistics_batches > 0 else 1) or self.statistics_batches < 0:
             raise TaskFailedError(f"there must be local_steps, or statistics_batches without them; got {self}")
+        if not 0 <= self.local_validation < 1 or (self.local_validation > 0 and self.statistics_batches == 0):
+            raise TaskFailedError(f"local_validation must be in [0, 1), and needs statistics_batches; got {self}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,10 @@ class LocalTask:
     classes: tuple[str, ...]
     """The job's, in the order of its label numbers."""
     training: LocalTraining
+    local_tensors: frozenset[str] = frozenset()
+    """Names of the tensors that stay on the device."""
+    summed: SummedUpdates | None = None
+    """Set where updates are added up under masks: the update is a vector of whole numbers then, and stays here."""
 
     @property
     def seed(self) -> int:
@@ -95,7 +111,9 @@ class LocalUpdate:
     """What one task came to."""
 
     payload: bytes
+    """Of the task's ``up_codec``; where updates are added up under masks a ``Vector``, which nobody else may see."""
     num_examples: int
+    """That were trained on."""
     steps: int
     loss: float
     """Mean over the local steps, nats."""
@@ -103,10 +121,14 @@ class LocalUpdate:
     """Mean over the local steps, 0 to 1."""
     training_seconds: float
     """Of the local steps alone."""
+    score: LocalScore | None = None
+    """Of the task's model on the device's validation part; None: the device has none."""
     model: bytes | memoryview | None = None
     """Payload of the task's model, when it was made by steps: worth keeping."""
-    feedback: State | None = None
-    """What the payload could not say, for this job's next update; None where the codec says all."""
+    local_state: LocalState | None = None
+    """For this job's next task, once the update is accepted; None where the device keeps nothing."""
+    training_began: float = 0.0
+    """When the local steps began, by the monotonic clock, which all processes of a machine share."""
 
 
 class EngineShelf:
@@ -117,7 +139,7 @@ class EngineShelf:
     """
 
     def __init__(self, threads: int = 1) -> None:
-        self._threads = threads
+        self.threads = threads
         self._key: tuple[str, int, str, str] | None = None
         self._engine: Engine | None = None
 
@@ -127,7 +149,7 @@ class EngineShelf:
         if self._engine is None or key != self._key:
             self._engine = None  # goes before its successor comes
             preset = resolve_preset(training.preset, training.optimizer or None)
-            self._engine = Engine(spec, batch_size=batch_size, preset=preset, threads=self._threads)
+            self._engine = Engine(spec, batch_size=batch_size, preset=preset, threads=self.threads)
             self._key = key
         return self._engine
 
@@ -140,9 +162,10 @@ def train_locally(
     on_step: OnStep | None = None,
     *,
     steps: Sequence[bytes | memoryview] = (),
-    feedback: State | None = None,
+    local_state: LocalState | None = None,
+    on_score: OnScore | None = None,
 ) -> LocalUpdate:
-    """Train one task and encode its update.
+    """Evaluate one task's model, train it and encode the update.
 
     Args:
       task: what to do.
@@ -151,7 +174,8 @@ def train_locally(
       shelf: where the engine comes from.
       on_step: told how far it is.
       steps: payloads of the steps that lead from ``model`` to the task's.
-      feedback: of this job's last accepted update, where ``up_codec`` writes differences.
+      local_state: of this job's last accepted update.
+      on_score: told how the task's model does, before it is trained.
 
     Raises:
       TaskDeclinedError: the job does not fit the data here.
@@ -159,31 +183,68 @@ def train_locally(
       BitfleetError: the data, the network, the optimizer or the payload is not usable.
     """
     spec, training = ModelSpec.from_json(task.spec_json), task.training
-    job_labels = labels_in_job(spec, dataset, task.classes)
-    engine = shelf.take(spec, training, min(training.batch_size, dataset.num_examples))
-    base = load_model(engine, spec, task, model, steps)
-    kept = base if steps else None
-    statistics: State = {}
-    if training.statistics_batches > 0:
-        statistics = take_statistics(engine, spec, dataset, job_labels, task)
-    if training.local_steps == 0:
-        payload = get_state_codec(task.up_codec).encode(spec, statistics, kind="statistics")
-        return LocalUpdate(payload, dataset.num_examples, 0, 0.0, 0.0, 0.0, model=kept)
-    began = time.monotonic()
-    loss, accuracy = run_steps(engine, dataset, job_labels, task, on_step)
-    training_seconds = time.monotonic() - began
+    held = local_state or LocalState()
+    if unknown := sorted(task.local_tensors - set(spec.tensor_shapes())):
+        raise TaskFailedError(f"the task names local tensors that model {spec.name!r} does not have: {unknown}")
+    with parts_of(dataset, training.local_validation, task.device_id) as (seen, held_out):
+        job_labels = labels_in_job(spec, seen, task.classes)
+        engine = shelf.take(spec, training, min(training.batch_size, seen.num_examples))
+        base = load_model(engine, spec, task, model, steps, held.own)
+        kept = base if steps else None
+        statistics: State = {}
+        if training.statistics_batches > 0:
+            statistics = take_statistics(engine, spec, seen, job_labels, task)
+        score = None
+        if held_out is not None:
+            score = _score(engine, held_out, labels_in_job(spec, held_out, task.classes))
+            if on_score is not None:
+                on_score(score, engine.state(copy=False))
+        if training.local_steps == 0:
+            payload = _encode_statistics(spec, task, statistics, score)
+            return LocalUpdate(payload, seen.num_examples, 0, 0.0, 0.0, 0.0, score, kept)
+        began = time.monotonic()
+        loss, accuracy = run_steps(engine, seen, job_labels, task, on_step)
+        training_seconds = time.monotonic() - began
     trained = {**engine.state(copy=False), **statistics}
-    codec = get_codec(task.up_codec)
-    owed: State | None = None
-    if isinstance(codec, StateCodec):
-        payload = codec.encode(spec, trained, kind="update")
+    payload, next_held = _encode(spec, task, trained, base, held, metrics_of(loss, accuracy, score))
+    steps_done = training.local_steps
+    return LocalUpdate(
+        payload, seen.num_examples, steps_done, loss, accuracy, training_seconds, score, kept, next_held, began
+    )
+
+
+def _encode_statistics(spec: ModelSpec, task: LocalTask, statistics: State, score: LocalScore | None) -> bytes:
+    """Write an update of statistics alone."""
+    if task.summed is not None:
+        form = task.summed.form(spec, "statistics", task.local_tensors)
+        return form.encode(statistics, metrics_of(0.0, 0.0, score)).to_bytes()
+    return get_state_codec(task.up_codec).encode(spec, statistics, kind="statistics", local=task.local_tensors)
+
+
+def _encode(
+    spec: ModelSpec, task: LocalTask, trained: State, base: bytes | memoryview, held: LocalState, metrics: Metrics
+) -> tuple[bytes, LocalState | None]:
+    """Write an update, and give what the device keeps for the next one."""
+    codec, local = get_codec(task.up_codec), task.local_tensors
+    owed: State = {}
+    if task.summed is not None:
+        form = task.summed.form(spec, "update", local)
+        start = model_codec(task.down_codec).decode(spec, base, kind="model")
+        told, owed = tell_whole(form, trained, start, held.feedback, task.summed.agreed_scales(spec, local))
+        payload = form.encode(told, metrics).to_bytes()
+    elif isinstance(codec, StateCodec):
+        payload = codec.encode(spec, trained, kind="update", local=local)
     else:
         start = model_codec(task.down_codec).decode(spec, base, kind="model")
-        difference, owed = tell_difference(spec, trained, start, feedback, codec)
-        payload = codec.encode(spec, difference, kind="update")
-    return LocalUpdate(
-        payload, dataset.num_examples, training.local_steps, loss, accuracy, training_seconds, model=kept, feedback=owed
-    )
+        difference, owed = tell_difference(spec, trained, start, held.feedback, codec, local)
+        payload = codec.encode(spec, difference, kind="update", local=local)
+    own = own_tensors(spec, trained, local)
+    return payload, LocalState(owed, own) if owed or own else None
+
+
+def _score(engine: Engine, dataset: Dataset, job_labels: NDArray[np.int32]) -> LocalScore:
+    result = evaluate(engine, dataset, labels=job_labels)
+    return LocalScore(result.count, result.correct, result.loss)
 
 
 def labels_in_job(spec: ModelSpec, dataset: Dataset, job_classes: tuple[str, ...]) -> NDArray[np.int32]:
@@ -214,8 +275,11 @@ def load_model(
     task: LocalTask,
     payload: bytes | memoryview | None,
     steps: Sequence[bytes | memoryview] = (),
+    own: State | None = None,
 ) -> bytes | memoryview:
     """Bring the engine to the model that the task names: from its payload, else from the job's seed, then by steps.
+
+    The device's ``own`` tensors take the place of the model's then.
 
     All ways end in the same state, its randomness drawn from ``task.seed``, the device's own.
 
@@ -235,13 +299,13 @@ def load_model(
     if steps:
         where = f"{where}, taken {len(steps)} steps further,"
         try:
-            payload = follow_steps(spec, payload, steps, task.down_codec)
+            payload = follow_steps(spec, payload, steps, task.down_codec, task.local_tensors)
         except BitfleetError as error:
             raise ModelMissingError(f"{where} cannot be read: {error}") from error
     if payload_digest(payload) != task.model_digest:
         raise ModelMissingError(f"{where} does not have the digest that the task names")
     engine.seed = task.seed  # making the model drew from the job's seed
-    engine.load_state(codec.decode(spec, payload, kind="model"))
+    engine.load_state(with_own_tensors(spec, codec.decode(spec, payload, kind="model"), own or {}))
     return payload
 
 

@@ -12,12 +12,14 @@ A replica is held as the payload of codec ``int8`` and kind ``model``, so its di
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.codec import (
+    NONE_LOCAL,
     Difference,
     DifferenceCodec,
     SignTensor,
@@ -42,7 +44,9 @@ def model_codec(down_codec: str) -> StateCodec:
     return codec if isinstance(codec, StateCodec) else get_state_codec(REPLICA_CODEC)
 
 
-def make_step(spec: ModelSpec, master: State, replica: State, codec: DifferenceCodec) -> Difference:
+def make_step(
+    spec: ModelSpec, master: State, replica: State, codec: DifferenceCodec, local: AbstractSet[str] = NONE_LOCAL
+) -> Difference:
     """Say where the master lies, seen from the replica.
 
     Args:
@@ -50,15 +54,16 @@ def make_step(spec: ModelSpec, master: State, replica: State, codec: DifferenceC
       master: float32 weights and beta; statistics are not looked at.
       replica: int8 weights and float32 beta.
       codec: what will write the step.
+      local: names of the tensors that stay on devices; a step leaves them as they are.
 
     Returns:
       The step as it decodes at the other end, so the sender may apply it as it is.
     """
     step: Difference = {}
     for tensor in spec.tensors:
-        if tensor.is_statistic:
-            continue
         name = tensor.name
+        if tensor.is_statistic or name in local:
+            continue
         if tensor.role == "weight":
             step[name] = encode_steps(master[name], replica[name], density=codec.density)
         else:
@@ -69,9 +74,10 @@ def make_step(spec: ModelSpec, master: State, replica: State, codec: DifferenceC
 def apply_step(replica: State, step: Difference) -> State:
     """Give the replica that a step leads to; the old one is not changed.
 
-    Weights move by their row's scale in whole units of 1/127 and stay within +-127; all else is added in float32.
+    Weights move by their row's scale in whole units of 1/127 and stay within +-127; all else is added in float32. What
+    the step does not tell of stays as it is.
     """
-    return {name: _moved(replica[name], difference) for name, difference in step.items()}
+    return {**replica, **{name: _moved(replica[name], difference) for name, difference in step.items()}}
 
 
 def _moved(array: NDArray[Any], difference: NDArray[np.float32] | SignTensor) -> NDArray[Any]:
@@ -83,7 +89,11 @@ def _moved(array: NDArray[Any], difference: NDArray[np.float32] | SignTensor) ->
 
 
 def follow_steps(
-    spec: ModelSpec, model: bytes | memoryview, steps: Iterable[bytes | memoryview], down_codec: str
+    spec: ModelSpec,
+    model: bytes | memoryview,
+    steps: Iterable[bytes | memoryview],
+    down_codec: str,
+    local: AbstractSet[str] = NONE_LOCAL,
 ) -> bytes | memoryview:
     """Take a model's payload along payloads of steps.
 
@@ -98,6 +108,6 @@ def follow_steps(
     whole = model_codec(down_codec)
     for payload in steps:
         replica = whole.decode(spec, model, kind="model")
-        step = get_difference_codec(down_codec).decode(spec, payload, kind="step")
+        step = get_difference_codec(down_codec).decode(spec, payload, kind="step", local=local)
         model = whole.encode(spec, apply_step(replica, step), kind="model")
     return model

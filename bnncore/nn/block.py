@@ -34,8 +34,8 @@ from bnncore.nn.stream import UNITS, add_to_stream
 __all__ = ["Block", "Flow", "run_block"]
 
 _MOST_INT16 = 32767
-_SIDES, _INSIDE, _CODE_BITS = 3, 4, 3
-"""What a number of the products is remembered by in a backward pass: its side of the mean, and whether |x| <= 1."""
+_CODE_BITS = 3
+"""What a number of the products is remembered by in a backward pass: the codes of ``GradientSums``."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,11 @@ class _Input:
         is_map = x.dim() == 4
         self.shape = (*x.shape[2:], x.shape[1]) if is_map else tuple(x.shape[1:])
 
-    def integers(self, rows: slice) -> Any:
-        """Signs as int8; other numbers as they are."""
-        return self._unpack(rows, torch.int8) if self.bits is not None else self._floats(rows)
+    def products(self, rows: slice, signs: Signs, geometry: Geometry | None) -> Any:
+        """Multiply with the signs of weights: integers where signs are read."""
+        if self.bits is not None:
+            return binary.sign_products(self.bits[rows], self.shape, signs, geometry)
+        return binary.products(self._floats(rows), signs, geometry)
 
     def floats(self, rows: slice) -> Any:
         return self._unpack(rows, self.dtype) if self.bits is not None else self._floats(rows)
@@ -200,59 +202,53 @@ class _Backward:
     def _products_gradient(
         self, rows: slice, packed: list[Any], grad_out: Any, sums: GradientSums, *, uses_batch: bool
     ) -> Any:
-        sides, inside, choice = self._unpack(packed)
-        grad = sums.apply(self._masked(grad_out, rows, inside, choice), sides, of_batch=uses_batch)
+        codes, choice = self._unpack(packed)
+        grad = self._norm_gradient(grad_out, rows, choice).clone(memory_format=torch.contiguous_format)
+        grad = sums.apply(grad, codes, is_masked=self.block.is_signed, of_batch=uses_batch)
         if self.block.window and not self.block.pools_signs:
             grad = unpool(grad, choice, self.block.window, self.size)
         return grad
 
     def _look(self, rows: slice, grad_out: Any, sums: GradientSums) -> list[Any]:
         """Compute products again, count their gradient in, and give what the second pass needs of them, packed."""
-        block, choice, inside = self.block, None, None
-        y = binary.products(self.source.integers(rows), self.signs, block.geometry)
+        block, choice = self.block, None
+        y = self.source.products(rows, self.signs, block.geometry)
         if y.dim() == 4:
             self.size = (y.shape[1], y.shape[2])
-        if not y.dtype.is_floating_point:
-            y = y.to(self.source.dtype)
         if block.window and not block.pools_signs:
-            y, choice = arg_max(y, block.window)
+            y, choice = arg_max(y if y.dtype.is_floating_point else y.to(self.source.dtype), block.window)
         elif block.window:
             _, choice = arg_max(~self.thresholds.is_negative(y), block.window)
-        if block.is_signed:
-            inside = self.thresholds.is_inside(y)
-        code = sums.add(y, self._masked(grad_out, rows, inside, choice))
-        self.normalised = code.shape[1:]
-        if inside is not None:
-            code.add_(inside.view(torch.uint8), alpha=_INSIDE)
-        kept = pack_codes(code.flatten(1), _CODE_BITS)
+        codes = sums.add(y, self._norm_gradient(grad_out, rows, choice), is_masked=block.is_signed)
+        self.normalised = codes.shape[1:]
+        kept = pack_codes(codes.flatten(1), _CODE_BITS)
         if choice is not None:
             self.pooled = choice.shape[1:]
             kept += pack_codes(choice.flatten(1), self._choice_bits()) if self._choice_bits() <= 8 else [choice]
         return kept
 
-    def _unpack(self, packed: list[Any]) -> tuple[Any, Any, Any]:
-        """Give sides, mask and choice of a chunk, the last two None where there are none."""
-        code = unpack_codes(packed[:_CODE_BITS], math.prod(self.normalised)).view(-1, *self.normalised)
-        inside = code >= _INSIDE if self.block.is_signed else None
+    def _unpack(self, packed: list[Any]) -> tuple[Any, Any]:
+        """Give codes and choice of a chunk, None where there is no pool."""
+        codes = unpack_codes(packed[:_CODE_BITS], math.prod(self.normalised)).view(-1, *self.normalised)
         choice = None
         if self.block.window:
             choice = packed[_CODE_BITS]
             if self._choice_bits() <= 8:
                 choice = unpack_codes(packed[_CODE_BITS:], math.prod(self.pooled))
             choice = choice.view(-1, *self.pooled)
-        return code.bitwise_and_(_SIDES), inside, choice
+        return codes, choice
 
     def _choice_bits(self) -> int:
         """Bits that name a place in the window."""
         rows, columns = self.block.window or (1, 1)
         return max(1, (rows * columns - 1).bit_length())
 
-    def _masked(self, grad_out: Any, rows: slice, inside: Any, choice: Any) -> Any:
-        """Give the gradient of x, channels last, in memory of its own."""
+    def _norm_gradient(self, grad_out: Any, rows: slice, choice: Any) -> Any:
+        """Give the gradient of what leaves the norm, channels last."""
         grad = channels_last(grad_out[rows].to(self.source.dtype))
         if self.block.window and self.block.pools_signs:
             grad = unpool(grad, choice, self.block.window, self.size)
-        return grad.clone(memory_format=torch.contiguous_format) if inside is None else grad * inside
+        return grad
 
 
 def _consume(items: list[Any]) -> Iterator[Any]:
@@ -334,7 +330,7 @@ def _all_products(source: _Input, weight: Any, block: Block) -> Any:
     """Give what is normalised, [B, rows, columns, N] or [B, N]: in 16 bits where it is whole and fits."""
     y, signs = None, Signs(weight)
     for rows in _chunks(source, weight, block.geometry):
-        part = binary.products(source.integers(rows), signs, block.geometry)
+        part = source.products(rows, signs, block.geometry)
         if block.window and not block.pools_signs:
             part = max_pool(part, block.window)
         if y is None:
@@ -360,11 +356,11 @@ def _all_signs(y: Any, thresholds: Any, block: Block) -> tuple[tuple[int, ...], 
 
 
 def _chunks(source: _Input, weight: Any, geometry: Geometry | None) -> Iterator[slice]:
-    """Cut the batch so that a chunk's patches and products stay small."""
+    """Cut the batch so that what a chunk reads, its products and their gradient stay small as floats."""
     places = 1
     if geometry is not None:
         places = math.prod(geometry.out_size((source.shape[0], source.shape[1]), tuple(weight.shape[2:])))
-    needs = max(4 * math.prod(source.shape), places * max(4 * len(weight), math.prod(weight.shape[1:])), 1)
+    needs = max(4 * (math.prod(source.shape) + 2 * places * len(weight)), 1)
     # Each chunk adds to the gradient of all weights, which should not become the work: many weights, large chunks.
     step = max(1, max(chunk_bytes(source.x.device.type), weight.numel()) // needs)
     for first in range(0, len(source.x), step):

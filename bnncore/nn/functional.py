@@ -83,8 +83,9 @@ class _Products(torch.autograd.Function):
             ctx.geometry, ctx.shape, ctx.dtype = geometry, last.shape, compute_dtype(x)
             ctx.is_packed = is_signs(x)
             if ctx.is_packed:
-                ctx.save_for_backward(pack((last < 0).reshape(len(x), -1)), weight)
-                y = binary.products(last.to(torch.int8), Signs(weight), geometry).to(ctx.dtype)
+                bits = pack((last < 0).reshape(len(x), -1))
+                ctx.save_for_backward(bits, weight)
+                y = binary.sign_products(bits, tuple(last.shape[1:]), Signs(weight), geometry).to(ctx.dtype)
             else:
                 ctx.save_for_backward(x, weight)
                 y = binary.products(last.to(ctx.dtype), Signs(weight), geometry)

@@ -272,8 +272,8 @@ class BinarySign(nn.Module):
     """+1 where x is not negative, -1 elsewhere.
 
     Args:
-      gradient: "clip": the gradient passes where |x| <= 1 and is 0 elsewhere; "approx": it is multiplied with
-        max(0, 2 - 2 |x|), which is ApproxSign of Bi-Real networks.
+      gradient: "clip": the gradient passes where ``|x| <= 1`` and is 0 elsewhere; "approx": it is multiplied
+        with ``max(0, 2 - 2 |x|)``, which is ApproxSign of Bi-Real networks.
     """
 
     def __init__(self, gradient: str = "clip") -> None:

@@ -1,12 +1,14 @@
 """Products with binary weights, and their gradients: a convolution or a linear layer, on maps whose channels lie last.
 
-Products of signs are integers below 2**24, so float32 holds them exactly, in whatever order they are added. Processors
-that multiply 8-bit integers fast do so here, to the same numbers in a third of the time. Letters: B = samples,
-H, W = rows and columns of the map, C = its channels, N = channels of the products, K = fan-in.
+Products of signs are integers below 2**24, so float32 holds them exactly, in whatever order they are added. On a
+processor the engine's kernels convolve signs in bits, to the same numbers in a fraction of the time; linear layers use
+8-bit integers where those are fast. Letters: B = samples, H, W = rows and columns of the map, C = its channels,
+N = channels of the products, K = fan-in.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,10 +18,21 @@ import torch
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from bnncore.nn.bits import unpack
 from bnncore.nn.maps import channels_last, channels_second
 from bnncore.nn.precision import compute_dtype
+from bnncore.sign_maps import LARGEST_FAN_IN, SignWeights, multiply_sign_maps
 
-__all__ = ["Geometry", "Signs", "binarize", "chunk_bytes", "input_gradient", "products", "weight_gradient"]
+__all__ = [
+    "Geometry",
+    "Signs",
+    "binarize",
+    "chunk_bytes",
+    "input_gradient",
+    "products",
+    "sign_products",
+    "weight_gradient",
+]
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,11 @@ class Geometry:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what the engine's kernels convolve: one group, no dilation, one stride both ways."""
+        return self.groups == 1 and self.dilation == (1, 1) and self.stride[0] == self.stride[1]
 
     def out_size(self, size: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the products of a map of this size."""
@@ -55,14 +73,21 @@ class Signs:
     def __init__(self, weight: Any) -> None:
         self.weight = weight
         self._rows: Any = None
+        self._words: SignWeights | None = None
         self._kernels: Any = None
 
     def int8_rows(self) -> Any:
-        """Signs as int8 [N, K], in the order of patches: channels last."""
+        """Signs of a linear layer as int8 [N, K]."""
         if self._rows is None:
-            signs = binarize(self.weight, torch.int8)
-            self._rows = channels_last(signs).flatten(1)
+            self._rows = binarize(self.weight, torch.int8)
         return self._rows
+
+    def words(self) -> SignWeights:
+        """Signs of a convolution in bits, on a processor."""
+        if self._words is None:
+            signs = channels_last(binarize(self.weight.detach(), torch.int8)).contiguous()
+            self._words = SignWeights.of(signs.numpy())
+        return self._words
 
     def kernels(self, dtype: Any) -> Any:
         """Signs of a convolution as floats, in its shape; many are made anew each time, so as not to lie about."""
@@ -82,25 +107,57 @@ class Signs:
 
 
 def products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
-    """Multiply with the signs of weights.
+    """Multiply floats with the signs of weights.
 
     Args:
-      x: [B, H, W, C], or [B, K] for a linear layer. int8: signs; floating: any numbers.
+      x: [B, H, W, C], or [B, K] for a linear layer.
       signs: of the weights.
       geometry: None for a linear layer.
 
     Returns:
-      [B, rows, columns, N] or [B, N]: int32 or floating for signs (integers in either case), x's type otherwise.
+      [B, rows, columns, N] or [B, N], of x's type.
     """
-    if x.dtype == torch.int8:
-        # With a fan-in of 1, torch._int_mm of PyTorch 2.13 gives wrong numbers.
-        is_plain = signs.weight[0].numel() > 1 and (geometry is None or _is_plain(geometry))
-        if is_plain and _multiplies_int8(x.device.type):
-            return _int8_products(x, signs, geometry)
-        y = _float_products(x.to(compute_dtype(signs.weight)), signs, geometry)
-        # On other devices a convolution may be computed by transforms, which round; its result is known to be whole.
-        return y if x.device.type == "cpu" else y.round_()
-    return _float_products(x, signs, geometry)
+    if geometry is None:
+        out = x.new_empty((len(x), len(signs.weight)))
+        for rows, part in signs.slabs(x.dtype):
+            out[:, rows] = x @ part.t()
+        return out
+    return channels_last(
+        functional.conv2d(channels_second(x), signs.kernels(x.dtype), None, *_arguments(geometry))
+    ).contiguous()
+
+
+def sign_products(bits: Any, shape: tuple[int, ...], signs: Signs, geometry: Geometry | None) -> Any:
+    """Multiply signs with the signs of weights.
+
+    Args:
+      bits: of each sample, as ``bnncore.nn.bits`` packs them: uint8 [B, bytes].
+      shape: of a sample, (H, W, C), or (K,) for a linear layer.
+      signs: of the weights.
+      geometry: None for a linear layer.
+
+    Returns:
+      [B, rows, columns, N] or [B, N]: int16, int32 or floating, integers in any case.
+    """
+    device, fan_in = bits.device.type, signs.weight[0].numel()
+    if geometry is not None and device == "cpu" and fan_in <= LARGEST_FAN_IN and geometry.is_plain:
+        return torch.from_numpy(
+            multiply_sign_maps(
+                bits.contiguous().numpy(),
+                (shape[0], shape[1]),
+                signs.words(),
+                stride=geometry.stride[0],
+                padding=geometry.padding,
+                threads=torch.get_num_threads(),
+            )
+        )
+    x = unpack(bits, math.prod(shape), torch.int8).unflatten(1, shape)
+    # With a fan-in of 1, torch._int_mm of PyTorch 2.13 gives wrong numbers.
+    if geometry is None and fan_in > 1 and _multiplies_int8(device):
+        return torch._int_mm(x, signs.int8_rows().t())
+    y = products(x.to(compute_dtype(signs.weight)), signs, geometry)
+    # On other devices a convolution may be computed by transforms, which round; its result is known to be whole.
+    return y if device == "cpu" else y.round_()
 
 
 def input_gradient(grad: Any, signs: Signs, shape: tuple[int, ...], geometry: Geometry | None) -> Any:
@@ -128,39 +185,8 @@ def chunk_bytes(device: str) -> int:
     return 2 << 20 if device == "cpu" else 256 << 20
 
 
-def _float_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
-    if geometry is None:
-        out = x.new_empty((len(x), len(signs.weight)))
-        for rows, part in signs.slabs(x.dtype):
-            out[:, rows] = x @ part.t()
-        return out
-    return channels_last(
-        functional.conv2d(channels_second(x), signs.kernels(x.dtype), None, *_arguments(geometry))
-    ).contiguous()
-
-
-def _int8_products(x: Any, signs: Signs, geometry: Geometry | None) -> Any:
-    if geometry is None:
-        return torch._int_mm(x, signs.int8_rows().t())
-    kernel = (signs.weight.shape[2], signs.weight.shape[3])
-    height, width = geometry.out_size((x.shape[1], x.shape[2]), kernel)
-    (down, right), (above, left) = geometry.stride, geometry.padding
-    x = functional.pad(x, (0, 0, left, left, above, above)).contiguous()
-    sample, row, column, _ = x.stride()
-    # A row of a patch lies in one piece, since channels lie last.
-    patches = x.as_strided(
-        (len(x), height, width, kernel[0], kernel[1] * x.shape[3]),
-        (sample, down * row, right * column, row, 1),
-    ).reshape(len(x) * height * width, -1)
-    return torch._int_mm(patches, signs.int8_rows().t()).view(len(x), height, width, -1)
-
-
 def _arguments(geometry: Geometry) -> tuple[Any, ...]:
     return geometry.stride, geometry.padding, geometry.dilation, geometry.groups
-
-
-def _is_plain(geometry: Geometry) -> bool:
-    return geometry.groups == 1 and geometry.dilation == (1, 1)
 
 
 @lru_cache(maxsize=8)

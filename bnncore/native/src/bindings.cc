@@ -238,6 +238,8 @@ NB_MODULE(_native, m) {
 
   nb::module_ kernels = m.def_submodule("kernels", "Single kernels by instruction set, for tests and benchmarks.");
   bind_kernels(kernels);
+  bind_layers(kernels);
+  bind_ring(kernels);
   bind_signs(kernels);
 }
 

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "bnncore/network.h"
+#include "bnncore/packing.h"
 #include "bnncore/pool.h"
 
 namespace bitfleet {
@@ -100,12 +102,14 @@ inline void gather_column(const BlockSpec& s, const uint64_t* maps, size_t pixel
 // a set of planes for each column of the kernel (and each line, as far as the stride skips any), of the pixels that
 // positions read there.
 struct PanelShape {
+  bool shifted;
   int rows, pitch;  // of a plane
   int sets_across, sets_down;
   size_t plane_words;
 
   PanelShape(const BlockSpec& s, bool shifted, int lines, int columns)
-      : rows(lines + (s.kernel_height - 1) / s.stride),
+      : shifted(shifted),
+        rows(lines + (s.kernel_height - 1) / s.stride),
         pitch(shifted ? columns : columns + s.kernel_width - 1),
         sets_across(shifted ? s.kernel_width : 1),
         sets_down(shifted ? std::min(s.stride, s.kernel_height) : 1),
@@ -116,6 +120,43 @@ struct PanelShape {
     return static_cast<size_t>(sets_across) * static_cast<size_t>(sets_down) * words * plane_words;
   }
 };
+
+// Where a panel has each word of its positions, for pixels of `words` words: tap by tap, as the rows of weights have
+// theirs.
+inline void panel_offsets(const BlockSpec& s, const PanelShape& shape, size_t words, int32_t* offsets) {
+  for (int tap = 0; tap < s.taps(); ++tap) {
+    const int row = tap / s.kernel_width, column = tap % s.kernel_width;
+    const int set = shape.shifted ? column * shape.sets_down + row % s.stride : 0;
+    const int place = row / s.stride * shape.pitch + (shape.shifted ? 0 : column);
+    for (size_t w = 0; w < words; ++w) {
+      *offsets++ = static_cast<int32_t>((static_cast<size_t>(set) * words + w) * shape.plane_words) + place;
+    }
+  }
+}
+
+// Fills a panel, which was shaped for `panel_lines`, for the positions from (line, column) on, `lines` of them down.
+// map: [in_height][in_width][words].
+inline void gather_panel(GatherPlanes gather_planes, const BlockSpec& s, const PanelShape& shape, int panel_lines,
+                         const uint64_t* map, size_t words, int line, int lines, int column, uint64_t* panel) {
+  for (int across = 0; across < shape.sets_across; ++across) {
+    for (int down = 0; down < shape.sets_down; ++down) {
+      const size_t set = static_cast<size_t>(across * shape.sets_down + down);
+      gather_planes(map, words,
+                    {s.in_height, s.in_width, line * s.stride - s.pad_height + down, shape.rows - panel_lines + lines,
+                     s.stride, column * s.stride - s.pad_width + across, shape.pitch, s.stride},
+                    panel + set * words * shape.plane_words, shape.plane_words);
+    }
+  }
+}
+
+// sums[tap] = sum of one output channel's signs, packed as [taps][words].
+inline void sign_sums(const BlockSpec& s, const uint64_t* weights, size_t words, int32_t* sums) {
+  for (int tap = 0; tap < s.taps(); ++tap) {
+    int negative = 0;
+    for (size_t w = 0; w < words; ++w) negative += std::popcount(*weights++);
+    sums[tap] = s.in_channels - 2 * negative;
+  }
+}
 
 // sums[tap] = sum of values[position] over the positions where that tap reads a pixel.
 inline void tap_sums(const BlockSpec& s, const int32_t* values, int32_t* sums) {

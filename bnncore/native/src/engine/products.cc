@@ -12,20 +12,7 @@ namespace bitfleet {
 
 namespace {
 
-// Where a panel has each word of its positions: tap by tap, as the rows of weights have theirs.
-void find_offsets(const BlockSpec& spec, const BlockGeometry& g, int32_t* offsets) {
-  const PanelShape shape(spec, g.shifted, g.panel_lines, g.panel_columns);
-  for (int tap = 0; tap < spec.taps(); ++tap) {
-    const int row = tap / spec.kernel_width, column = tap % spec.kernel_width;
-    const int set = g.shifted ? column * shape.sets_down + row % spec.stride : 0;
-    const int place = row / spec.stride * shape.pitch + (g.shifted ? 0 : column);
-    for (size_t w = 0; w < g.segment_words; ++w) {
-      *offsets++ = static_cast<int32_t>((static_cast<size_t>(set) * g.segment_words + w) * shape.plane_words) + place;
-    }
-  }
-}
-
-// The same where samples lie side by side, for one position of their maps; zeros follow the last pixel.
+// As panel_offsets, where samples lie side by side, for one position of their maps; zeros follow the last pixel.
 void find_offsets_abreast(const BlockSpec& spec, const BlockGeometry& g, int position, int32_t* offsets) {
   const int row = position / spec.conv_width * spec.stride - spec.pad_height;
   const int column = position % spec.conv_width * spec.stride - spec.pad_width;
@@ -154,7 +141,8 @@ void Engine::multiply_maps(size_t block, const uint64_t* weights, int rows, int 
     kernels_.input_expand(weights, g.row_words(), rows, spec.kernel_height, spec.kernel_width * spec.in_channels,
                           at<int8_t>(scratch.expanded_weights));
   } else {
-    find_offsets(spec, g, at<int32_t>(scratch.offsets));
+    const PanelShape shape(spec, g.shifted, g.panel_lines, g.panel_columns);
+    panel_offsets(spec, shape, g.segment_words, at<int32_t>(scratch.offsets));
   }
   for (int b = 0; b < count; ++b) {
     Y* target = pools ? at<Y>(scratch.conv_y) : y + size_t(b) * conv;
@@ -224,16 +212,8 @@ void Engine::multiply_map(size_t block, int sample, const uint64_t* weights, int
     const int lines = std::min(g.panel_lines, spec.conv_height - line);
     for (int column = 0; column < spec.conv_width; column += g.panel_columns) {
       const int columns = std::min(g.panel_columns, spec.conv_width - column);
-      for (int across = 0; across < shape.sets_across; ++across) {
-        for (int down = 0; down < shape.sets_down; ++down) {
-          const size_t set = static_cast<size_t>(across * shape.sets_down + down);
-          kernels_.gather_planes(map, g.segment_words,
-                                 {spec.in_height, spec.in_width, line * spec.stride - spec.pad_height + down,
-                                  shape.rows - g.panel_lines + lines, spec.stride,
-                                  column * spec.stride - spec.pad_width + across, shape.pitch, spec.stride},
-                                 words + set * g.segment_words * shape.plane_words, shape.plane_words);
-        }
-      }
+      gather_panel(kernels_.gather_planes, spec, shape, g.panel_lines, map, g.segment_words, line, lines, column,
+                   words);
       const int first = line * spec.conv_width + column;
       multiply_panel(block, panel, lines * columns, weights, rows, excess == nullptr ? nullptr : excess + first,
                      y + first, y_stride);
@@ -275,17 +255,17 @@ void Engine::find_padding(size_t block, const uint64_t* weights, int rows, int m
   const BlockGeometry& g = geometry(block);
   int32_t* sums = at<int32_t>(layout_.scratch[member].tap_sums);
   for (int r = 0; r < rows; ++r, weights += g.row_words(), padding += spec.conv_positions()) {
-    for (int tap = 0; tap < spec.taps(); ++tap) {
-      int negative = 0;
-      if (block == 0) {
+    if (block > 0) {
+      sign_sums(spec, weights, g.segment_words, sums);
+    } else {
+      for (int tap = 0; tap < spec.taps(); ++tap) {
+        int negative = 0;
         for (int c = 0; c < spec.in_channels; ++c) {
           const size_t k = size_t(tap) * spec.in_channels + c;
           negative += static_cast<int>(weights[k / kWordBits] >> (k % kWordBits) & 1u);
         }
-      } else {
-        for (size_t w = 0; w < g.segment_words; ++w) negative += std::popcount(weights[tap * g.segment_words + w]);
+        sums[tap] = (spec.in_channels - 2 * negative) * -255;
       }
-      sums[tap] = (spec.in_channels - 2 * negative) * (block == 0 ? -255 : 1);
     }
     padding_sums(spec, sums, padding);
   }
