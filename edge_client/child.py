@@ -16,7 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["FEEDBACK_FILE", "MODEL_FILE", "TASK_FILE", "UPDATE_FILE", "EventWriter", "bind_to_parent", "child_parser"]
+__all__ = [
+    "BEST_FILE",
+    "LOCAL_STATE_FILE",
+    "MODEL_FILE",
+    "TASK_FILE",
+    "UPDATE_FILE",
+    "VECTOR_FILE",
+    "EventWriter",
+    "bind_to_parent",
+    "child_parser",
+]
 
 TASK_FILE = "task.json"
 """What a trainer is to do, in the task's folder."""
@@ -24,11 +34,17 @@ TASK_FILE = "task.json"
 UPDATE_FILE = "update.safetensors"
 """The update's payload, which a trainer leaves there."""
 
+VECTOR_FILE = "vector"
+"""What a trainer leaves in the place of a payload where updates are added up under masks: in the clear, never sent."""
+
 MODEL_FILE = "model.safetensors"
 """The task's model, which a trainer leaves there when it made it by steps from an older one."""
 
-FEEDBACK_FILE = "feedback.safetensors"
-"""What the update's codec could not carry, which a trainer leaves there for the job's next update."""
+LOCAL_STATE_FILE = "local-state.safetensors"
+"""What stays on the device when the update is accepted, which a trainer leaves there for the job's next task."""
+
+BEST_FILE = "best.safetensors"
+"""The task's model, which a trainer leaves there when it is not worse than the job's best one on the device."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -54,6 +70,7 @@ def bind_to_parent(parent: int | None) -> None:
     """
     if parent is None:
         return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         number = ctypes.get_errno()

@@ -5,9 +5,12 @@
     BitfleetError
      ├ ConfigurationError          exit 3
      │  ├ SettingsError              a flag or a variable of the environment
-     │  └ StateFolderError           the state folder: in use, of another device, not writable
+     │  ├ PolicyError                the owner's policy file
+     │  ├ StateFolderError           the state folder: in use, of another device, not writable
+     │  └ IdentityRefusedError       the coordinator does not take this device: token, certificate, name
      ├ UnreachableError            exit 4
-     │  └ LinkError                  a call broke or was never answered: trying again may help
+     │  ├ LinkError                  a call broke or was never answered: trying again may help
+     │  └ ClockError                 this device's clock is wrong, so no certificate can be checked
      └ TaskError                   a task ends without an update; its text travels to the coordinator
         ├ TaskDeclinedError          the device will not do it
         ├ TaskFailedError            the device tried and could not
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 from bnncore.errors import (
     BitfleetError,
@@ -34,13 +38,17 @@ from bnncore.errors import (
 )
 
 __all__ = [
+    "ClockError",
+    "IdentityRefusedError",
     "LinkError",
     "ModelMissingError",
+    "PolicyError",
     "SettingsError",
     "StateFolderError",
     "TaskDeclinedError",
     "TaskError",
     "TaskFailedError",
+    "one_line",
     "public_reason",
 ]
 
@@ -54,8 +62,33 @@ class SettingsError(ConfigurationError):
     """A flag or a variable of the environment is missing or makes no sense."""
 
 
+class PolicyError(ConfigurationError):
+    """The owner's policy file cannot be read, or holds what is no rule."""
+
+
 class StateFolderError(ConfigurationError):
     """The state folder is used by another agent, belongs to another device, or cannot be written."""
+
+
+class IdentityRefusedError(ConfigurationError):
+    """The coordinator does not take this device: its token, its certificate or its name."""
+
+
+class ClockError(UnreachableError):
+    """This device's clock is wrong.
+
+    Attributes:
+      offset_s: seconds by which it is ahead of the coordinator's.
+    """
+
+    def __init__(self, offset_s: float) -> None:
+        now = time.time()
+        here, there = (time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(at)) for at in (now, now - offset_s))
+        super().__init__(
+            f"clock wrong: this device says {here}, the coordinator {there}. Its certificates cannot be checked before "
+            "the time is right; wait for time synchronisation, or set the clock"
+        )
+        self.offset_s = offset_s
 
 
 class LinkError(UnreachableError):
@@ -81,5 +114,10 @@ def public_reason(error: BaseException) -> str:
         return "the device's data cannot be read; its own log says why"
     if not isinstance(error, BitfleetError):
         return f"unexpected {type(error).__name__}; the device's own log says more"
-    one_line = " ".join(str(error).split())
-    return _PATH.sub("<path>", one_line)[:MAX_REASON_CHARS]
+    return _PATH.sub("<path>", one_line(str(error)))
+
+
+def one_line(text: str) -> str:
+    """Cut a stranger's words for a log or a ledger: one line of printable characters, none too long."""
+    printable = "".join(character if character.isprintable() else " " for character in text[: 4 * MAX_REASON_CHARS])
+    return " ".join(printable.split())[:MAX_REASON_CHARS]

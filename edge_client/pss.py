@@ -11,7 +11,7 @@ import ctypes
 import os
 from pathlib import Path
 
-__all__ = ["peak_pss_bytes", "process_tree", "pss_bytes", "tree_pss_bytes", "use_one_heap"]
+__all__ = ["begin_peak", "peak_pss_bytes", "process_tree", "pss_bytes", "tree_pss_bytes", "use_one_heap"]
 
 _M_ARENA_MAX = -8
 
@@ -28,8 +28,16 @@ def pss_bytes(pid: int) -> int:
     return 0
 
 
+def begin_peak() -> None:
+    """Have this process's peak count from now on; where the kernel refuses, it counts from an earlier time."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_pss_bytes() -> int:
-    """Bound this process's highest proportional set size so far: what it has now, plus what its RSS has come down by.
+    """Bound this process's highest proportional set size since ``begin_peak``, or its start.
+
+    It is what it has now, plus what its RSS has come down by.
 
     The kernel keeps a high-water mark of the RSS only. The pages a process gives back are its own, and count alike in
     both, so the bound is exact unless others began to share them.

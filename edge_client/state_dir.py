@@ -4,13 +4,21 @@
 
     lock              held by the one agent that may write here; its PID, for people
     device_id         the device's lasting name
-    models/           payloads of models by digest (model_cache.py)
-    steps/            payloads of steps between models, the same way
-    feedback/         by job: what its last accepted update could not carry
+    models/           by job: payloads of models by digest (model_cache.py)
+    steps/            payloads of steps between models, by digest
+    local-state/      by job: what came with its last accepted update, to stay here (bnncore.federated.local_state)
+    best/             by job: the model that did best on this device's validation part (best_model.py)
+    try.safetensors   the model of the last ``bitfleet-client try``
+    identity/         what the device is known by (identity.py)
     task/             of the task at hand; emptied when another one starts
     pending/          an update on its way to the coordinator: complete or absent
-    outbox.jsonl      the ledger of what left (outbox.py)
+    exchange/         a task's part in a secure sum (exchange_folder.py)
+    peers.json        keys of devices that this one has added up updates with (peer_keys.py)
+    outbox.jsonl      the ledger of what left (outbox.py), and its head, outbox.head (chain.py)
+    daily_use.json    what was taken, sent and written today (daily_use.py)
     last_task.json    how the last task ended, for ``bitfleet-client status``
+    budgets.json      what training may take, as the agent was started, for ``bitfleet-client status``
+    pause.json        what holds the task at hand, for ``bitfleet-client status``; absent where nothing does
 
 A finished update becomes pending by one rename of the task's folder, after its files are on the disk.
 """
@@ -19,51 +27,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bnncore.durable import replace_file, sync_folder
-from edge_client.child import FEEDBACK_FILE, UPDATE_FILE
+from bnncore.durable import drop_folder, replace_file, sync_folder
+from edge_client.child import LOCAL_STATE_FILE, UPDATE_FILE
 from edge_client.errors import StateFolderError
-from edge_client.model_cache import STEP_CAPACITY, ModelCache
-from edge_client.outbox import Outbox
+from edge_client.exchange_folder import ExchangeFolder
+from edge_client.identity import IdentityFolder
+from edge_client.job_files import JobFiles
+from edge_client.model_cache import STEP_CAPACITY, ModelCache, ModelCaches
+from edge_client.outbox import Outbox, utc_now
+from edge_client.peer_keys import PeerKeys
+from edge_client.pending_update import PendingUpdate, read_header, write_header
+from edge_client.records import read_json
 
-__all__ = ["PendingUpdate", "StateDir"]
+__all__ = ["StateDir"]
 
-_HEADER_FILE = "header.json"
-_FEEDBACK_JOBS = 4
-"""Jobs whose feedback is kept."""
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.1
-
-
-@dataclass(frozen=True)
-class PendingUpdate:
-    """What is known of an update before its bytes are sent; the fields are those of the wire's UpdateHeader."""
-
-    task_id: str
-    job_id: str
-    round_number: int
-    model_digest: str
-    update_digest: str
-    total_bytes: int
-    num_examples: int
-    codec: str
-    loss: float
-    accuracy: float
-    steps: int
-    seconds: float
-    training_seconds: float
-    peak_pss_bytes: int
-    downloaded_bytes: int
 
 
 class StateDir:
@@ -72,11 +60,17 @@ class StateDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.task = root / "task"
-        self.models = ModelCache(root / "models")
+        self.identity = IdentityFolder(root / "identity")
+        self.models = ModelCaches(root / "models")
         self.steps = ModelCache(root / "steps", STEP_CAPACITY)
+        self.local_states = JobFiles(root / "local-state")
+        self.best_models = JobFiles(root / "best")
         self.outbox = Outbox(root / "outbox.jsonl")
+        self.exchange = ExchangeFolder(root / "exchange")
+        self.peers = PeerKeys(root / "peers.json")
+        self.trial_file = root / "try.safetensors"
+        self.daily_use_file = root / "daily_use.json"
         self._pending = root / "pending"
-        self._feedback = root / "feedback"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -121,7 +115,7 @@ class StateDir:
     def device_id(self) -> str | None:
         """Read the device's kept name; None before it has one."""
         try:
-            return (self.root / "device_id").read_text().strip() or None
+            return (self.root / "device_id").read_text(errors="replace").strip() or None
         except FileNotFoundError:
             return None
 
@@ -154,8 +148,9 @@ class StateDir:
         return self.task
 
     def clear_task(self) -> None:
-        """Remove the folder of the task at hand, if there is one."""
+        """Remove the folder of the task at hand, if there is one, and what a power cut left of a folder that went."""
         shutil.rmtree(self.task, ignore_errors=True)
+        shutil.rmtree(self.root / "dropped", ignore_errors=True)
 
     def keep_pending(self, update: PendingUpdate) -> None:
         """Turn the task's folder, which holds a durable update file, into the pending update, in one step.
@@ -163,67 +158,46 @@ class StateDir:
         Raises:
           OSError: the disk is full or not writable; there is no pending update then.
         """
-        _write(self.task / _HEADER_FILE, json.dumps(asdict(update)))
+        write_header(self.task, update)
         os.rename(self.task, self._pending)
         sync_folder(self.root)
 
     def pending(self) -> PendingUpdate | None:
-        """Read the update that waits to be sent; None when there is none.
+        """Read the update that waits to be sent, and check it; None when there is none.
 
         Raises:
           StateFolderError: the disk has damaged it; ``drop_pending`` is all that is left.
         """
-        try:
-            update = PendingUpdate(**json.loads((self._pending / _HEADER_FILE).read_text()))
-            size = self.pending_file.stat().st_size
-        except FileNotFoundError:
-            if not self._pending.exists():
-                return None
-            raise StateFolderError(f"the pending update in {self._pending} lacks a file") from None
-        except (ValueError, TypeError) as error:
-            raise StateFolderError(f"the pending update in {self._pending} is damaged: {error}") from error
-        if size != update.total_bytes:
-            raise StateFolderError(f"{self.pending_file} must hold {update.total_bytes} bytes, has {size}")
-        return update
+        return read_header(self._pending, UPDATE_FILE)
 
     @property
     def pending_file(self) -> Path:
         """The pending update's payload."""
         return self._pending / UPDATE_FILE
 
-    def feedback(self, job_id: str) -> Path:
-        """Name the file of what a job's last accepted update could not carry; there is none before the first."""
-        # Named by a digest: the job's id comes from the coordinator.
-        return self._feedback / f"{hashlib.sha256(job_id.encode()).hexdigest()}.safetensors"
+    def settle(self, update: PendingUpdate) -> None:
+        """Let what came with the pending update take the place of what its job had: the update was accepted.
 
-    def settle_feedback(self, job_id: str) -> None:
-        """Let what the pending update could not carry take the place of the job's earlier: the update was accepted.
-
-        Comes before ``drop_pending``; done again after a power cut it changes nothing. The files of the jobs that were
-        settled last stay.
+        Comes before ``drop_pending``; done again after a power cut it changes nothing.
 
         Raises:
           OSError: the disk refused.
         """
-        newest = self._pending / FEEDBACK_FILE
-        if not newest.exists():
-            return
-        self._feedback.mkdir(exist_ok=True)
-        os.rename(newest, self.feedback(job_id))
-        sync_folder(self._feedback)
-        sync_folder(self._pending)
-        others = sorted(self._feedback.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in others[_FEEDBACK_JOBS:]:
-            path.unlink()
+        self.local_states.adopt(update.job_id, self._pending / LOCAL_STATE_FILE)
 
     def drop_pending(self) -> None:
         """Remove the pending update; a power cut leaves it whole or gone."""
-        gone = self.root / "dropped"
-        shutil.rmtree(gone, ignore_errors=True)
-        if self._pending.exists():
-            os.rename(self._pending, gone)
-            sync_folder(self.root)
-            shutil.rmtree(gone, ignore_errors=True)
+        drop_folder(self._pending, self.root / "dropped")
+
+    def purge(self) -> None:
+        """Remove everything in the folder, and the folder. The caller holds the lock."""
+        for path in self.root.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        (self.root / "lock").unlink()
+        self.root.rmdir()
 
     def note_last_task(self, facts: dict[str, Any]) -> None:
         """Remember how the last task went, for people; a full disk is no reason to fail."""
@@ -233,10 +207,40 @@ class StateDir:
     def last_task(self) -> dict[str, Any] | None:
         """Read how the last task went; None when there was none."""
         try:
-            facts = json.loads((self.root / "last_task.json").read_text())
+            facts = read_json((self.root / "last_task.json").read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         return facts if isinstance(facts, dict) else None
+
+    def note_pause(self, task_id: str, reasons: list[str]) -> None:
+        """Remember for people what holds the task at hand; an empty list: nothing does."""
+        with contextlib.suppress(OSError):
+            if reasons:
+                _write(self.root / "pause.json", json.dumps({"task_id": task_id, "at": utc_now(), "reasons": reasons}))
+            else:
+                (self.root / "pause.json").unlink(missing_ok=True)
+
+    def note_budgets(self, facts: dict[str, Any]) -> None:
+        """Remember for people what training may take."""
+        with contextlib.suppress(OSError):
+            _write(self.root / "budgets.json", json.dumps(facts))
+
+    def budgets(self) -> dict[str, Any] | None:
+        """Read what training may take; None before an agent was started."""
+        try:
+            facts = read_json((self.root / "budgets.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def pause(self) -> dict[str, Any] | None:
+        """Read what holds the task at hand: ``task_id``, ``at``, ``reasons``; None where nothing does."""
+        try:
+            facts = read_json((self.root / "pause.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        is_whole = isinstance(facts, dict) and isinstance(facts.get("reasons"), list)
+        return facts if is_whole and self.holder() is not None else None
 
 
 def _acquire(descriptor: int) -> bool:
