@@ -1,4 +1,4 @@
-"""People's side: REST under ``/api/v1``, health, metrics and the status page, over the coordinator."""
+"""People's side: REST under ``/api/v1``, health, metrics and the dashboard, over the coordinator."""
 
 from server.api.app import create_app
 

@@ -4,22 +4,54 @@ from __future__ import annotations
 
 import http
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bnncore.errors import BitfleetError
+from server.api.request_log import HEADER, request_id
 from server.errors import status_of
+from server.storage.refusal import is_refusal
 
 _log = logging.getLogger(__name__)
 
+_MEDIA_TYPE = "application/problem+json"
 
-def problem(status: int, detail: str, *, kind: str = "about:blank") -> JSONResponse:
-    """Build an answer that says what went wrong."""
-    body = {"type": kind, "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+_EXAMPLE = {
+    "type": "urn:bitfleet:error:NotFoundError",
+    "title": "Not Found",
+    "status": 404,
+    "detail": "there is no job 'digits-1f2e3d4c'; list them with: bitfleet-server jobs list",
+}
+
+ANY_PROBLEM: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "What went wrong",
+        "content": {_MEDIA_TYPE: {"schema": Problem.model_json_schema(), "example": _EXAMPLE}},
+    }
+}
+"""For the API's description: whatever is not a route's own answer is a problem."""
+
+
+def problem(status: int, detail: str, *, kind: str = "about:blank", **more: Any) -> JSONResponse:
+    """Build an answer that says what went wrong; ``more`` are members of its own (RFC 9457, section 3.2)."""
+    body = {"type": kind, "title": http.HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+    return JSONResponse(body, status_code=status, media_type=_MEDIA_TYPE)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -43,4 +75,31 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
         _log.exception("event=request_failed method=%s path=%s", request.method, request.url.path)
-        return problem(500, f"the coordinator failed: {type(error).__name__}; see its log")
+        answer = problem(500, f"the coordinator failed: {type(error).__name__}; see its log")
+        answer.headers[HEADER] = request_id.get() or ""  # it is made outside of what gives all others their id
+        return answer
+
+
+class RefusalsAsProblems:
+    """Answers 503 when the disk or the database takes nothing now, which is no fault of the program."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        has_begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:
+            if has_begun or not is_refusal(error):
+                raise
+            _log.error("event=disk_refuses path=%r reason=%r", scope["path"], str(error))
+            answer = problem(503, "the coordinator's disk or database takes nothing now; try again in a moment")
+            await answer(scope, receive, send)

@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-from pydantic import BaseModel
-
+from server.api.privacy_view import PrivacyView
+from server.api.view import View
+from server.coordinator.fleet_jobs import RunningExchange
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
+from server.storage.pages import CommittedRound, RoundSums
 
 
-class UpdateView(BaseModel):
+class UpdateView(View):
     """What became of one device's task in a round."""
 
     device_id: str
@@ -28,6 +30,15 @@ class UpdateView(BaseModel):
     peak_pss_bytes: int
     down_bytes: int
     up_bytes: int
+    validation_examples: int
+    validation_correct: int
+    validation_loss: float | None
+    exchange_step: str
+    """The last step of the round's exchange that the device took; empty: none."""
+    joules: float | None
+    """Of its training: the whole board's, or the processor's, while it lasted; null: not known."""
+    joules_source: str
+    """Sensor (``rapl``, ``pmic``, ``ina219``, ``hwmon``), or ``model``: an estimate; empty: not known."""
 
     @classmethod
     def of(cls, row: UpdateRecord) -> UpdateView:
@@ -45,10 +56,54 @@ class UpdateView(BaseModel):
             peak_pss_bytes=row.peak_pss_bytes,
             down_bytes=row.down_bytes,
             up_bytes=row.up_bytes,
+            validation_examples=row.validation_examples,
+            validation_correct=row.validation_correct,
+            validation_loss=row.validation_loss,
+            exchange_step=row.exchange_step,
+            joules=row.joules,
+            joules_source=row.joules_source,
         )
 
 
-class RoundView(BaseModel):
+class ExchangeView(View):
+    """The exchange in which a round's updates are added up under masks."""
+
+    attempt: int
+    """Counted from 1 in its round; each has new keys."""
+    step: str | None
+    """The one that is waited for: SHARES, MASKED or REVEAL; null while keys are collected, and at its end."""
+    members: int
+    """Devices whose keys were accepted."""
+    lost_before_shares: int
+    lost_before_masked: int
+    """Members whose update is not in the sum, by the step that they did not take."""
+
+    @classmethod
+    def of(cls, record: RoundRecord, sums: RoundSums) -> ExchangeView | None:
+        """Build the view of a record; None where updates are not masked."""
+        if record.exchange == 0:
+            return None
+        return cls(
+            attempt=record.exchange,
+            step=record.exchange_step if record.state == "UNMASKING" else None,
+            members=sums.lost + sums.accepted,
+            lost_before_shares=sums.lost_before_shares,
+            lost_before_masked=sums.lost_before_masked,
+        )
+
+    @classmethod
+    def of_running(cls, exchange: RunningExchange) -> ExchangeView:
+        """Build the view of one that is being played."""
+        return cls(
+            attempt=exchange.number,
+            step=exchange.step,
+            members=exchange.members,
+            lost_before_shares=exchange.lost_before_shares,
+            lost_before_masked=exchange.lost_before_masked,
+        )
+
+
+class RoundView(View):
     """One round of a job."""
 
     round: int
@@ -61,23 +116,34 @@ class RoundView(BaseModel):
     rejected: int
     accuracy: float | None
     loss: float | None
+    local_accuracy: float | None
+    """Of the version that the round made, on the devices' own validation parts, as the rounds after it told."""
+    local_loss: float | None
+    local_examples: int
     down_bytes_per_device: int
     up_bytes_per_device: int
     device_seconds_max: float | None
     training_seconds_max: float | None
+    joules_per_device: float | None
+    """Mean over the accepted updates whose energy is known, measured or not; null: of none it is."""
     overhead_s: float | None
     """Of a committed round: its time without waiting for devices, less ``training_seconds_max``."""
     model_version: int | None
     weights_digest: str | None
     reason: str
+    epsilon: float | None
+    """What all rounds up to this one may have told of a device, at the job's delta; null without privacy, or before the
+    round is committed."""
+    exchange: ExchangeView | None
+    """Null where updates are not added up under masks."""
     updates: list[UpdateView]
 
     @classmethod
-    def of(cls, record: RoundRecord, rows: list[UpdateRecord]) -> RoundView:
-        """Build the view of a record."""
-        members = [row for row in rows if row.device_id in record.cohort]
-        accepted = [row for row in rows if row.status == "ACCEPTED"]
-        count = max(1, len(members))
+    def of(
+        cls, record: RoundRecord, sums: RoundSums, rows: Iterable[UpdateRecord], epsilon: float | None = None
+    ) -> RoundView:
+        """Build the view of a record, with those of its devices' rows that are to be shown."""
+        count = max(1, sums.members)
         is_committed = record.state == "COMMITTED"
         return cls(
             round=record.round_number,
@@ -86,25 +152,29 @@ class RoundView(BaseModel):
             opened_at=iso_time(record.opened_at),
             committed_at=None if record.committed_at is None else iso_time(record.committed_at),
             devices=len(record.cohort),
-            accepted=len(accepted),
-            rejected=sum(row.status == "REJECTED" for row in rows),
+            accepted=sums.accepted,
+            rejected=sums.rejected,
             accuracy=record.accuracy,
             loss=record.loss,
-            down_bytes_per_device=round(sum(row.down_bytes for row in members) / count),
-            up_bytes_per_device=round(sum(row.up_bytes for row in members) / count),
-            device_seconds_max=max((row.seconds for row in accepted if row.seconds is not None), default=None),
-            training_seconds_max=max(
-                (row.training_seconds for row in accepted if row.training_seconds is not None), default=None
-            ),
+            local_accuracy=record.local_accuracy,
+            local_loss=record.local_loss,
+            local_examples=record.local_examples,
+            down_bytes_per_device=round(sums.down_bytes / count),
+            up_bytes_per_device=round(sums.up_bytes / count),
+            device_seconds_max=sums.seconds_max,
+            training_seconds_max=sums.training_seconds_max,
+            joules_per_device=sums.joules,
             overhead_s=record.overhead_s,
             model_version=record.round_number if is_committed else None,
             weights_digest=record.weights_digest,
             reason=record.reason,
+            epsilon=epsilon if is_committed else None,
+            exchange=ExchangeView.of(record, sums),
             updates=[UpdateView.of(row) for row in rows],
         )
 
 
-class JobView(BaseModel):
+class JobView(View):
     """A job and how far it is."""
 
     id: str
@@ -114,23 +184,27 @@ class JobView(BaseModel):
     rounds_total: int
     rounds_committed: int
     accuracy: float | None
+    local_accuracy: float | None
     best_version: int | None
-    """The version of the highest accuracy, the first of several; null while none was evaluated."""
+    """The version of the highest accuracy, of the highest local one where the job has no held-out set or tensors that
+    stay on devices; null while none has any."""
     overhead_s: float | None
     """Median over its committed rounds."""
+    privacy: PrivacyView | None
+    """Null where it asks for none."""
     created_at: str
+    starts_at: str | None
+    """Before which a pending job waits; null: it begins as soon as there is room."""
     finished_at: str | None
     spec: dict[str, Any]
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, job: JobRecord, rounds: list[RoundRecord]) -> JobView:
+    def of(cls, job: JobRecord, committed: list[CommittedRound], privacy: PrivacyView | None = None) -> JobView:
         """Build the view of a record."""
         config = json.loads(job.config_json)
-        committed = [round_ for round_ in rounds if round_.state == "COMMITTED"]
-        accuracies = [round_.accuracy for round_ in committed if round_.accuracy is not None]
-        evaluated = ((round_.accuracy, -round_.round_number) for round_ in committed if round_.accuracy is not None)
-        best = max(evaluated, default=None)
+        accuracies = {round_.round_number: round_.accuracy for round_ in committed}
+        local = {round_.round_number: round_.local_accuracy for round_ in committed}
         return cls(
             id=job.job_id,
             name=job.name,
@@ -138,22 +212,37 @@ class JobView(BaseModel):
             reason=job.reason,
             rounds_total=config["rounds"],
             rounds_committed=min(len(committed), config["rounds"]),
-            accuracy=accuracies[-1] if accuracies else None,
-            best_version=None if best is None else -best[1],
+            accuracy=_newest(accuracies),
+            local_accuracy=_newest(local),
+            best_version=_best(local if config["evaluation"] is None or config.get("local_tensors") else accuracies),
             overhead_s=median_or_none(round_.overhead_s for round_ in committed),
+            privacy=privacy,
             created_at=iso_time(job.created_at),
+            starts_at=None if job.starts_at is None else iso_time(job.starts_at),
             finished_at=None if job.finished_at is None else iso_time(job.finished_at),
             spec=json.loads(job.spec_json),
             config=config,
         )
 
 
-class DeviceView(BaseModel):
+def _newest(by_round: dict[int, float | None]) -> float | None:
+    return next((value for value in reversed(by_round.values()) if value is not None), None)
+
+
+def _best(by_round: dict[int, float | None]) -> int | None:
+    """Return the round of the highest value, the first of several."""
+    known = {number: value for number, value in by_round.items() if value is not None}
+    return max(known, key=lambda number: (known[number], -number), default=None)
+
+
+class DeviceView(View):
     """A device, as it was last heard of."""
 
     device_id: str
     state: str
     connected: bool
+    labels: dict[str, str]
+    """Of the token that it enrolled with."""
     last_seen: str
     first_seen: str
     client_version: str
@@ -168,8 +257,12 @@ class DeviceView(BaseModel):
     task_id: str
     step: int
     total_steps: int
-    ineligible: str | None
-    """Why it cannot work for the running job (data, memory, conditions); null when it can, or when none is running."""
+    paused_by: str | None
+    """What holds its trainer in the middle of a task, by its owner's rules; null: nothing."""
+    temperature_c: float | None
+    """Of its hottest thermal zone; null where it has none or is not connected."""
+    ineligible: dict[str, str]
+    """Running jobs that it cannot work for, by id, and why: its data, its memory, its conditions."""
 
     @classmethod
     def of(cls, record: DeviceRecord, **live: Any) -> DeviceView:
@@ -177,12 +270,15 @@ class DeviceView(BaseModel):
         values: dict[str, Any] = {
             "state": "OFFLINE",
             "connected": False,
+            "labels": {},
             "last_seen": iso_time(record.last_seen),
             "pss_bytes": record.pss_bytes,
             "task_id": "",
             "step": 0,
             "total_steps": 0,
-            "ineligible": None,
+            "paused_by": None,
+            "temperature_c": None,
+            "ineligible": {},
         }
         return cls(
             device_id=record.device_id,
@@ -199,7 +295,7 @@ class DeviceView(BaseModel):
         )
 
 
-class VersionView(BaseModel):
+class VersionView(View):
     """A version of a job's model."""
 
     id: str
@@ -209,11 +305,13 @@ class VersionView(BaseModel):
     codec: str
     payload_digest: str
     payload_bytes: int
+    is_kept: bool
+    """Whether it can still be downloaded; old versions go when the disk's room is needed."""
     accuracy: float | None
     loss: float | None
 
     @classmethod
-    def of(cls, record: VersionRecord, round_: RoundRecord | None) -> VersionView:
+    def of(cls, record: VersionRecord, round_: RoundRecord | CommittedRound | None) -> VersionView:
         """Build the view of a record."""
         return cls(
             id=record.job_id,
@@ -223,34 +321,21 @@ class VersionView(BaseModel):
             codec=record.codec,
             payload_digest=record.payload_digest,
             payload_bytes=record.payload_bytes,
+            is_kept=record.is_kept,
             accuracy=None if round_ is None else round_.accuracy,
             loss=None if round_ is None else round_.loss,
         )
 
 
-class ModelView(BaseModel):
+class ModelView(View):
     """A job's model and the newest of its versions."""
 
     id: str
     name: str
     versions: int
     latest: VersionView
-
-
-class StatusView(BaseModel):
-    """The coordinator at a glance."""
-
-    version: str
-    started_at: str
-    now: str
-    running_job: str | None
-    jobs: dict[str, int]
-    devices_connected: int
-    devices_known: int
-    down_bytes: int
-    up_bytes: int
-    round_overhead_s: float | None
-    """Median over the latest rounds, of all jobs; see ``RoundView``."""
+    promoted_version: int | None
+    """The version that is the one to use; null: none was promoted."""
 
 
 def median_or_none(values: Iterable[float | None]) -> float | None:

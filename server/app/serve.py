@@ -4,138 +4,199 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
-
-import uvicorn
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import bnncore
-from bnncore.errors import ConfigurationError
+from bnncore.supervision import ServiceManager
 from server.api import create_app
-from server.app.lock import locked
-from server.coordinator import Coordinator, JobState, Limits
+from server.app.doors import devices_door, listening, peoples_door
+from server.app.http import Listener
+from server.app.identity import enrol_url, open_trust, write_endpoint
+from server.app.tracing import traced
+from server.coordinator import Coordinator, JobState
+from server.errors import NotReadyError
+from server.identity.trust import ADMIN_KEY_FILE, Trust
 from server.jobs import JobConfig
-from server.rpc import FleetService, create_server
+from server.replicas.names import application_name, new_replica_id
+from server.rpc import FleetService
+from server.rpc.payload_urls import PayloadUrls
 from server.settings import Address, Settings
-from server.storage.blobs import LocalBlobs
-from server.storage.sql import open_storage
+from server.storage.blob_stores import open_blobs
+from server.storage.sql import SqlStorage, open_storage
+from server.storage.state_folder import IDENTITY_FOLDER, owned
 
-_GRACE_S = 2.0
-"""Seconds that calls in flight get to end when the coordinator stops."""
+if TYPE_CHECKING:
+    from server.replicas.replica import Replica
 
+_log = logging.getLogger(__name__)
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process has one owner of signals, and it is not this."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_PAUSE_S = 1.0
+"""Between two tries to have the lead create a job."""
 
 
 async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT, or until all jobs are done when the settings say so.
 
+    After a signal what is under way may come to its end, for ``drain_s`` seconds or until a second signal.
+
     Args:
       settings: addresses, folders and limits.
       jobs: to be created unless they exist.
-      announce: told one line with both addresses when devices and people can connect.
+      announce: told one line with both addresses when devices and people can connect, then by what they are known.
 
     Returns:
       0; 1 when it ended because all jobs were done and one of them had failed.
 
     Raises:
-      ConfigurationError: a port is in use, or the state folder or the database cannot be used.
+      ConfigurationError: a port is in use, or the state folder, the database or a certificate cannot be used.
     """
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    manager = ServiceManager()
+    pulse = asyncio.create_task(manager.keep_informed())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    with locked(settings.state), _listening(settings.http) as http_socket:
-        storage = await asyncio.to_thread(open_storage, settings.database_url)
-        coordinator = Coordinator(
-            storage,
-            LocalBlobs(settings.state / "blobs"),
-            limits=Limits(
-                heartbeat_interval_s=settings.heartbeat_interval_s,
-                settle_s=settings.settle_s,
-                upload_idle_s=settings.upload_idle_s,
-                max_chunk_bytes=settings.max_chunk_bytes,
-                max_update_bytes=settings.max_update_bytes,
-            ),
-        )
+        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+    with owned(settings.state), listening(settings.http, settings) as http_socket:
+        replica_id = new_replica_id()
+        blobs = await asyncio.to_thread(open_blobs, settings)
+        storage = await asyncio.to_thread(open_storage, settings.database_url, application_name(replica_id))
+        coordinator = Coordinator(storage, blobs, limits=settings)
+        replica = _replica(coordinator, storage, replica_id, settings) if storage.is_shared else None
         try:
-            async with _grpc(coordinator, settings) as grpc_address, _http(coordinator, http_socket):
-                for job in jobs:
-                    await coordinator.jobs.ensure(job)
-                await coordinator.start()
-                host, port = http_socket.getsockname()[:2]
-                announce(f"bitfleet-server ready: devices at {grpc_address}, people at http://{Address(host, port)}/")
+            trust, new_key = None, None
+            if not settings.insecure:
+                trust = await open_trust(settings, coordinator)
+                folder = settings.state / IDENTITY_FOLDER
+                new_key = await trust.machines_key(folder, is_lost=settings.new_admin_key)
+                if replica is not None:
+                    replica.share_trust(trust, trust.authority)
+            async with (
+                _doors(coordinator, trust, replica, http_socket, settings) as (grpc_address, http_address),
+                _by_itself(coordinator, jobs) if replica is None else _among_others(coordinator, replica, jobs, stop),
+            ):
+                write_endpoint(settings, http_address, trust)
+                scheme = "http" if trust is None else "https"
+                announce(f"bitfleet-server ready: devices at {grpc_address}, people at {scheme}://{http_address}/")
+                manager.ready()
+                if trust is not None:
+                    _introduce(trust, new_key, settings.state / IDENTITY_FOLDER / ADMIN_KEY_FILE, announce)
                 if await _wait(stop, coordinator if settings.exit_when_done else None):
+                    await _drain(coordinator, settings.drain_s, hurry)
                     return 0
                 ended = await coordinator.disk.run(storage.list_jobs)
                 return int(any(job.state == JobState.FAILED for job in ended))
         finally:
+            manager.stopping()
             await coordinator.stop()
+            pulse.cancel()
+
+
+def _replica(coordinator: Coordinator, storage: SqlStorage, replica_id: str, settings: Settings) -> Replica:
+    """Make what lets the coordinator work beside others over the same database."""
+    from server.replicas.replica import Replica  # with a driver that nobody else needs
+
+    return Replica(
+        *(coordinator, storage, replica_id, settings.database_url), store=settings.store, version=bnncore.__version__
+    )
+
+
+@contextlib.asynccontextmanager
+async def _among_others(
+    coordinator: Coordinator, replica: Replica, jobs: list[JobConfig], stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """Work on jobs with others, or wait to be the one that does."""
+    async with replica:
+        for job in jobs:
+            await _ensure(coordinator, job, stop)
+        yield
+
+
+async def _ensure(coordinator: Coordinator, job: JobConfig, stop: asyncio.Event) -> None:
+    """Have the lead create a job unless it exists; until there is a lead, or a signal to stop."""
+    while not stop.is_set():
+        try:
+            await coordinator.fleet_jobs.ensure(job)
+            return
+        except NotReadyError as error:
+            _log.warning("event=job_waits_for_lead job=%s reason=%r", job.name, str(error))
+            await _comes_first(stop.wait(), timeout_s=_PAUSE_S)
+
+
+@contextlib.asynccontextmanager
+async def _by_itself(coordinator: Coordinator, jobs: list[JobConfig]) -> AsyncIterator[None]:
+    """Work on jobs; ``Coordinator.stop`` ends that."""
+    for job in jobs:
+        await coordinator.jobs.ensure(job)
+    await coordinator.lead()
+    yield
+
+
+@contextlib.asynccontextmanager
+async def _doors(
+    coordinator: Coordinator,
+    trust: Trust | None,
+    replica: Replica | None,
+    http_socket: Listener,
+    settings: Settings,
+) -> AsyncIterator[tuple[Address, Address]]:
+    version = bnncore.__version__
+    tls, devices = (None, None) if trust is None else (trust.tls, trust.devices)
+    urls = PayloadUrls(coordinator.disk.blobs) if settings.presigned_downloads else None
+    service = FleetService(coordinator, version=version, devices=devices, urls=urls)
+    async with devices_door(coordinator, service, settings.grpc, tls, settings) as grpc_address:
+        http_address = Address(*http_socket.getsockname()[:2])
+        app = create_app(
+            coordinator,
+            version=version,
+            trust=trust,
+            replica=replica,
+            grpc_port=grpc_address.port,
+            enrol_url=enrol_url(settings, http_address, trust),
+            public_origin=settings.public_origin,
+            limits=settings,
+        )
+        async with (
+            traced(app, coordinator.disk, os.environ, version=version),
+            peoples_door(coordinator, app, http_socket, tls, settings),
+        ):
+            yield grpc_address, http_address
+
+
+def _introduce(trust: Trust, new_key: str | None, key_file: Path, announce: Callable[[str], None]) -> None:
+    """Tell by what devices know this coordinator, and a key that was made, the latter where only a person sees it."""
+    announce(f"known by {trust.tls.fingerprint} (bitfleet-client enroll --ca-fingerprint)")
+    if new_key is not None:
+        announce(f"an admin key is in {key_file}, where this machine's bitfleet-server finds it")
+        if sys.stdout.isatty():  # elsewhere it would stay in a log
+            announce(f"it is told this once: {new_key}")
+
+
+async def _drain(coordinator: Coordinator, seconds: float, hurry: asyncio.Event) -> None:
+    """Let what is under way come to its end, for so long and not after a second signal."""
+    _log.info("event=draining at_most_s=%g", seconds)
+    is_complete = await _comes_first(coordinator.drain(), hurry.wait(), timeout_s=seconds)
+    _log.info("event=drained complete=%s", is_complete)
 
 
 async def _wait(stop: asyncio.Event, coordinator: Coordinator | None) -> bool:
     """Wait for a signal, or until all jobs are done when a coordinator is given; returns whether it was a signal."""
-    waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stop.wait())]
-    if coordinator is not None:
-        waits.append(asyncio.ensure_future(coordinator.jobs.wait_until_idle()))
+    return await _comes_first(stop.wait(), *([] if coordinator is None else [coordinator.fleet_jobs.wait_until_idle()]))
+
+
+async def _comes_first(
+    one: Coroutine[Any, Any, Any], *others: Coroutine[Any, Any, Any], timeout_s: float | None = None
+) -> bool:
+    """Wait until any of them is done, or for so long; returns whether ``one`` is. The rest is cancelled."""
+    waits = [asyncio.ensure_future(wait) for wait in (one, *others)]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return waits[0] in done
     finally:
         for wait in waits:
             wait.cancel()
-    return stop.is_set()
-
-
-@contextlib.asynccontextmanager
-async def _grpc(coordinator: Coordinator, settings: Settings) -> AsyncIterator[Address]:
-    service = FleetService(coordinator, version=bnncore.__version__)
-    server = create_server(service, max_chunk_bytes=settings.max_chunk_bytes)
-    try:
-        port = server.add_insecure_port(str(settings.grpc))
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"cannot listen on --grpc {settings.grpc}: the port is in use; stop what uses it or choose another"
-        ) from error
-    await server.start()
-    try:
-        yield Address(settings.grpc.host, port)
-    finally:
-        coordinator.dismiss_devices()
-        await server.stop(_GRACE_S)
-
-
-@contextlib.asynccontextmanager
-async def _http(coordinator: Coordinator, listener: socket.socket) -> AsyncIterator[None]:
-    app = create_app(coordinator, version=bnncore.__version__)
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_GRACE_S)
-    )
-    server = _HttpServer(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
-
-
-@contextlib.contextmanager
-def _listening(address: Address) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((address.host, address.port))
-            listener.listen(128)
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot listen on --http {address}: {error.strerror}; stop what uses the port or choose another"
-            ) from error
-        yield listener

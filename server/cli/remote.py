@@ -1,60 +1,94 @@
-"""The commands that ask a running coordinator over HTTP: jobs, devices, models. ``--json`` prints what it answered."""
+"""The commands that ask a running coordinator over HTTP. ``--json`` prints what it answered."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import httpx
-from rich.console import Console
-from rich.table import Table
-
-from bnncore.durable import replace_file
-from bnncore.errors import BitfleetError, ConfigurationError, UnreachableError
-from server.jobs import load_job
-
-_TIMEOUT_S = 60.0
+from server.cli.asking import ask, ask_all, print_table, show
+from server.client.connection import path_of
 
 
-class RequestError(BitfleetError):
-    """The coordinator answered with a problem."""
+def show_status(arguments: argparse.Namespace) -> int:
+    """Show the coordinator at a glance."""
+    status = ask(arguments, "GET", "/status")
+    states = "".join(f", {count} {state.lower()}" for state, count in sorted(status["device_states"].items()))
+    jobs = ", ".join(f"{count} {state.lower()}" for state, count in sorted(status["jobs"].items())) or "none"
+    overhead = status["round_overhead_s"]
+    facts = {
+        "coordinator": f"version {status['version']}, up since {status['started_at']}",
+        "devices": f"{status['devices_connected']} of {status['devices_known']} connected{states}",
+        "jobs": jobs,
+        "sent": f"{_mib(status['down_bytes'])} to devices, {_mib(status['up_bytes'])} from them",
+        "disk": _disk(status["disk"]),
+        "overhead": "not measured yet" if overhead is None else f"{overhead:.3f} s a round (median of the latest)",
+    }
+    if (replica := status.get("replica")) is not None:
+        leads = f"{replica['lead']} leads" if replica["lead"] else "none leads at the moment"
+        facts["replicas"] = f"{len(replica['alive'])} there, {leads}; {replica['id']} answers"
+    columns = ["running job", "rounds", "round", "state", "accepted", "queued", "overhead"]
+    rows = (
+        [
+            job["id"],
+            f"{job['rounds_committed']}/{job['rounds_total']}",
+            job["round"],
+            _phase(job),
+            f"{job['accepted']}/{job['devices']}",
+            job["queued"],
+            _seconds(job["overhead_s"], 3),
+        ]
+        for job in status["running"]
+    )
+
+    facts |= {f"{job['id']} waits": job["waits_for"] for job in status["running"] if job["waits_for"]}
+
+    def print_status() -> None:
+        for name, value in facts.items():
+            print(f"{name:<12} {value}")
+        if status["running"]:
+            print_table(columns, rows)
+
+    return show(arguments, status, print_status)
 
 
-def create_job(arguments: argparse.Namespace) -> int:
-    """Create a job from a file; it is validated here first, so that mistakes are told with the file's name."""
-    config = load_job(Path(arguments.file))
-    description = config.model_dump(mode="json")
-    if arguments.start_checkpoint is not None:
-        description["start"] = {"checkpoint": str(Path(arguments.start_checkpoint).resolve())}
-    job = _ask(arguments, "POST", "/jobs", json=description)
-    return _show(arguments, job, lambda: print(f"created job {job['id']}"))
+def _disk(disk: dict[str, Any]) -> str:
+    quota = "" if disk["quota_bytes"] is None else f" of {disk['quota_bytes'] / 2**20:.1f}"
+    free = "" if disk["free_bytes"] is None else f", {disk['free_bytes'] / 2**20:.1f} MiB free"
+    return f"{disk['used_bytes'] / 2**20:.1f}{quota} MiB used by payloads{free}"
 
 
 def list_jobs(arguments: argparse.Namespace) -> int:
     """List all jobs."""
-    jobs = _ask(arguments, "GET", "/jobs")
+    jobs = ask_all(arguments, "/jobs")
     rows = (
-        [job["id"], job["state"], f"{job['rounds_committed']}/{job['rounds_total']}", _percent(job), job["created_at"]]
+        [
+            job["id"],
+            _state(job),
+            f"{job['rounds_committed']}/{job['rounds_total']}",
+            percent(job),
+            _seconds(job["overhead_s"], 3),
+            job["created_at"],
+        ]
         for job in jobs
     )
-    return _show(arguments, jobs, lambda: _print_table(["job", "state", "rounds", "accuracy", "created"], rows))
+    columns = ["job", "state", "rounds", "accuracy", "overhead", "created"]
+    return show(arguments, jobs, lambda: print_table(columns, rows))
 
 
 def show_job(arguments: argparse.Namespace) -> int:
     """Show a job and its rounds."""
-    job = _ask(arguments, "GET", f"/jobs/{arguments.job}")
-    rounds = _ask(arguments, "GET", f"/jobs/{arguments.job}/rounds")
+    job = ask(arguments, "GET", path_of("jobs", arguments.job))
+    rounds = ask_all(arguments, path_of("jobs", arguments.job, "rounds"))
 
     def print_job() -> None:
-        print(f"{job['id']}  {job['state']}  {job['reason']}".rstrip())
+        print(f"{job['id']}  {_state(job)}  {job['reason']}".rstrip())
         if job["best_version"] is not None:
             print(f"the best version is {job['best_version']}: bitfleet-server models export {job['id']} --best")
         if job["overhead_s"] is not None:
             print(f"a round costs {job['overhead_s']:.3f} s beside the slowest device's training (median)")
+        if (privacy := job["privacy"]) is not None:
+            spent = f"{privacy['epsilon']:.3f} of {privacy['epsilon_budget']:g} at delta {privacy['delta']:g}"
+            print(f"epsilon is {spent}: what the models may have told of a device ({privacy['mechanism']} noise)")
         columns = [
             "round",
             "state",
@@ -62,128 +96,55 @@ def show_job(arguments: argparse.Namespace) -> int:
             "accepted",
             "rejected",
             "accuracy",
+            "local",
             "down/device",
             "up/device",
             "slowest",
             "overhead",
         ]
-        _print_table(columns, (_round_row(round_) for round_ in rounds))
+        print_table(columns, (_round_row(round_) for round_ in rounds))
 
-    return _show(arguments, {**job, "rounds": rounds}, print_job)
+    return show(arguments, {**job, "rounds": rounds}, print_job)
 
 
 def cancel_job(arguments: argparse.Namespace) -> int:
     """Cancel a pending or running job."""
-    job = _ask(arguments, "POST", f"/jobs/{arguments.job}/cancel")
-    return _show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+    job = ask(arguments, "POST", path_of("jobs", arguments.job, "cancel"))
+    return show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
 
 
 def pause_job(arguments: argparse.Namespace) -> int:
     """Stop a job where it stands."""
-    job = _ask(arguments, "POST", f"/jobs/{arguments.job}/pause")
-    return _show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+    job = ask(arguments, "POST", path_of("jobs", arguments.job, "pause"))
+    return show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
 
 
 def resume_job(arguments: argparse.Namespace) -> int:
     """Let a paused job go on."""
-    job = _ask(arguments, "POST", f"/jobs/{arguments.job}/resume")
-    return _show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+    job = ask(arguments, "POST", path_of("jobs", arguments.job, "resume"))
+    return show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
 
 
 def list_devices(arguments: argparse.Namespace) -> int:
     """List all devices that ever connected."""
-    devices = _ask(arguments, "GET", "/devices")
+    devices = ask_all(arguments, "/devices")
     rows = (
-        [d["device_id"], d["state"], d["last_seen"], d["num_examples"], d["isa"], _mib(d["pss_bytes"]), d["ineligible"]]
+        [d["device_id"], d["state"], d["last_seen"], d["num_examples"], d["isa"], _mib(d["pss_bytes"]), _ineligible(d)]
         for d in devices
     )
     columns = ["device", "state", "last seen", "examples", "isa", "memory", "ineligible"]
-    return _show(arguments, devices, lambda: _print_table(columns, rows))
-
-
-def list_models(arguments: argparse.Namespace) -> int:
-    """List all models with their newest version."""
-    models = _ask(arguments, "GET", "/models")
-    rows = (
-        [m["id"], m["latest"]["version"], _percent(m["latest"]), m["latest"]["weights_digest"][:16]] for m in models
-    )
-    return _show(arguments, models, lambda: _print_table(["model", "version", "accuracy", "weights"], rows))
-
-
-def export_model(arguments: argparse.Namespace) -> int:
-    """Write a model version to a checkpoint file, which appears complete or not at all."""
-    version = arguments.model_version
-    if arguments.best:
-        version = _ask(arguments, "GET", f"/jobs/{arguments.model}")["best_version"]
-        if version is None:
-            raise RequestError(f"no version of model {arguments.model!r} was evaluated; leave --best out")
-    if version is None:
-        version = _ask(arguments, "GET", f"/models/{arguments.model}/versions")[-1]["version"]
-    path = Path(arguments.output or f"{arguments.model}-v{version}.safetensors")
-    response = _request(arguments, "GET", f"/models/{arguments.model}/versions/{version}/download")
-    try:
-        with replace_file(path) as file:
-            file.write(response.content)
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {path}: {error}; choose another --output") from error
-    result = {"model": arguments.model, "version": version, "path": str(path), "bytes": len(response.content)}
-    return _show(arguments, result, lambda: print(f"wrote {path} ({len(response.content)} bytes)"))
-
-
-def _ask(arguments: argparse.Namespace, method: str, path: str, **options: Any) -> Any:
-    return _request(arguments, method, path, **options).json()
-
-
-def _request(arguments: argparse.Namespace, method: str, path: str, **options: Any) -> httpx.Response:
-    url = f"{arguments.server.rstrip('/')}/api/v1{path}"
-    try:
-        response = httpx.request(method, url, timeout=_TIMEOUT_S, **options)
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise ConfigurationError(
-            f"--server {arguments.server!r} must be a URL such as http://127.0.0.1:8080"
-        ) from error
-    except httpx.HTTPError as error:
-        raise UnreachableError(
-            f"no answer from {arguments.server} ({error}); is the coordinator running, and is --server right?"
-        ) from error
-    if response.is_error:
-        raise RequestError(_detail(response))
-    return response
-
-
-def _detail(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"{response.request.url} answered {response.status_code}; is it a bitfleet coordinator?"
-
-
-def _show(arguments: argparse.Namespace, value: Any, print_readable: Any) -> int:
-    if arguments.json:
-        json.dump(value, sys.stdout, indent=2)
-        print()
-    else:
-        print_readable()
-    return 0
-
-
-def _print_table(columns: list[str], rows: Iterable[list[Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row))
-    Console().print(table)
+    return show(arguments, devices, lambda: print_table(columns, rows))
 
 
 def _round_row(round_: dict[str, Any]) -> list[Any]:
     return [
         round_["round"],
-        round_["state"],
+        _phase(round_),
         round_["attempt"],
         f"{round_['accepted']}/{round_['devices']}",
         round_["rejected"],
-        _percent(round_),
+        percent(round_),
+        percent(round_, "local_accuracy"),
         round_["down_bytes_per_device"],
         round_["up_bytes_per_device"],
         _seconds(round_["device_seconds_max"]),
@@ -191,12 +152,31 @@ def _round_row(round_: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _percent(value: dict[str, Any]) -> str:
-    return "-" if value["accuracy"] is None else f"{value['accuracy']:.2f} %"
+def _ineligible(device: dict[str, Any]) -> str | None:
+    """Say which running jobs a device cannot work for, and why."""
+    reasons = device["ineligible"]
+    return "; ".join(f"{job}: {reason}" for job, reason in reasons.items()) or None
+
+
+def _state(job: dict[str, Any]) -> str:
+    """Say where a job stands, and when it is to begin if it waits for that."""
+    waits = job["state"] in ("PENDING", "PAUSED") and job["starts_at"] is not None
+    return f"{job['state']} until {job['starts_at'][:16]}Z" if waits else str(job["state"])
+
+
+def percent(value: dict[str, Any], name: str = "accuracy") -> str:
+    """Tell an accuracy, which may not be known."""
+    return "-" if value[name] is None else f"{value[name]:.2f} %"
 
 
 def _seconds(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{value:.{digits}f} s"
+
+
+def _phase(row: dict[str, Any]) -> str | None:
+    """Say where a round stands, and under secure aggregation at which step of its exchange."""
+    exchange, state = row["exchange"], row["state"]
+    return f"{state} ({exchange['step']})" if exchange is not None and exchange["step"] is not None else state
 
 
 def _mib(num_bytes: int) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,10 @@ from bnncore.cli.options import add_json_option, add_model_options, build_model,
 from bnncore.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from server.simulate import Scenario
+    from server.simulate.report import RoundResult
+    from server.simulate.run import OnRounds
+    from server.simulate.scenario import Scenario
+    from server.simulate.trainers import OpenTrainer
 
 _EPILOG = """\
 examples:
@@ -23,6 +26,8 @@ examples:
       ten devices on the digits that ship with scikit-learn: a few seconds
   bitfleet-server simulate --dataset mnist --data ~/data --devices 1000 --cohort 100 --rounds 20 --alpha 0.5
       a thousand devices of very different class mixtures, a hundred of them in each round
+  bitfleet-server simulate --dataset digits --widths 64 --devices 10 --rounds 10 --recipe onebit --secure
+      the coordinator sees the sum of the devices' updates alone
   bitfleet-server simulate --dataset mnist --data ~/data --rounds 30 --state run --json run.json
       stopped with Ctrl-C or by a power cut, and gone on with by the same command
 
@@ -68,6 +73,42 @@ def add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="batches on which devices take batch norm's statistics of the merged model (0: those of training travel)",
     )
+    parser.add_argument(
+        "--local-tensors",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="tensors that every device keeps to itself, such as '*.beta'; may be given again",
+    )
+    parser.add_argument(
+        "--local-validation",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="part of each device's samples that it evaluates models on and never trains on (0)",
+    )
+    parser.add_argument(
+        "--secure", action="store_true", help="secure aggregation: updates are added up under masks (codecs sign, int8)"
+    )
+    parser.add_argument(
+        "--sum-only",
+        action="store_true",
+        help="with --secure: add the same vectors up without masks, for many devices; same result",
+    )
+    parser.add_argument(
+        "--neighbours", type=unsigned_int, default=0, metavar="N", help="with --secure: that a device masks with (all)"
+    )
+    parser.add_argument(
+        "--privacy", choices=("distributed", "central"), help="differential privacy, noise by devices or coordinator"
+    )
+    parser.add_argument("--epsilon", type=float, default=8.0, metavar="E", help="with --privacy: its budget (8)")
+    parser.add_argument("--delta", type=float, default=1e-5, metavar="D", help="with --privacy: beside epsilon (1e-5)")
+    parser.add_argument(
+        "--clip",
+        type=float,
+        metavar="C",
+        help="with --privacy and int8: largest L2 norm in steps of 1/127 (200 is usual)",
+    )
     parser.add_argument("--preset", default="bitfleet", metavar="NAME", help="of the devices' training (bitfleet)")
     parser.add_argument("--optimizer", metavar="NAME", help="of the devices (the preset's own)")
     parser.add_argument(
@@ -79,10 +120,22 @@ def add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--seed", type=unsigned_int, default=0, metavar="N", help="decides everything random (0)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="devices that train at once (all processors)")
     parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="threads here, or workers on Ray (local)"
+    )
+    parser.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="with --engine ray: the cluster to join (one is started here)"
+    )
+    parser.add_argument(
+        "--cpus-per-device", type=float, metavar="C", help="with --engine ray: processors that a device trains on (1)"
+    )
+    parser.add_argument(
         "--shuffle-arrivals", type=unsigned_int, metavar="SEED", help="another order of the updates; same result"
     )
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="work folder, to go on after an interruption (a temporary one)"
+    )
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write event files for TensorBoard to DIR, round by round"
     )
     add_json_option(parser)
 
@@ -90,20 +143,32 @@ def add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate; see ``server.simulate.run.simulate``."""
     from bnncore.cli.output import check_destination, say, write_json
-    from bnncore.processors import usable_processors
-    from server.app.lock import locked
     from server.app.logging import configure_logging
-    from server.simulate import simulate
+    from server.simulate.progress import progress_bar
     from server.simulate.report import summary
+    from server.simulate.run import simulate
+    from server.storage.state_folder import owned
 
     configure_logging("ERROR")
     check_destination(arguments.json, "--json")
     scenario = build_scenario(arguments)
     scenario.job()  # a wrong name is told before anything is made
-    threads = arguments.threads or max(1, int(usable_processors()))
-    with _work_folder(arguments.state) as state, locked(state), _progress(scenario.rounds) as on_round:
+    with (
+        _engine(arguments) as open_trainer,
+        _work_folder(arguments.state) as state,
+        owned(state),
+        progress_bar(scenario.rounds, is_shown=sys.stderr.isatty()) as show,
+        _event_file(arguments.tensorboard) as log,
+    ):
+
+        def on_rounds(rounds: Sequence[RoundResult]) -> None:
+            show(rounds)
+            log(rounds)
+
         result = asyncio.run(
-            simulate(scenario, state, threads=threads, shuffle=arguments.shuffle_arrivals, on_round=on_round)
+            simulate(
+                scenario, state, open_trainer=open_trainer, shuffle=arguments.shuffle_arrivals, on_rounds=on_rounds
+            )
         )
     write_json(result.to_json_object(), arguments.json)
     say(summary(result, scenario.spec.num_binary_weights), arguments.json)
@@ -117,8 +182,10 @@ def build_scenario(arguments: argparse.Namespace) -> Scenario:
       BitfleetError: the data, the network or the options cannot be used.
     """
     from bnncore.data import open_dataset
-    from server.simulate import Scenario
+    from server.simulate.scenario import Scenario
 
+    if not arguments.secure and (arguments.sum_only or arguments.neighbours):
+        raise ConfigurationError("--sum-only and --neighbours say how --secure is to be done; add --secure")
     with open_dataset(arguments.dataset, arguments.data, split="train") as dataset:
         shape, classes = dataset.input_shape, dataset.classes
     return Scenario(
@@ -133,14 +200,33 @@ def build_scenario(arguments: argparse.Namespace) -> Scenario:
         batch_size=arguments.batch_size,
         alpha=arguments.alpha,
         **_aggregation(arguments),
+        local_tensors=tuple(arguments.local_tensors),
+        local_validation=arguments.local_validation,
         preset=arguments.preset,
         optimizer=arguments.optimizer,
         step_schedule=arguments.schedule,
         absent=arguments.absent,
         attackers=arguments.attackers,
         attack=arguments.attack,
+        secure=_secure(arguments) if arguments.secure else None,
+        privacy=_privacy(arguments) if arguments.privacy else None,
+        has_masks=not arguments.sum_only,
         seed=arguments.seed,
     )
+
+
+def _secure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Collect the keys of ``secure_aggregation``; of distributed noise, 4 in 5 of the cohort share it out."""
+    from bnncore.secure.terms import MIN_MEMBERS
+
+    least = max(MIN_MEMBERS, (arguments.cohort or arguments.devices) * 4 // 5)
+    return {"degree": arguments.neighbours, **({"min_members": least} if arguments.privacy == "distributed" else {})}
+
+
+def _privacy(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Collect the keys of ``privacy``."""
+    chosen = {"mechanism": arguments.privacy, "epsilon": arguments.epsilon, "delta": arguments.delta}
+    return {**chosen, **({} if arguments.clip is None else {"clip": arguments.clip})}
 
 
 def _aggregation(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -169,6 +255,24 @@ def _strategy_param(text: str) -> tuple[str, float]:
 
 
 @contextlib.contextmanager
+def _engine(arguments: argparse.Namespace) -> Iterator[OpenTrainer]:
+    """Make ready who trains."""
+    if arguments.engine == "ray":
+        from server.simulate.ray_cluster import RayCluster
+
+        with RayCluster(arguments.ray_address, arguments.threads, arguments.cpus_per_device or 1.0) as cluster:
+            yield cluster.trainer
+        return
+    if arguments.ray_address is not None or arguments.cpus_per_device is not None:
+        raise ConfigurationError("--ray-address and --cpus-per-device say where Ray's workers train; add --engine ray")
+    from bnncore.processors import usable_processors
+    from server.simulate.trainers import ThreadTrainer
+
+    threads = arguments.threads or max(1, int(usable_processors()))
+    yield lambda job, dataset: ThreadTrainer(threads)
+
+
+@contextlib.contextmanager
 def _work_folder(chosen: Path | None) -> Iterator[Path]:
     if chosen is not None:
         yield chosen
@@ -178,15 +282,13 @@ def _work_folder(chosen: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _progress(rounds: int) -> Iterator[Callable[[int, float | None], None]]:
-    """Show on a terminal which round was committed and what the last evaluated model reaches."""
-    from tqdm import tqdm
+def _event_file(folder: Path | None) -> Iterator[OnRounds]:
+    """Have rounds written for TensorBoard, where that is asked for."""
+    if folder is None:
+        yield lambda rounds: None
+        return
+    from bnncore.tensorboard import EventWriter
+    from server.simulate.scalars import RoundScalars
 
-    with tqdm(total=rounds, desc="rounds", unit="round", disable=not sys.stderr.isatty()) as bar:
-
-        def on_round(committed: int, accuracy: float | None) -> None:
-            bar.update(committed - bar.n)
-            if accuracy is not None:
-                bar.set_postfix_str(f"accuracy {accuracy:.2f} %")
-
-        yield on_round
+    with EventWriter(folder) as writer:
+        yield RoundScalars(writer)

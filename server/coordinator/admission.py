@@ -1,14 +1,62 @@
-"""Who may go on: bounds on what many uploads take together, so that memory does not grow with their number.
+"""Who may go on: bounds on what many take together, so that memory does not grow with their number.
 
-Both are first come, first served, and for one event loop.
+In a room and at turns one waits, first come, first served; where all places are taken one is sent away. For one event
+loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from server.errors import NotReadyError
+
+
+class Places:
+    """So many at the same time, of one and in all; who comes beyond that is sent away."""
+
+    def __init__(self, what: str, *, in_all: int, of_one: int) -> None:
+        self._what = what
+        self._in_all = in_all
+        self._of_one = of_one
+        self._taken: Counter[str] = Counter()
+        self._num_taken = 0
+
+    @property
+    def num_taken(self) -> int:
+        """Places that are taken now."""
+        return self._num_taken
+
+    @contextlib.contextmanager
+    def hold(self, whose: str) -> Iterator[None]:
+        """Hold a place for the block.
+
+        Raises:
+          NotReadyError: none is free; the message says of which kind there are too many.
+        """
+        self.take(whose)
+        try:
+            yield
+        finally:
+            self.give_back(whose)
+
+    def take(self, whose: str) -> None:
+        """Take a place; raises NotReadyError as ``hold``."""
+        if self._taken[whose] >= self._of_one:
+            raise NotReadyError(f"{self._of_one} {self._what} of {whose} are open; no more are taken at the same time")
+        if self._num_taken >= self._in_all:
+            raise NotReadyError(f"{self._in_all} {self._what} are open; try again in a moment")
+        self._taken[whose] += 1
+        self._num_taken += 1
+
+    def give_back(self, whose: str) -> None:
+        """Give a place back."""
+        self._num_taken -= 1
+        self._taken[whose] -= 1
+        if self._taken[whose] == 0:
+            del self._taken[whose]
 
 
 class Room:
@@ -96,8 +144,13 @@ class Turn:
             self._ends_at = None
             self._places.release()
 
+    @property
+    def is_over(self) -> bool:
+        """Say whether the turn is over and others wait."""
+        return self._ends_at is not None and self._clock() >= self._ends_at and self._places.locked()
+
     async def give_way(self) -> None:
         """Where the turn is over and others wait, let them go first."""
-        if self._ends_at is not None and self._clock() >= self._ends_at and self._places.locked():
+        if self.is_over:
             self.end()
             await self.begin()

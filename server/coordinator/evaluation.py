@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from bnncore.data import open_dataset
+from bnncore.data import Dataset, open_for_job
 from bnncore.errors import BitfleetError
 from bnncore.predictor import Predictor
 from bnncore.state import State
@@ -25,23 +26,38 @@ from server.coordinator.cohort import why_ineligible
 from server.coordinator.disk import Disk
 from server.coordinator.versions import read_deployed_state
 from server.errors import InvalidJobError
-from server.jobs import EvaluationChoice, JobConfig
+from server.job_parts import EvaluationChoice
+from server.jobs import JobConfig
 
 _log = logging.getLogger(__name__)
 
 _BATCH_SIZE = 100
 
+OpenEvaluation = Callable[[JobConfig, EvaluationChoice], Dataset]
+"""Opens a job's evaluation set; the caller closes it."""
+
+
+def open_evaluation(config: JobConfig, choice: EvaluationChoice) -> Dataset:
+    """Open the test split of the data set that a job names, in the job's form."""
+    return open_for_job(
+        choice.dataset,
+        None if choice.data is None else Path(choice.data),
+        split="test",
+        input_shape=tuple(config.input_shape),
+        input_range=None if config.input_range is None else config.input_range.range,
+    )
+
 
 class HeldOutSet:
-    """A job's test set, and what classifies it. Blocking; opened at the first use."""
+    """A job's test set, which it closes, and what classifies it. Blocking."""
 
-    def __init__(self, config: JobConfig, choice: EvaluationChoice) -> None:
+    def __init__(self, config: JobConfig, dataset: Dataset) -> None:
         self._config = config
-        root = None if choice.data is None else Path(choice.data)
-        self._dataset = open_dataset(choice.dataset, root, split="test")
+        self._dataset = dataset
         problem = why_ineligible(
             job_classes=config.classes,
             job_input_shape=config.input_shape,
+            job_has_input_range=False,  # it has been followed
             device_classes=self._dataset.classes,
             device_input_shape=self._dataset.input_shape,
             device_num_examples=self._dataset.num_examples,
@@ -50,13 +66,13 @@ class HeldOutSet:
             self._dataset.close()
             raise InvalidJobError(f"the evaluation set does not fit the job: {problem}")
         # Labels are matched by name, as on devices.
-        numbers = np.array([config.classes.index(name) for name in self._dataset.classes], dtype=np.uint8)
-        self._dataset.labels = numbers[self._dataset.labels]
+        numbers = np.array([config.classes.index(name) for name in self._dataset.classes], dtype=np.int32)
+        self._labels = numbers[self._dataset.labels]
 
     def evaluate(self, state: State) -> tuple[float, float]:
         """Return (accuracy in percent, mean loss in nats) of a state with statistics."""
         predictor = Predictor(self._config.spec, state, batch_size=_BATCH_SIZE)
-        result = evaluate(predictor, self._dataset)
+        result = evaluate(predictor, self._dataset, labels=self._labels)
         return result.accuracy, result.loss
 
     def close(self) -> None:
@@ -67,10 +83,11 @@ class HeldOutSet:
 class Evaluator:
     """Evaluates a job's versions one after the other while its rounds go on; ``async with`` bounds its life."""
 
-    def __init__(self, disk: Disk, job_id: str, config: JobConfig) -> None:
+    def __init__(self, disk: Disk, job_id: str, config: JobConfig, open_set: OpenEvaluation = open_evaluation) -> None:
         self._disk = disk
         self._job_id = job_id
         self._config = config
+        self._open_set = open_set
         self._versions: asyncio.Queue[int] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -104,7 +121,7 @@ class Evaluator:
                 version = await self._versions.get()
                 try:
                     if held_out is None:
-                        held_out = await asyncio.to_thread(HeldOutSet, self._config, choice)
+                        held_out = await asyncio.to_thread(self._open, choice)
                     await self._evaluate(held_out, version)
                 except (BitfleetError, OSError) as error:
                     _log.error("event=evaluation_failed job=%s round=%d reason=%r", self._job_id, version, str(error))
@@ -113,6 +130,9 @@ class Evaluator:
         finally:
             if held_out is not None:
                 held_out.close()
+
+    def _open(self, choice: EvaluationChoice) -> HeldOutSet:
+        return HeldOutSet(self._config, self._open_set(self._config, choice))
 
     async def _evaluate(self, held_out: HeldOutSet, version: int) -> None:
         record = await self._disk.run(self._disk.storage.get_version, self._job_id, version)
@@ -125,4 +145,12 @@ class Evaluator:
         state = await asyncio.to_thread(read_deployed_state, self._disk.blobs, spec, record, statistics)
         accuracy, loss = await asyncio.to_thread(held_out.evaluate, state)
         await self._disk.run(self._disk.storage.set_evaluation, self._job_id, version, accuracy=accuracy, loss=loss)
+        self._disk.feed.publish(
+            *("round", f"{self._job_id}/{version}"),
+            job_id=self._job_id,
+            job=self._job_id,
+            round=version,
+            accuracy=accuracy,
+            loss=loss,
+        )
         _log.info("event=evaluated job=%s round=%d accuracy=%.2f loss=%.4f", self._job_id, version, accuracy, loss)

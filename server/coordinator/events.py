@@ -19,6 +19,15 @@ class SubmitStatus(StrEnum):
     REJECTED = "REJECTED"
 
 
+class ExchangeStep(StrEnum):
+    """What a device sends in an exchange, in its order; the names are those of the wire protocol."""
+
+    KEYS = "KEYS"
+    SHARES = "SHARES"
+    MASKED = "MASKED"
+    REVEAL = "REVEAL"
+
+
 class TaskOutcome(StrEnum):
     """How a task ended on a device without an update."""
 
@@ -57,6 +66,20 @@ class DeviceGone:
 
 
 @dataclass(frozen=True)
+class TaskQueued:
+    """The device is at another job's task and gets this round's afterwards."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
+class TaskBegun:
+    """The device was at another job's task and has been given this round's now."""
+
+    device_id: str
+
+
+@dataclass(frozen=True)
 class TaskEnded:
     """The device says that it will not send an update for its task."""
 
@@ -80,6 +103,22 @@ class UpdateRefused:
 
 
 @dataclass(frozen=True)
+class ExchangeDone:
+    """The masks are off the sum of the accepted updates."""
+
+
+@dataclass(frozen=True)
+class ExchangeMissed:
+    """The accepted updates could not be added up: too many of their devices were lost on the way."""
+
+    reason: str
+    declined: frozenset[str] = frozenset()
+    """Members that do not want to, or sent what is not valid; asked again when there are not enough others."""
+    spent: frozenset[str] = frozenset()
+    """Members whose update has served in a sum that was, or may have been, opened; never asked again in the round."""
+
+
+@dataclass(frozen=True)
 class Committed:
     """The next model version is on disk."""
 
@@ -96,9 +135,13 @@ Event = (
     | DeviceConnected
     | DeviceDisconnected
     | DeviceGone
+    | TaskQueued
+    | TaskBegun
     | TaskEnded
     | UpdateOffered
     | UpdateRefused
+    | ExchangeDone
+    | ExchangeMissed
     | Committed
     | Cancelled
 )
@@ -137,13 +180,18 @@ class AnswerUpdate:
 
 
 @dataclass(frozen=True)
+class StartUnmasking:
+    """Add the accepted updates up under their masks."""
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """Turn the accepted updates into the next model version and commit it."""
 
 
 @dataclass(frozen=True)
 class Reopen:
-    """Write down that the attempt missed its quorum and that another one begins."""
+    """Write down that the attempt has failed and that another one begins."""
 
     reason: str
 
@@ -155,4 +203,4 @@ class Fail:
     reason: str
 
 
-Effect = StartCollecting | SendTask | CancelTasks | AnswerUpdate | Aggregate | Reopen | Fail
+Effect = StartCollecting | SendTask | CancelTasks | AnswerUpdate | StartUnmasking | Aggregate | Reopen | Fail

@@ -13,28 +13,27 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from bnncore.codec import PayloadKind, get_codec
 from bnncore.errors import IncompatibleError
-from bnncore.spec import ModelSpec
 from server.coordinator.admission import Room, Turn, Turns
-from server.coordinator.collection import Upload
 from server.coordinator.disk import Disk
-from server.coordinator.events import SubmitStatus
+from server.coordinator.events import ExchangeStep, SubmitStatus
 from server.coordinator.messages import SubmitAnswer, UpdateHeader
-from server.coordinator.queue import JobState
-from server.coordinator.round_runner import RoundRunner
-from server.coordinator.runner import JobRunner
+from server.coordinator.open_round import OpenRound, Rounds
+from server.coordinator.space import Space
+from server.coordinator.upload import Upload
 from server.errors import InvalidRequestError, NotReadyError, UpdateRejected
-from server.storage.base import BlobWriter, UpdateRecord
+from server.storage.payloads import BlobWriter
 from server.strategies import Update
 
 _log = logging.getLogger(__name__)
 
 _RECEIVED_BYTES = 16 << 20
-"""What uploads that are received together may have in memory: for each a chunk as it arrives and one being written."""
+"""What uploads that are received together may have in memory."""
+_WRITTEN_BYTES = 1 << 20
+"""What of one upload is gathered before a thread writes it: one call for several chunks."""
 _DECODED_BYTES = 32 << 20
 """Payload bytes of updates that are being decoded, folded and made durable."""
 _TURN_S = 10.0
@@ -58,6 +57,10 @@ class Traffic:
     down_bytes: int = 0
     up_bytes: int = 0
     updates: Counter[str] = field(default_factory=Counter)
+    steps: Counter[tuple[ExchangeStep, SubmitStatus]] = field(default_factory=Counter)
+    """Of exchanges, keys included."""
+    joules: dict[str, float] = field(default_factory=dict)
+    """Of accepted updates, by where they were read."""
 
 
 class Intake:
@@ -66,46 +69,75 @@ class Intake:
     def __init__(
         self,
         disk: Disk,
+        space: Space,
         *,
-        max_update_bytes: int,
         max_chunk_bytes: int,
+        max_chunks: int,
         traffic: Traffic,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._disk = disk
-        self._max_update_bytes = max_update_bytes
+        self._space = space
+        self._max_chunks = max_chunks
         self._traffic = traffic
-        self._receiving = Turns(max(1, _RECEIVED_BYTES // (2 * max_chunk_bytes)), _TURN_S, clock)
+        held_bytes = _WRITTEN_BYTES + 2 * max_chunk_bytes  # gathered, the chunk that is one too many, and one arriving
+        self._receiving = Turns(max(1, _RECEIVED_BYTES // held_bytes), _TURN_S, clock)
         self._decoding = Room(_DECODED_BYTES)
+        self._under_way = 0
+        self._is_quiet = asyncio.Event()
+        self._is_quiet.set()
+        self._is_closed = False
+
+    async def close(self) -> None:
+        """Take no new update, and wait for the word on those that are on their way."""
+        self._is_closed = True
+        await self._is_quiet.wait()
 
     async def submit(
-        self, runner: JobRunner | None, header: UpdateHeader, header_bytes: int, chunks: AsyncIterator[Chunk]
+        self, rounds: Rounds, header: UpdateHeader, header_bytes: int, chunks: AsyncIterator[Chunk]
     ) -> SubmitAnswer:
         """Take one update in; returns when it is durable, or refused.
 
         Args:
-          runner: of the job that is running, if any.
+          rounds: where the one is found that the update is for.
           header: what the device says of the update.
           header_bytes: serialised size of the header's message.
           chunks: the payload's pieces as they arrive.
 
         Raises:
           InvalidRequestError: the stream is malformed: pieces out of order, or the end before ``total_bytes``.
-          NotReadyError: the update was not counted now; sending it again is right.
+          NotReadyError: the update was not counted now, or there is no room for it; sending it again is right.
+          TooManyRequestsError: too many of the device's updates were refused in this round.
         """
-        active = runner.active if runner is not None and runner.job_id == header.job_id else None
-        answer = await self._judge(runner, active, header)
-        if answer is None and runner is not None and active is not None:
-            active.count(header.device_id, up=header_bytes)
-            answer = await self._receive(active, runner.config.spec, header, chunks)
-        if answer is None:
-            raise NotReadyError("the job's next round is being prepared; send the update again in a moment")
-        if answer.status is SubmitStatus.LATE:
-            if active is not None and active.task_round(header.device_id) == header.round_number:
-                await active.closed.wait()  # its commit writes all rows of the round: ours comes after
-            answer = await self._recall(header, answer)
+        if self._is_closed:
+            raise NotReadyError("the coordinator is stopping; send the update again in a moment")
+        self._under_way += 1
+        self._is_quiet.clear()
+        try:
+            return await self._submit(rounds, header, header_bytes, chunks)
+        finally:
+            self._under_way -= 1
+            if self._under_way == 0:
+                self._is_quiet.set()
+
+    async def _submit(
+        self, rounds: Rounds, header: UpdateHeader, header_bytes: int, chunks: AsyncIterator[Chunk]
+    ) -> SubmitAnswer:
+        verdict = await rounds.judge(header)
+        if isinstance(verdict, SubmitAnswer):
+            answer = verdict
+        else:
+            verdict.count(up=header_bytes)
+            with await self._space.make_room(header.total_bytes):
+                answer = await self._receive(verdict, header, chunks)
         self._traffic.up_bytes += header_bytes
-        self._traffic.updates[answer.status] += 1
+        if header.step is None:
+            self._traffic.updates[answer.status] += 1
+            if answer.status is SubmitStatus.ACCEPTED and header.joules is not None:
+                joules = self._traffic.joules
+                joules[header.joules_source] = joules.get(header.joules_source, 0.0) + header.joules
+        else:
+            self._traffic.steps[header.step, answer.status] += 1
         if answer.status in (SubmitStatus.LATE, SubmitStatus.REJECTED):
             _log.warning(
                 "event=update_refused job=%s round=%d device=%s status=%s reason=%r",
@@ -113,88 +145,54 @@ class Intake:
             )  # fmt: skip
         return answer
 
-    async def _judge(
-        self, runner: JobRunner | None, active: RoundRunner | None, header: UpdateHeader
-    ) -> SubmitAnswer | None:
-        if active is not None:
-            answer = await active.judge_header(header)
-            if answer is None and not 1 <= header.total_bytes <= self._max_update_bytes:
-                answer = SubmitAnswer(
-                    SubmitStatus.REJECTED,
-                    f"an update must have 1 to {self._max_update_bytes} bytes, this one has {header.total_bytes}",
-                )
-            if answer is not None and answer.status is SubmitStatus.REJECTED:
-                return await active.refuse(header, answer.reason)
-            return answer
-        if runner is not None and runner.job_id == header.job_id:
-            return None
-        job = await self._disk.run(self._disk.storage.get_job, header.job_id)
-        if job is None:
-            return SubmitAnswer(SubmitStatus.REJECTED, f"there is no job {header.job_id!r} here")
-        if runner is None and job.state == JobState.RUNNING:
-            return None  # after a restart, before the job is taken up again
-        return SubmitAnswer(SubmitStatus.LATE, f"job {header.job_id} is {job.state} and takes no updates")
-
-    async def _receive(
-        self, active: RoundRunner, spec: ModelSpec, header: UpdateHeader, chunks: AsyncIterator[Chunk]
-    ) -> SubmitAnswer:
+    async def _receive(self, round_: OpenRound, header: UpdateHeader, chunks: AsyncIterator[Chunk]) -> SubmitAnswer:
         writer = self._disk.blobs.writer()
         try:
             try:
                 async with self._receiving.turn() as turn:
-                    await self._write_chunks(active, header, chunks, writer, turn)
+                    await self._write_chunks(round_, header, chunks, writer, turn)
                 async with self._decoding.take(header.total_bytes):
-                    update = await asyncio.to_thread(_decode, spec, active.update_kind, header, writer)
-                    return await _to_the_end(active.offer(Upload(header, writer, update)))
+                    update = await asyncio.to_thread(_read, round_, header, writer)
+                    return await _to_the_end(round_.offer(Upload(header, writer, update)))
             except UpdateRejected as error:
-                return await active.refuse(header, str(error))
+                return await round_.refuse(str(error))
         finally:
             # Shielded: a call that was cancelled may be cancelled again while it cleans up.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, writer.discard))
 
     async def _write_chunks(
-        self, active: RoundRunner, header: UpdateHeader, chunks: AsyncIterator[Chunk], writer: BlobWriter, turn: Turn
+        self, round_: OpenRound, header: UpdateHeader, chunks: AsyncIterator[Chunk], writer: BlobWriter, turn: Turn
     ) -> None:
-        async for chunk in chunks:
-            active.count(header.device_id, up=chunk.wire_bytes)
-            self._traffic.up_bytes += chunk.wire_bytes
-            if chunk.offset != writer.size:
-                raise InvalidRequestError(f"the next chunk must start at byte {writer.size}, got {chunk.offset}")
-            if writer.size + len(chunk.data) > header.total_bytes:
-                raise UpdateRejected(
-                    f"the header announced {header.total_bytes} bytes, the chunks hold at least "
-                    f"{writer.size + len(chunk.data)}"
-                )
-            await asyncio.to_thread(writer.write, chunk.data)
-            del chunk
-            await turn.give_way()
-        if writer.size != header.total_bytes:
+        pieces: list[bytes] = []
+        received = wire_bytes = num_chunks = 0
+        try:
+            async for chunk in chunks:
+                wire_bytes += chunk.wire_bytes
+                num_chunks += 1
+                if not chunk.data:
+                    raise InvalidRequestError("a chunk must not be empty")
+                if num_chunks > self._max_chunks:
+                    raise InvalidRequestError(f"an update must come in at most {self._max_chunks} chunks")
+                if chunk.offset != received:
+                    raise InvalidRequestError(f"the next chunk must start at byte {received}, got {chunk.offset}")
+                received += len(chunk.data)
+                if received > header.total_bytes:
+                    raise UpdateRejected(
+                        f"the header announced {header.total_bytes} bytes, the chunks hold at least {received}"
+                    )
+                pieces.append(chunk.data)
+                del chunk
+                if received - writer.size >= _WRITTEN_BYTES or turn.is_over:
+                    await asyncio.to_thread(_write, writer, pieces)
+                    await turn.give_way()
+        finally:
+            round_.count(up=wire_bytes)
+            self._traffic.up_bytes += wire_bytes
+        if received != header.total_bytes:
             raise InvalidRequestError(
-                f"the header announced {header.total_bytes} bytes, the stream ended after {writer.size}; send it again"
+                f"the header announced {header.total_bytes} bytes, the stream ended after {received}; send it again"
             )
-
-    async def _recall(self, header: UpdateHeader, late: SubmitAnswer) -> SubmitAnswer:
-        """Answer an update of a closed round: DUPLICATE when it was counted then, LATE (written down) otherwise."""
-        storage = self._disk.storage
-        row = await self._disk.run(storage.get_update, header.job_id, header.round_number, header.device_id)
-        while row is not None and row.status == "CARRIED":  # the word on it was said in a later round
-            row = await self._disk.run(storage.get_update, header.job_id, row.round_number + 1, header.device_id)
-        if row is not None and row.status == "ACCEPTED":
-            return SubmitAnswer(SubmitStatus.DUPLICATE)
-        if await self._disk.run(storage.get_round, header.job_id, header.round_number) is None:
-            reason = f"job {header.job_id} has no round {header.round_number}"
-            return SubmitAnswer(SubmitStatus.REJECTED, reason)
-        row = row or UpdateRecord(header.job_id, header.round_number, header.device_id, "LATE")
-        row = replace(
-            row,
-            status="LATE",
-            reason=late.reason,
-            num_examples=header.num_examples,
-            seconds=header.seconds,
-            received_at=time.time(),
-        )
-        await self._disk.run(storage.record_updates, [row])
-        return late
+        await asyncio.to_thread(_write, writer, pieces)
 
 
 async def _to_the_end(offer: Coroutine[Any, Any, SubmitAnswer]) -> SubmitAnswer:
@@ -206,14 +204,23 @@ async def _to_the_end(offer: Coroutine[Any, Any, SubmitAnswer]) -> SubmitAnswer:
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # of a call that was cancelled nobody else asks, and asyncio would log it as forgotten
 
 
-def _decode(spec: ModelSpec, kind: PayloadKind, header: UpdateHeader, writer: BlobWriter) -> Update:
-    """Check a whole payload's digest, decode it and flush it to the disk."""
+def _write(writer: BlobWriter, pieces: list[bytes]) -> None:
+    """Append pieces to a payload, and let go of them."""
+    for piece in pieces:
+        writer.write(piece)
+    pieces.clear()
+
+
+def _read(round_: OpenRound, header: UpdateHeader, writer: BlobWriter) -> Update | None:
+    """Check a whole payload's digest, decode it and flush it to the disk; None where it is a step of an exchange."""
     if writer.digest != header.update_digest:
         raise UpdateRejected(f"the payload has digest {writer.digest}, the header announced {header.update_digest}")
     try:
-        update = get_codec(header.codec).decode(spec, writer.read(), kind=kind)
+        update = round_.read(writer)
     except IncompatibleError as error:
         raise UpdateRejected(str(error)) from error
     writer.flush()

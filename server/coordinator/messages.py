@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from server.coordinator.events import SubmitStatus
+from bnncore.data.input_range import InputRange
+from server.coordinator.events import ExchangeStep, SubmitStatus
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,13 @@ class Conditions:
     on_battery: bool = False
     metered: bool = False
     too_hot: bool = False
+    outside_hours: bool = False
 
     @property
     def reason(self) -> str | None:
         """What it is in words; None: nothing."""
-        words = ("it runs on battery", "its network is metered", "it is too hot")
-        holds = (self.on_battery, self.metered, self.too_hot)
+        words = ("it runs on battery", "its network is metered", "it is too hot", "it is outside of its hours")
+        holds = (self.on_battery, self.metered, self.too_hot, self.outside_hours)
         return ", ".join(itertools.compress(words, holds)) or None
 
 
@@ -33,11 +36,17 @@ class DeviceHello:
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     num_examples: int
+    any_image_shape: bool = False
+    """Its samples are pictures, which it brings to any job's shape."""
+    needs_input_range: bool = False
+    """Its samples are real numbers, which a job's range turns into 8-bit ones."""
     isa: str = ""
     threads: int = 1
     memory_bytes: int = 0
     machine: str = ""
     conditions: Conditions = Conditions()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What its operator calls it; not the device's own word."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,13 @@ class Heartbeat:
     total_steps: int = 0
     pss_bytes: int = 0
     conditions: Conditions = Conditions()
+    temperature_c: float | None = None
+    """Of its hottest thermal zone; None: it has none."""
+
+    @property
+    def paused_by(self) -> str | None:
+        """What holds its trainer in the middle of a task, in words; None: nothing."""
+        return self.conditions.reason if self.state == "PAUSED" else None
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,32 @@ class ModelStep:
     base_digest: str
     digest: str
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class PrivacyTerms:
+    """Noise and bound of an update, for differential privacy at the level of a device."""
+
+    mechanism: str
+    clip: float
+    noise_multiplier: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class SecureTerms:
+    """How a round's updates are added up under masks."""
+
+    attempt: int
+    """The exchange, counted from 1 in its round."""
+    min_members: int
+    threshold: float
+    degree: int
+    weights: str
+    clip: int
+    scales: bytes = b""
+    """Magnitudes of signs that the cohort has in common; empty while none were agreed."""
+    privacy: PrivacyTerms | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +130,17 @@ class TaskOrder:
     """Strength of the pull to the model after every local step; 0: none."""
     statistics_batches: int = 0
     """Batches on which the device takes the model's statistics; 0: it sends the running ones of its training."""
+    local_validation: float = 0.0
+    """Part of the device's data on which it evaluates the model instead of training on it."""
     steps: tuple[ModelStep, ...] = ()
     """The newest steps to the model, oldest first; fewer bytes than the model."""
+    local_tensors: tuple[str, ...] = ()
+    """Names of the tensors that stay on the device."""
+    quorum: int = 0
+    """Updates that the round's model is made of at least."""
+    secure: SecureTerms | None = None
+    input_range: InputRange | None = None
+    """By which the device's real numbers become 8-bit input; None: its samples are read as they are."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +151,30 @@ class CancelOrder:
     reason: str
 
 
-Order = TaskOrder | CancelOrder
+@dataclass(frozen=True)
+class ExchangePeer:
+    """What a device is told of a member of its exchange."""
+
+    device_id: str
+    keys: bytes = b""
+    sealed: bytes = b""
+    survived: bool = False
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class ExchangeOrder:
+    """Take the next step of the exchange that a task is in."""
+
+    task_id: str
+    attempt: int
+    step: ExchangeStep
+    num_members: int
+    peers: tuple[ExchangePeer, ...]
+    graph_seed: bytes = b""
+
+
+Order = TaskOrder | CancelOrder | ExchangeOrder
 
 
 @dataclass(frozen=True)
@@ -121,6 +195,17 @@ class UpdateHeader:
     training_seconds: float | None = None
     steps: int = 0
     peak_pss_bytes: int = 0
+    validation_examples: int = 0
+    validation_correct: int = 0
+    validation_loss: float | None = None
+    joules: float | None = None
+    joules_source: str = ""
+    step: ExchangeStep | None = None
+    """The step of an exchange that the payload is; None: an update."""
+    attempt: int = 0
+    """The exchange, counted from 1 in its round; 0 for an update."""
+    key_digest: str | None = None
+    """Of the key that the link's certificate is of: who sends. Not the device's own word; None: nobody was asked."""
 
 
 @dataclass(frozen=True)

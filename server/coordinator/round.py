@@ -6,6 +6,10 @@
       ^                                     │
       └──────(quorum missed, attempts left)─┴──(none left, or cancelled)──> FAILED
 
+Under secure aggregation updates are keys at first, and UNMASKING lies before AGGREGATING: the members' exchange
+(``exchange.py``), whose failure is that of an attempt. What was accepted in it is not accepted in the next one, which
+needs new keys; members that have trained need not train again.
+
 An update is a function of (model, data, round, device), whatever the attempt: so what was accepted in one attempt
 stays accepted in the next, and a device that is still training goes on. A further attempt is a new deadline and a
 cohort chosen anew among the devices that are there, not a new start.
@@ -13,117 +17,69 @@ cohort chosen anew among the devices that are there, not a new start.
 Where a job's strategy takes late updates, a member that is still training when its round ends is *carried* into the
 next one: a member there too, with the task that it has.
 
+A device does one task at a time, so a member may have to end another job's task first: it is *queued*. It has the
+deadline's time from when it is given this round's task, and the deadline ends no round in which a member is queued.
+
 ``now`` is any monotonic clock in seconds; only differences matter.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
-from server.coordinator.cohort import select_cohort
 from server.coordinator.events import (
     Aggregate,
     AnswerUpdate,
     Cancelled,
-    CancelTasks,
     Committed,
     DeviceConnected,
     DeviceDisconnected,
     DeviceGone,
     Effect,
     Event,
-    Fail,
-    Reopen,
+    ExchangeDone,
+    ExchangeMissed,
     SendTask,
-    StartCollecting,
+    StartUnmasking,
     SubmitStatus,
+    TaskBegun,
     TaskEnded,
     TaskOutcome,
+    TaskQueued,
     TimePassed,
     UpdateOffered,
     UpdateRefused,
 )
+from server.coordinator.round_moves import (
+    aggregate,
+    choose_cohort,
+    consider_closing,
+    consider_opening,
+    fail,
+    miss_exchange,
+    miss_quorum,
+)
+from server.coordinator.round_state import NOBODY, Phase, Round, Step
 from server.coordinator.rules import RoundRules
 
-
-class Phase(StrEnum):
-    """Where a round stands."""
-
-    OPEN = "OPEN"
-    COLLECTING = "COLLECTING"
-    AGGREGATING = "AGGREGATING"
-    COMMITTED = "COMMITTED"
-    FAILED = "FAILED"
-
-
-_Devices = frozenset[str]
-_NOBODY: _Devices = frozenset()
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round's whole state."""
-
-    rules: RoundRules
-    phase: Phase = Phase.OPEN
-    attempt: int = 1
-    connected: _Devices = _NOBODY
-    """Eligible devices with a live stream."""
-    carried: _Devices = _NOBODY
-    """Members that are still at the task of an earlier round."""
-    last_call: _Devices = _NOBODY
-    """Those of them that are stopped when this round ends without their update."""
-    cohort: _Devices = _NOBODY
-    accepted: _Devices = _NOBODY
-    failed: _Devices = _NOBODY
-    """Members whose task failed in this attempt; the next attempt asks them again."""
-    refused: _Devices = _NOBODY
-    """Members that declined or sent an invalid update; asked again only when there are not enough others."""
-    gone: _Devices = _NOBODY
-    """Members that have been silent for too long; they may still come back before the deadline."""
-    wake_at: float | None = None
-    """When time alone changes something: end of the settle time (OPEN) or the deadline (COLLECTING)."""
-    reason: str = ""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more can happen to the round."""
-        return self.phase in (Phase.COMMITTED, Phase.FAILED)
-
-    @property
-    def quorum(self) -> int:
-        """Accepted updates that this cohort needs."""
-        if self.rules.quorum is not None:
-            return self.rules.quorum
-        return len(self.cohort) if self.rules.enough is None else min(len(self.cohort), self.rules.enough)
-
-    @property
-    def waiting(self) -> _Devices:
-        """Members that may still deliver in this attempt."""
-        return self.cohort - self.accepted - self.failed - self.refused
-
-    @property
-    def late(self) -> _Devices:
-        """Members whose update may still come when this round ends without it."""
-        return self.waiting - self.last_call if self.rules.keeps_late else _NOBODY
-
-
-Step = tuple[Round, tuple[Effect, ...]]
+__all__ = ["Phase", "Round", "Step", "advance", "open_round", "resume_round", "resume_unmasking"]
 
 
 def open_round(
     rules: RoundRules,
     *,
     now: float,
-    connected: frozenset[str] = _NOBODY,
+    connected: frozenset[str] = NOBODY,
     quiet_since: float | None = None,
     attempt: int = 1,
-    cohort: frozenset[str] = _NOBODY,
-    accepted: frozenset[str] = _NOBODY,
-    refused: frozenset[str] = _NOBODY,
-    carried: frozenset[str] = _NOBODY,
-    last_call: frozenset[str] = _NOBODY,
+    cohort: frozenset[str] = NOBODY,
+    accepted: frozenset[str] = NOBODY,
+    refused: frozenset[str] = NOBODY,
+    carried: frozenset[str] = NOBODY,
+    last_call: frozenset[str] = NOBODY,
+    exchange: int = 1,
+    trained: frozenset[str] = NOBODY,
+    spent: frozenset[str] = NOBODY,
 ) -> Step:
     """Open a round.
 
@@ -138,6 +94,9 @@ def open_round(
       refused: devices that declined or were rejected in an earlier attempt.
       carried: devices that are still at the task of an earlier round.
       last_call: those of them that are stopped when this round ends.
+      exchange: under secure aggregation, of a round that is taken up again.
+      trained: members of its exchanges that failed.
+      spent: those of them that no further one has a part for.
     """
     carried -= accepted | refused
     round_ = Round(
@@ -149,9 +108,12 @@ def open_round(
         cohort=cohort | accepted | carried,
         accepted=accepted,
         refused=refused,
+        exchange=exchange,
+        trained=trained,
+        spent=spent,
     )
     settled_at = now if quiet_since is None else max(now, quiet_since + rules.settle_s)
-    return _consider_opening(round_, now, settled_at)
+    return consider_opening(round_, now, settled_at)
 
 
 def resume_round(
@@ -162,8 +124,10 @@ def resume_round(
     cohort: frozenset[str],
     accepted: frozenset[str],
     refused: frozenset[str],
-    carried: frozenset[str] = _NOBODY,
-    last_call: frozenset[str] = _NOBODY,
+    carried: frozenset[str] = NOBODY,
+    last_call: frozenset[str] = NOBODY,
+    exchange: int = 1,
+    spent: frozenset[str] = NOBODY,
 ) -> Step:
     """Take up a round that was collecting when the coordinator stopped.
 
@@ -178,9 +142,37 @@ def resume_round(
         cohort=cohort,
         accepted=accepted,
         refused=refused,
+        exchange=exchange,
+        spent=spent,
         wake_at=now + rules.deadline_s,
     )
-    return _consider_closing(round_, now)
+    return consider_closing(round_, now)
+
+
+def resume_unmasking(
+    rules: RoundRules,
+    *,
+    attempt: int,
+    cohort: frozenset[str],
+    accepted: frozenset[str],
+    refused: frozenset[str],
+    exchange: int,
+    connected: frozenset[str],
+    spent: frozenset[str] = NOBODY,
+) -> Step:
+    """Take up a round whose members were in their exchange when the coordinator stopped."""
+    round_ = Round(
+        rules,
+        phase=Phase.UNMASKING,
+        attempt=attempt,
+        connected=connected,
+        cohort=cohort,
+        accepted=accepted,
+        refused=refused,
+        exchange=exchange,
+        spent=spent,
+    )
+    return round_, (StartUnmasking(),)
 
 
 def advance(round_: Round, event: Event, now: float) -> Step:
@@ -196,6 +188,9 @@ def advance(round_: Round, event: Event, now: float) -> Step:
     if round_.wake_at is not None and now >= round_.wake_at:
         round_, effects = _expire(round_, now)
     round_, more = _apply(round_, event, now)
+    if round_.phase is Phase.COLLECTING and round_.wake_at is None:
+        round_, late = _expire(round_, now)
+        more += late
     return round_, effects + more
 
 
@@ -204,7 +199,12 @@ def _apply(round_: Round, event: Event, now: float) -> Step:
         case TimePassed():
             return round_, ()
         case Cancelled(reason):
-            return (round_, ()) if round_.is_over else _fail(round_, reason)
+            # What is being merged is committed: the job ends after it.
+            return (round_, ()) if round_.is_over or round_.phase is Phase.AGGREGATING else fail(round_, reason)
+        case ExchangeDone():
+            return replace(round_, phase=Phase.AGGREGATING), (Aggregate(),)
+        case ExchangeMissed():
+            return miss_exchange(round_, event, now)
         case Committed():
             return replace(round_, phase=Phase.COMMITTED), ()
         case DeviceConnected(device_id):
@@ -214,7 +214,13 @@ def _apply(round_: Round, event: Event, now: float) -> Step:
         case DeviceGone(device_id):
             if device_id in round_.connected:
                 return round_, ()
-            return _consider_closing(replace(round_, gone=round_.gone | {device_id}), now)
+            return consider_closing(replace(round_, gone=round_.gone | {device_id}), now)
+        case TaskQueued(device_id):
+            return replace(round_, queued=round_.queued | {device_id}), ()
+        case TaskBegun(device_id):
+            if round_.phase is Phase.COLLECTING and device_id in round_.queued & round_.waiting:
+                round_ = replace(round_, wake_at=now + round_.rules.deadline_s)
+            return replace(round_, queued=round_.queued - {device_id}), ()
         case TaskEnded(device_id, outcome, _):
             return _end_task(round_, device_id, outcome, now)
         case UpdateOffered(device_id):
@@ -223,23 +229,25 @@ def _apply(round_: Round, event: Event, now: float) -> Step:
             if device_id not in round_.waiting:
                 return round_, ()
             round_ = replace(round_, refused=round_.refused | {device_id}, carried=round_.carried - {device_id})
-            return _consider_closing(round_, now)
+            return consider_closing(round_, now)
 
 
 def _expire(round_: Round, now: float) -> Step:
     if round_.phase is Phase.OPEN:
-        return _choose_cohort(round_, now)
+        return choose_cohort(round_, now)
     if round_.phase is Phase.COLLECTING:
+        if round_.is_held_open:
+            return replace(round_, wake_at=None), ()
         if len(round_.accepted) >= round_.quorum:
-            return _aggregate(round_)
-        return _miss_quorum(round_, f"deadline of {round_.rules.deadline_s:g} s passed", now)
+            return aggregate(round_)
+        return miss_quorum(round_, f"deadline of {round_.rules.deadline_s:g} s passed", now)
     return replace(round_, wake_at=None), ()
 
 
 def _connect(round_: Round, device_id: str, now: float) -> Step:
     round_ = replace(round_, connected=round_.connected | {device_id}, gone=round_.gone - {device_id})
     if round_.phase is Phase.OPEN:
-        return _consider_opening(round_, now, now + round_.rules.settle_s)
+        return consider_opening(round_, now, now + round_.rules.settle_s)
     if round_.phase is Phase.COLLECTING and device_id in round_.waiting:
         return round_, (SendTask(device_id),)
     return round_, ()
@@ -247,7 +255,7 @@ def _connect(round_: Round, device_id: str, now: float) -> Step:
 
 def _disconnect(round_: Round, device_id: str) -> Step:
     round_ = replace(round_, connected=round_.connected - {device_id})
-    if round_.phase is Phase.OPEN and len(round_.connected | round_.accepted) < round_.rules.needed:
+    if round_.phase is Phase.OPEN and len(round_.available) < round_.rules.needed:
         round_ = replace(round_, wake_at=None)
     return round_, ()
 
@@ -263,7 +271,7 @@ def _end_task(round_: Round, device_id: str, outcome: TaskOutcome, now: float) -
         case TaskOutcome.ABANDONED:
             # It was told to stop; when it is started again it connects again and gets its task again.
             round_ = replace(round_, gone=round_.gone | {device_id})
-    return _consider_closing(round_, now)
+    return consider_closing(round_, now)
 
 
 def _judge_update(round_: Round, device_id: str, now: float) -> Step:
@@ -285,88 +293,7 @@ def _judge_update(round_: Round, device_id: str, now: float) -> Step:
         refused=round_.refused - {device_id},
     )
     if round_.phase is Phase.OPEN:
-        round_, effects = _consider_opening(round_, now, now)
+        round_, effects = consider_opening(round_, now, now)
     else:
-        round_, effects = _consider_closing(round_, now)
+        round_, effects = consider_closing(round_, now)
     return round_, (AnswerUpdate(device_id, SubmitStatus.ACCEPTED), *effects)
-
-
-def _consider_opening(round_: Round, now: float, settled_at: float) -> Step:
-    """Start the settle time when there are enough devices; choose at once when it is over already."""
-    if len(round_.connected | round_.accepted) < round_.rules.needed:
-        return round_, ()
-    wake_at = settled_at if round_.wake_at is None else min(round_.wake_at, settled_at)
-    round_ = replace(round_, wake_at=wake_at)
-    return _choose_cohort(round_, now) if now >= wake_at else (round_, ())
-
-
-def _choose_cohort(round_: Round, now: float) -> Step:
-    rules = round_.rules
-    busy = round_.accepted | round_.carried
-    candidates = round_.connected - busy - round_.refused
-    if len(candidates) + len(busy) < rules.needed:
-        candidates = round_.connected - busy
-    if rules.cohort_size == 0:
-        fresh = select_cohort(candidates, 0, rules.seed, rules.round_number)
-    else:
-        room = max(0, rules.asked - len(busy))
-        fresh = select_cohort(candidates, room, rules.seed, rules.round_number) if room else ()
-    dropped = round_.waiting - round_.carried - frozenset(fresh)
-    round_ = replace(
-        round_,
-        phase=Phase.COLLECTING,
-        cohort=busy | frozenset(fresh),
-        failed=_NOBODY,
-        refused=round_.refused - frozenset(fresh),
-        gone=_NOBODY,
-        wake_at=now + rules.deadline_s,
-        reason="",
-    )
-    told = sorted(frozenset(fresh) | (round_.carried & round_.connected))  # who is at it already is not disturbed
-    effects: tuple[Effect, ...] = (StartCollecting(), *(SendTask(device_id) for device_id in told))
-    if dropped:
-        effects += (CancelTasks(tuple(sorted(dropped)), "another cohort was chosen"),)
-    round_, more = _consider_closing(round_, now)
-    return round_, effects + more
-
-
-def _consider_closing(round_: Round, now: float) -> Step:
-    """Close early when there are enough updates, or nobody who is there can still deliver."""
-    if round_.phase is not Phase.COLLECTING:
-        return round_, ()
-    if round_.rules.enough is not None and len(round_.accepted) >= max(round_.rules.enough, round_.quorum):
-        return _aggregate(round_)
-    if round_.waiting - round_.gone:
-        return round_, ()
-    if len(round_.accepted) >= round_.quorum:
-        return _aggregate(round_)
-    if round_.waiting:
-        return round_, ()  # devices that are gone may come back before the deadline, and the quorum needs them
-    return _miss_quorum(round_, "no device is left that could deliver", now)
-
-
-def _aggregate(round_: Round) -> Step:
-    effects: tuple[Effect, ...] = (Aggregate(),)
-    stopped = round_.waiting - round_.late
-    if stopped:
-        effects = (CancelTasks(tuple(sorted(stopped)), f"round {round_.rules.round_number} has closed"), *effects)
-    return replace(round_, phase=Phase.AGGREGATING, wake_at=None), effects
-
-
-def _miss_quorum(round_: Round, why: str, now: float) -> Step:
-    reason = (
-        f"attempt {round_.attempt} of {round_.rules.max_attempts}: {why}, "
-        f"{len(round_.accepted)} of the {round_.quorum} updates needed were accepted"
-    )
-    if round_.attempt >= round_.rules.max_attempts:
-        return _fail(round_, reason)
-    round_ = replace(round_, phase=Phase.OPEN, attempt=round_.attempt + 1, failed=_NOBODY, wake_at=None, reason=reason)
-    round_, effects = _consider_opening(round_, now, now)
-    return round_, (Reopen(reason), *effects)
-
-
-def _fail(round_: Round, reason: str) -> Step:
-    effects: tuple[Effect, ...] = (Fail(reason),)
-    if round_.waiting:
-        effects = (CancelTasks(tuple(sorted(round_.waiting)), reason), *effects)
-    return replace(round_, phase=Phase.FAILED, wake_at=None, reason=reason), effects

@@ -7,34 +7,46 @@ after an error.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 from bnncore.optimizer import resolve_preset
 from bnncore.state import State
-from server.coordinator.cohort import why_ineligible
 from server.coordinator.collection import Collection
+from server.coordinator.combining import Arithmetic
 from server.coordinator.disk import Disk
-from server.coordinator.evaluation import Evaluator
+from server.coordinator.dispatch import Dispatcher
+from server.coordinator.eligibility import Eligibility
+from server.coordinator.evaluation import Evaluator, OpenEvaluation, open_evaluation
 from server.coordinator.events import Cancelled, DeviceConnected, DeviceGone, Event, StartCollecting
-from server.coordinator.memory import why_too_large
-from server.coordinator.round import Phase, Round, Step, advance, open_round, resume_round
-from server.coordinator.round_runner import RoundParts, RoundRunner
-from server.coordinator.rules import RoundRules
-from server.coordinator.sessions import Fleet, Session
+from server.coordinator.partial_sums import NoPartialSums, PartialSums
+from server.coordinator.remembered import Remembered, recall
+from server.coordinator.round import Phase, Round, Step, advance, open_round, resume_round, resume_unmasking
+from server.coordinator.round_parts import RoundParts
+from server.coordinator.round_runner import RoundRunner
+from server.coordinator.rules import RoundRules, most_devices
+from server.coordinator.salvage import check_version, without_lost_steps
+from server.coordinator.sessions import Fleet
+from server.coordinator.space import Space
 from server.coordinator.start import load_start
-from server.coordinator.versions import InitialState, VersionWriter, steps_to
-from server.errors import ServerError
+from server.coordinator.versions import MOST_STEPS, InitialState, VersionWriter, steps_to
+from server.errors import NoRoomError, ServerError
 from server.jobs import JobConfig
+from server.limits import Limits
 from server.storage.base import JobRecord, RoundRecord, VersionRecord
 
 _log = logging.getLogger(__name__)
 
 RETURN_GRACE_S = 45.0
 """After a restart devices have this long to come back before they count as gone: more than their longest backoff."""
+
+_VERSION_BYTES = 20
+"""Most bytes that a version takes for each value of its model: the full state (4), payload (4), step (4), and what the
+strategy remembers (8)."""
+_LOOK_FOR_ROOM_S = 1.0
 
 
 class RoundMissed(ServerError):
@@ -50,10 +62,15 @@ class RunnerParts:
     """What a job is run with."""
 
     disk: Disk
+    space: Space
     fleet: Fleet
-    settle_s: float
+    dispatcher: Dispatcher
+    limits: Limits
     initial_state: InitialState
+    arithmetic: Arithmetic
     clock: Callable[[], float]
+    open_evaluation: OpenEvaluation = open_evaluation
+    partial_sums: PartialSums = field(default_factory=NoPartialSums)
 
 
 class JobRunner:
@@ -66,12 +83,16 @@ class JobRunner:
         self._spec_json = job.spec_json
         self._parts = parts
         self._disk = parts.disk
-        self._writer = VersionWriter(job.job_id, self._spec, config.down_codec, parts.disk.blobs)
-        self._why_too_large = functools.lru_cache(functools.partial(why_too_large, config))  # a plan takes milliseconds
+        self._writer = VersionWriter(job.job_id, self._spec, config.down_codec, parts.disk.blobs, config.local_names)
+        self.eligibility = Eligibility(config)
         self._cancel_reason: str | None = None
         self.rounds_committed = 0
+        self.overheads_s: list[float] = []
+        """Of the rounds that were committed since the job was taken up, where it is known."""
         self.active: RoundRunner | None = None
         """The round being played; None between rounds."""
+        self.waits_for = ""
+        """Why no round is played, where the job can do nothing about it."""
 
     def post(self, event: Event) -> None:
         """Pass an event on to the round being played; the next round looks at the fleet itself."""
@@ -79,8 +100,9 @@ class JobRunner:
             session = self._parts.fleet.get(event.device_id)
             if session is None:
                 return
-            if self.why_ineligible(session) is not None:
+            if self.eligibility.why_not(session) is not None:
                 event = DeviceGone(event.device_id)  # it is back, but not for this job
+                self._parts.dispatcher.release(self.job_id, event.device_id)
         if self.active is not None:
             self.active.post(event)
 
@@ -94,22 +116,6 @@ class JobRunner:
         if self.active is not None:
             self.active.dismiss_devices(reason)
 
-    def why_ineligible(self, session: Session) -> str | None:
-        """Say why a device cannot take part now, or None when it can: its data first, its memory, its conditions."""
-        hello = session.hello
-        problem = why_ineligible(
-            job_classes=self.config.classes,
-            job_input_shape=self.config.input_shape,
-            device_classes=hello.classes,
-            device_input_shape=hello.input_shape,
-            device_num_examples=hello.num_examples,
-        )
-        return (
-            problem
-            or self._why_too_large(hello.memory_bytes, hello.num_examples, hello.threads)
-            or session.heartbeat.conditions.reason
-        )
-
     async def run(self) -> str:
         """Run the job from where it stands to its end.
 
@@ -118,23 +124,26 @@ class JobRunner:
 
         Raises:
           RoundMissed: a round failed in all its attempts.
+          PayloadLostError: the disk has lost what the round starts from; run again, the job goes on from what is whole.
           JobCancelled: ``cancel`` was called.
         """
         storage = self._disk.storage
-        async with Evaluator(self._disk, self.job_id, self.config) as evaluator:
+        async with Evaluator(self._disk, self.job_id, self.config, self._parts.open_evaluation) as evaluator:
             records = await self._disk.run(storage.list_rounds, self.job_id)
             committed = [record for record in records if record.state == Phase.COMMITTED]
             evaluated = {record.round_number for record in committed if record.accuracy is not None}
             for version in range(1, len(committed) + 1):
                 self._evaluate_after(version, evaluator, evaluated)
             if await self._disk.run(storage.get_version, self.job_id, 0) is None:
-                state = await self._first_state()
-                first = await asyncio.to_thread(self._writer.write, 0, state, time.time())
-                await self._disk.run(storage.add_version, first)
+                with await self._wait_for_room():
+                    state = await self._first_state()
+                    first = await asyncio.to_thread(self._writer.write, 0, state, time.time())
+                    await self._disk.run(storage.add_version, first)
+                    self._disk.feed.publish_version(first)
             self.rounds_committed = len(committed)
             for number in range(len(committed) + 1, self.config.exchanges + 1):
                 self._check_cancelled()
-                if reason := await self._reached_target(evaluator):
+                if reason := await self._reached_target(evaluator) or await self._spent_budget(number - 1):
                     return reason
                 round_ = await self._play(number)
                 self._check_cancelled()
@@ -162,9 +171,16 @@ class JobRunner:
             return ""
         await evaluator.drain()  # so that where the job ends does not depend on how fast versions are evaluated
         for record in await self._disk.run(self._disk.storage.list_rounds, self.job_id):
-            if record.accuracy is not None and record.accuracy >= target:
-                return f"round {record.round_number} reached {record.accuracy:.2f} % of the {target:g} % asked for"
+            accuracy = record.local_accuracy if self.config.target == "local" else record.accuracy
+            if accuracy is not None and accuracy >= target:
+                return f"round {record.round_number} reached {accuracy:.2f} % of the {target:g} % asked for"
         return ""
+
+    async def _spent_budget(self, sums_seen: int) -> str:
+        """Say that one more round would tell more of a device than the job may; empty: it would not."""
+        if self.config.privacy is None:
+            return ""
+        return await asyncio.to_thread(self.config.privacy.why_spent, sums_seen)
 
     def _evaluate_after(self, number: int, evaluator: Evaluator, evaluated: Container[int] = ()) -> None:
         """Submit the versions whose weights and statistics are known once round ``number`` is committed."""
@@ -183,15 +199,38 @@ class JobRunner:
         """Play one round from where it stands to its end."""
         storage = self._disk.storage
         record = await self._disk.run(storage.get_round, self.job_id, number)
-        versions = await self._disk.run(storage.list_versions, self.job_id)
-        if len(versions) < number:
-            raise RoundMissed(f"round {number}: model version {number - 1} is missing from the database")
-        collection = Collection(self._disk, self.config, self._spec, versions[number - 1])
-        await collection.take_over()
+        versions = await self._disk.run(storage.versions_before, self.job_id, number, MOST_STEPS + 1)
+        wanted = range(max(0, number - MOST_STEPS - 1), number)
+        if missing := sorted(set(wanted) - {version.version for version in versions}):
+            raise RoundMissed(f"round {number}: model versions {missing} are missing from the database")
+        with await self._wait_for_room():
+            await check_version(self._disk, versions[-1])
+            versions = await without_lost_steps(self._disk, versions)
+            parts = self._parts
+            collection = Collection(
+                *(self._disk, parts.space, self.config, self._spec, versions[-1], parts.partial_sums)
+            )
+            await collection.take_over()
+            try:
+                return await self._collect(record, versions, collection)
+            finally:
+                collection.release()
+
+    async def _wait_for_room(self) -> AbstractContextManager[None]:
+        """Wait until there is room for what a round leaves behind; returns a context that keeps it."""
+        num_bytes = _VERSION_BYTES * self._spec.num_values
         try:
-            return await self._collect(record, versions[:number], collection)
+            while True:
+                self._check_cancelled()
+                try:
+                    return await self._parts.space.make_room(num_bytes)
+                except NoRoomError as error:
+                    if not self.waits_for:
+                        _log.warning("event=job_waits_for_room job=%s reason=%r", self.job_id, str(error))
+                    self.waits_for = str(error)
+                    await asyncio.sleep(_LOOK_FOR_ROOM_S)
         finally:
-            collection.release()
+            self.waits_for = ""
 
     async def _collect(
         self, record: RoundRecord | None, versions: list[VersionRecord], collection: Collection
@@ -202,6 +241,7 @@ class JobRunner:
         if record is None:
             record = RoundRecord(self.job_id, number, Phase.OPEN, attempt=1, opened_at=time.time())
             await self._disk.run(storage.save_round, record)
+            self._disk.feed.publish_round(record)
         else:
             await collection.recover()
         parts = RoundParts(
@@ -209,13 +249,15 @@ class JobRunner:
             spec_json=self._spec_json,
             optimizer=resolve_preset(self.config.preset, self.config.optimizer).optimizer.name,
             disk=self._disk,
-            fleet=self._parts.fleet,
+            dispatcher=self._parts.dispatcher,
             writer=self._writer,
             clock=self._parts.clock,
             base=versions[-1],
             steps=steps,
             from_seed=from_seed and self.config.start is None,
             measured=await self._measured(number),
+            remembered=await self._remembered(versions[-1], number),
+            arithmetic=self._parts.arithmetic,
         )
         begin = self._take_up(record, collection)
         if is_new and StartCollecting() in begin[1]:  # nobody had to be waited for: all of its time is the round's
@@ -224,9 +266,19 @@ class JobRunner:
         if self._cancel_reason is not None:  # while the round was prepared, when nobody could be told
             self.active.post(Cancelled(self._cancel_reason))
         try:
-            return await self.active.play()
+            round_ = await self.active.play()
+            self._parts.partial_sums.drop(self.job_id, record.round_number)
+            if self.active.overhead_s is not None:
+                self.overheads_s.append(self.active.overhead_s)
+            return round_
         finally:
             self.active = None
+
+    async def _remembered(self, base: VersionRecord, number: int) -> Remembered:
+        """Return what the round before left for one in which weights are told as whole numbers."""
+        if self.config.secure_aggregation is None or self.config.is_closing(number):
+            return Remembered()
+        return await asyncio.to_thread(recall, self._disk.blobs, base)
 
     async def _measured(self, number: int) -> dict[str, tuple[int, float]]:
         """Return how fast devices were before a round, where the job asks."""
@@ -237,9 +289,9 @@ class JobRunner:
     def _take_up(self, record: RoundRecord, collection: Collection) -> Step:
         """Build the round's state machine from what is written down and who is connected now."""
         fleet, now, rules = self._parts.fleet, self._parts.clock(), self._rules(record.round_number)
-        connected = frozenset(s.device_id for s in fleet if self.why_ineligible(s) is None)
+        connected = frozenset(s.device_id for s in fleet if self.eligibility.why_not(s) is None)
         accepted = collection.with_status("ACCEPTED")
-        refused = collection.with_status("REJECTED", "DECLINED")
+        refused, spent = collection.with_status("REJECTED", "DECLINED"), collection.with_status("LOST")
         cohort = frozenset(record.cohort)
         carried, last_call = frozenset(collection.carried), collection.last_call
         if record.state == Phase.FAILED:
@@ -256,6 +308,22 @@ class JobRunner:
                 refused=refused,
                 carried=carried,
                 last_call=last_call,
+                exchange=record.exchange or 1,
+                trained=collection.trained,
+                spent=spent,
+            )
+        if record.state == Phase.UNMASKING:
+            for device_id in accepted - connected:
+                fleet.expect(device_id, within_s=RETURN_GRACE_S)
+            return resume_unmasking(
+                rules,
+                attempt=record.attempt,
+                cohort=cohort,
+                accepted=accepted,
+                refused=refused,
+                exchange=record.exchange,
+                connected=connected,
+                spent=spent,
             )
         round_, effects = resume_round(
             rules,
@@ -266,6 +334,8 @@ class JobRunner:
             refused=refused,
             carried=carried,
             last_call=last_call,
+            exchange=record.exchange or 1,
+            spent=spent,
         )
         for device_id in sorted(connected):
             round_, more = advance(round_, DeviceConnected(device_id), now)
@@ -275,17 +345,18 @@ class JobRunner:
         return round_, effects
 
     def _rules(self, number: int) -> RoundRules:
-        config = self.config
+        config, secure, limits = self.config, self.config.secure_aggregation, self._parts.limits
         return RoundRules(
             round_number=number,
             seed=config.seed,
             min_devices=config.min_devices,
-            cohort_size=config.cohort_size,
+            cohort_size=config.cohort_size or most_devices(secure, limits),
             quorum=config.quorum,
             deadline_s=config.deadline_s,
-            settle_s=self._parts.settle_s,
+            settle_s=limits.settle_s,
             max_attempts=config.max_attempts,
             over_select=config.over_select,
             enough=config.enough,
             keeps_late=config.keeps_late(number),
+            min_members=0 if secure is None else secure.min_members,
         )

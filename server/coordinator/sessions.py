@@ -2,11 +2,15 @@
 
 A session is the coordinator's end of a device's stream: orders go in, the transport takes them out. It ends once,
 with the error that the transport tells the device. A device that opens a second stream replaces the first.
+
+Where there are several coordinators, the stream may be at another one's door: then its session here passes on what it
+is given.
 """
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 from server.coordinator.events import DeviceConnected, DeviceDisconnected, DeviceGone, Event
@@ -20,21 +24,42 @@ _MAX_WAITING_ORDERS = 16
 """A device that leaves more orders unread than this does not read its stream."""
 
 
-class Session:
+class Session(ABC):
     """One device's live stream."""
 
-    def __init__(self, hello: DeviceHello, now: float) -> None:
+    def __init__(self, hello: DeviceHello, now: float, number: int, heartbeat: Heartbeat | None = None) -> None:
         self.hello = hello
-        self.heartbeat = Heartbeat(conditions=hello.conditions)
+        self.number = number
+        """Counts the streams of the door where this one is."""
+        self.heartbeat = heartbeat or Heartbeat(conditions=hello.conditions)
+        self.told = self.heartbeat
+        """The one of which the feed was told last."""
         self.connected_at = now
         self.last_seen = now
-        self._orders: asyncio.Queue[Order] = asyncio.Queue(_MAX_WAITING_ORDERS)
-        self._end: asyncio.Future[ServerError] = asyncio.get_running_loop().create_future()
 
     @property
     def device_id(self) -> str:
         """The device's lasting name."""
         return self.hello.device_id
+
+    @abstractmethod
+    def send(self, order: Order) -> None:
+        """Give the device an order."""
+
+    @abstractmethod
+    def end(self, error: ServerError) -> None:
+        """End the stream; the first reason given counts."""
+
+
+class LocalSession(Session):
+    """A stream at this coordinator's own door."""
+
+    def __init__(self, hello: DeviceHello, now: float, number: int) -> None:
+        super().__init__(hello, now, number)
+        self.is_known = False
+        """Whether other replicas have been told of it."""
+        self._orders: asyncio.Queue[Order] = asyncio.Queue(_MAX_WAITING_ORDERS)
+        self._end: asyncio.Future[ServerError] = asyncio.get_running_loop().create_future()
 
     @property
     def is_open(self) -> bool:
@@ -54,7 +79,7 @@ class Session:
             )
 
     def end(self, error: ServerError) -> None:
-        """End the stream; the first reason given counts."""
+        """See ``Session``."""
         if self.is_open:
             self._end.set_result(error)
 
@@ -83,6 +108,7 @@ class Fleet:
         self._grace_s = MISSED_HEARTBEATS * heartbeat_interval_s
         self._clock = clock
         self._sessions: dict[str, Session] = {}
+        self._num_streams = 0
         self._farewells: dict[str, asyncio.TimerHandle] = {}
         self._listener: Callable[[Event], None] = _ignore
         self.quiet_since: float | None = None
@@ -102,17 +128,31 @@ class Fleet:
         """Tell ``listener`` from now on, or nobody."""
         self._listener = listener or _ignore
 
-    def connect(self, hello: DeviceHello) -> Session:
-        """Begin a session, ending the one that the device had."""
-        earlier = self._sessions.get(hello.device_id)
-        if earlier is not None:
-            earlier.end(ReplacedError(f"device {hello.device_id} opened a newer stream; this one has ended"))
-        session = Session(hello, self._clock())
-        self._sessions[hello.device_id] = session
-        self._forget_farewell(hello.device_id)
-        self.quiet_since = session.connected_at
-        self._listener(DeviceConnected(hello.device_id))
+    @property
+    def here(self) -> list[LocalSession]:
+        """The sessions whose streams are at this coordinator's own door."""
+        return [session for session in self._sessions.values() if isinstance(session, LocalSession)]
+
+    def connect(self, hello: DeviceHello) -> LocalSession:
+        """Begin a session at this door, ending the one that the device had."""
+        self._num_streams += 1
+        session = LocalSession(hello, self._clock(), self._num_streams)
+        self.adopt(session)
         return session
+
+    def adopt(self, session: Session) -> None:
+        """Take a device's newest session in, wherever its stream is; an earlier one that is here ends."""
+        earlier = self._sessions.get(session.device_id)
+        if isinstance(earlier, LocalSession):  # elsewhere that door ends it, when it hears of this one
+            earlier.end(ReplacedError(f"device {session.device_id} opened a newer stream; this one has ended"))
+        self._sessions[session.device_id] = session
+        self._forget_farewell(session.device_id)
+        self.quiet_since = session.connected_at
+        self.remind(session)
+
+    def remind(self, session: Session) -> None:
+        """Tell the listener of a session again, since what the device was sent may be lost."""
+        self._listener(DeviceConnected(session.device_id))
 
     def disconnect(self, session: Session) -> bool:
         """Note that a stream has ended; the device has the grace of its missed heartbeats to come back.
@@ -147,8 +187,8 @@ class Fleet:
             session.send(order)
 
     def end_all(self, error: ServerError) -> None:
-        """End every session and wait for nobody any more."""
-        for session in self:
+        """End every session at this door and wait for nobody any more."""
+        for session in self.here:
             session.end(error)
         for device_id in list(self._farewells):
             self._forget_farewell(device_id)

@@ -13,7 +13,8 @@ from bnncore.state import State
 from server.coordinator.disk import Disk
 from server.coordinator.versions import initial_state, read_exported_state
 from server.errors import InvalidJobError
-from server.jobs import JobConfig, StartChoice
+from server.job_parts import StartChoice
+from server.jobs import JobConfig
 
 
 async def load_start(disk: Disk, config: JobConfig, start: StartChoice) -> State:

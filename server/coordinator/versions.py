@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from bnncore.codec import get_codec, get_difference_codec, get_state_codec
+from bnncore.codec import NONE_LOCAL, get_codec, get_difference_codec, get_state_codec
 from bnncore.engine import Engine
 from bnncore.federated.replica import apply_step, make_step, model_codec
 from bnncore.optimizer import resolve_preset
@@ -13,7 +14,11 @@ from bnncore.spec import ModelSpec
 from bnncore.state import State, weights_digest
 from server.coordinator.messages import ModelStep
 from server.jobs import JobConfig
-from server.storage.base import BlobStore, VersionRecord
+from server.storage.base import VersionRecord
+from server.storage.payloads import BlobStore
+
+MOST_STEPS = 32
+"""Most steps that a task names: of every codec fewer take as many bytes as the model."""
 
 FULL_CODEC = "float32"
 """The codec of the full state, the master, that the coordinator keeps beside the model that devices hold."""
@@ -42,6 +47,8 @@ class VersionWriter:
     spec: ModelSpec
     down_codec: str
     blobs: BlobStore
+    local: AbstractSet[str] = NONE_LOCAL
+    """Names of the tensors that stay on devices; those of the full state never change."""
 
     def write(
         self, version: int, state: State, created_at: float, *, base: VersionRecord | None = None
@@ -62,8 +69,8 @@ class VersionWriter:
         else:
             steps = get_difference_codec(self.down_codec)
             replica = codec.decode(self.spec, self.blobs.get(base.payload_digest), kind="model")
-            difference = make_step(self.spec, state, replica, steps)
-            step = steps.encode(self.spec, difference, kind="step")
+            difference = make_step(self.spec, state, replica, steps, self.local)
+            step = steps.encode(self.spec, difference, kind="step", local=self.local)
             payload = codec.encode(self.spec, apply_step(replica, difference), kind="model")
         full = get_state_codec(FULL_CODEC).encode(self.spec, state, kind="update")
         return VersionRecord(
@@ -139,7 +146,7 @@ def steps_to(versions: Sequence[VersionRecord]) -> tuple[tuple[ModelStep, ...], 
     """List the newest steps to the last of a job's versions that have fewer bytes than its model.
 
     Args:
-      versions: all of them, by number.
+      versions: the newest ones, by number and without a gap; ``MOST_STEPS`` and one are enough.
 
     Returns:
       The steps, oldest first, and whether they begin at version 0.
@@ -153,4 +160,4 @@ def steps_to(versions: Sequence[VersionRecord]) -> tuple[tuple[ModelStep, ...], 
             return tuple(reversed(steps)), False
         left -= version.step_bytes
         steps.append(ModelStep(base.payload_digest, version.step_digest, version.step_bytes))
-    return tuple(reversed(steps)), True
+    return tuple(reversed(steps)), versions[0].version == 0

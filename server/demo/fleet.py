@@ -160,7 +160,7 @@ class Fleet:
         grpc_address, self.url = self._wait_until_ready()
         for folder in self._data_folders:
             device = folder.parent
-            where = ["--server", grpc_address, "--data", str(folder), "--dataset", "idx"]
+            where = ["--insecure", "--server", grpc_address, "--data", str(folder), "--dataset", "idx"]
             who = ["--device-id", device.name, "--state", str(device / "state")]
             self.devices[device.name] = self._spawn(device.name, [*_CLIENT, "run", *where, *who], self._device_python)
 

@@ -81,7 +81,7 @@ class JobWatch:
             while True:
                 self._check()
                 job = _get(client, f"/api/v1/jobs/{job_id}")
-                rounds = _get(client, f"/api/v1/jobs/{job_id}/rounds")
+                rounds = _get(client, f"/api/v1/jobs/{job_id}/rounds?limit=500&updates=false")
                 is_over = job["state"] not in ("PENDING", "RUNNING")
                 show(job, rounds, is_over)
                 if is_over:

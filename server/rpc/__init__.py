@@ -1,5 +1,6 @@
 """Devices' side: the gRPC service of ``bitfleet.v1`` over the coordinator."""
 
-from server.rpc.servicer import FleetService, create_server
+from server.rpc.ports import create_server, listen
+from server.rpc.servicer import FleetService
 
-__all__ = ["FleetService", "create_server"]
+__all__ = ["FleetService", "create_server", "listen"]

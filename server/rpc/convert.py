@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
 
 from bitfleet.v1 import fleet_pb2 as pb
-from server.coordinator.events import TaskOutcome
-from server.coordinator.messages import Conditions, DeviceHello, Heartbeat, SubmitAnswer, TaskOrder, UpdateHeader
+from server.coordinator.events import ExchangeStep, TaskOutcome
+from server.coordinator.messages import (
+    Conditions,
+    DeviceHello,
+    ExchangeOrder,
+    Heartbeat,
+    SecureTerms,
+    SubmitAnswer,
+    TaskOrder,
+    UpdateHeader,
+)
 from server.errors import InvalidRequestError
+from server.strategies import MAX_WEIGHT
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_CLASSES = 100_000
 _MAX_CLASS_NAME = 200
+_JOULES_SOURCES = frozenset({"rapl", "pmic", "ina219", "hwmon", "model"})
 
 
-def hello_of(message: pb.Hello) -> DeviceHello:
-    """Check and convert a Hello.
+def hello_of(message: pb.Hello, labels: Mapping[str, str]) -> DeviceHello:
+    """Check and convert a Hello; the labels are what the coordinator itself knows of the device.
 
     Raises:
       InvalidRequestError: a field is malformed.
@@ -31,16 +46,24 @@ def hello_of(message: pb.Hello) -> DeviceHello:
         classes=tuple(_text(name, _MAX_CLASS_NAME) for name in data.classes),
         input_shape=tuple(data.input_shape),
         num_examples=_count("data.num_examples", data.num_examples),
+        any_image_shape=data.any_image_shape,
+        needs_input_range=data.needs_input_range,
         isa=_text(capabilities.isa, 64),
         threads=min(capabilities.threads, 2**16),
         memory_bytes=_count("capabilities.memory_bytes", capabilities.memory_bytes),
         machine=_text(capabilities.machine, 64),
         conditions=_conditions_of(message.conditions),
+        labels=labels,
     )
 
 
 def _conditions_of(message: pb.Conditions) -> Conditions:
-    return Conditions(on_battery=message.on_battery, metered=message.metered, too_hot=message.too_hot)
+    return Conditions(
+        on_battery=message.on_battery,
+        metered=message.metered,
+        too_hot=message.too_hot,
+        outside_hours=message.outside_hours,
+    )
 
 
 def _text(value: str, limit: int) -> str:
@@ -64,7 +87,13 @@ def heartbeat_of(message: pb.Heartbeat) -> Heartbeat:
         total_steps=message.total_steps,
         pss_bytes=_count("pss_bytes", message.pss_bytes),
         conditions=_conditions_of(message.conditions),
+        temperature_c=_temperature_of(message),
     )
+
+
+def _temperature_of(message: pb.Heartbeat) -> float | None:
+    is_told = message.HasField("temperature_c") and math.isfinite(message.temperature_c)
+    return round(message.temperature_c, 3) if is_told else None
 
 
 def report_of(message: pb.TaskReport) -> tuple[str, TaskOutcome, str]:
@@ -83,8 +112,8 @@ def outcome_of(message: pb.TaskReport) -> TaskOutcome:
             return TaskOutcome.FAILED
 
 
-def header_of(message: pb.UpdateHeader) -> UpdateHeader:
-    """Check and convert an update's header.
+def header_of(message: pb.UpdateHeader, *, key_digest: str | None) -> UpdateHeader:
+    """Check and convert an update's header; the digest is of the key that the link's certificate is of.
 
     Raises:
       InvalidRequestError: a field is malformed. Values that are well-formed but wrong are the round's to refuse.
@@ -106,17 +135,52 @@ def header_of(message: pb.UpdateHeader) -> UpdateHeader:
         training_seconds=metrics.training_seconds if 0 < metrics.training_seconds < math.inf else None,
         steps=min(metrics.steps, 2**31 - 1),
         peak_pss_bytes=_count("peak_pss_bytes", metrics.peak_pss_bytes),
+        **_score_of(metrics),
+        **_energy_of(metrics),
+        step=_step_of(message.step),
+        attempt=min(message.attempt, 2**31 - 1),
+        key_digest=key_digest,
     )
 
 
-def task_message(order: TaskOrder, *, now: float) -> pb.ConnectResponse:
-    """Build a Task; its deadline is told in seconds from now."""
+def _step_of(value: int) -> ExchangeStep | None:
+    if value == pb.EXCHANGE_STEP_UNSPECIFIED:
+        return None
+    if value not in pb.ExchangeStep.values():
+        raise InvalidRequestError(f"step must be one of an exchange's, got {value}; upgrade the coordinator")
+    return ExchangeStep(pb.ExchangeStep.Name(value).removeprefix("EXCHANGE_STEP_"))
+
+
+def _energy_of(metrics: pb.UpdateMetrics) -> dict[str, Any]:
+    """Give the joules of a training; nothing where they cannot be true, or their source is not told."""
+    if not 0 < metrics.joules < math.inf or metrics.joules_source not in _JOULES_SOURCES:
+        return {}
+    return {"joules": metrics.joules, "joules_source": metrics.joules_source}
+
+
+def _score_of(metrics: pb.UpdateMetrics) -> dict[str, Any]:
+    """Give what a device says of the model on its validation part; nothing where that cannot be true."""
+    examples, correct, loss = metrics.validation_examples, metrics.validation_correct, metrics.validation_loss
+    if not (0 < examples <= MAX_WEIGHT and correct <= examples and 0 <= loss < math.inf):
+        return {}
+    return {"validation_examples": examples, "validation_correct": correct, "validation_loss": loss}
+
+
+def task_message(order: TaskOrder, *, now: float, urls: Mapping[str, str] = MappingProxyType({})) -> pb.ConnectResponse:
+    """Build a Task; its deadline is told in seconds from now.
+
+    Args:
+      order: the task.
+      now: on the clock of its deadline.
+      urls: by digest, where payloads can be read past the coordinator.
+    """
     task = pb.Task(
         task_id=order.task_id,
         job_id=order.job_id,
         round_number=order.round_number,
         model_digest=order.model_digest,
         model_bytes=order.model_bytes,
+        download_url=urls.get(order.model_digest, ""),
         spec_json=order.spec_json,
         training=pb.TrainingConfig(
             preset=order.preset,
@@ -127,23 +191,60 @@ def task_message(order: TaskOrder, *, now: float) -> pb.ConnectResponse:
             seed=order.seed,
             proximal_mu=order.proximal_mu,
             statistics_batches=order.statistics_batches,
+            local_validation=order.local_validation,
         ),
         down_codec=order.down_codec,
         up_codec=order.up_codec,
         classes=order.classes,
+        local_tensors=order.local_tensors,
+        quorum=order.quorum,
         deadline_s=max(0.0, order.deadline_at - now),
         steps=[
             pb.ModelStep(
                 base_digest=bytes.fromhex(step.base_digest),
                 digest=bytes.fromhex(step.digest),
                 num_bytes=step.num_bytes,
+                download_url=urls.get(step.digest, ""),
             )
             for step in order.steps
         ],
     )
     if order.initial_seed is not None:
         task.initial_seed = order.initial_seed
+    if order.secure is not None:
+        task.secure.CopyFrom(_secure_message(order.secure))
+    if order.input_range is not None:
+        task.input_range.CopyFrom(pb.InputRange(low=order.input_range.low, high=order.input_range.high))
     return pb.ConnectResponse(task=task)
+
+
+def _secure_message(terms: SecureTerms) -> pb.SecureAggregation:
+    message = pb.SecureAggregation(
+        attempt=terms.attempt,
+        min_members=terms.min_members,
+        threshold=terms.threshold,
+        degree=terms.degree,
+        weights=terms.weights,
+        clip=terms.clip,
+        scales=terms.scales,
+    )
+    if terms.privacy is not None:
+        message.privacy.CopyFrom(pb.DifferentialPrivacy(**asdict(terms.privacy)))
+    return message
+
+
+def exchange_message(order: ExchangeOrder) -> pb.ConnectResponse:
+    """Build an ExchangeOrder."""
+    return pb.ConnectResponse(
+        exchange=pb.ExchangeOrder(
+            task_id=order.task_id,
+            attempt=order.attempt,
+            step=f"EXCHANGE_STEP_{order.step}",
+            num_members=order.num_members,
+            peers=[pb.ExchangePeer(**vars(peer)) for peer in order.peers],
+            graph_seed=order.graph_seed,
+        )
+    )
 
 
 def answer_message(answer: SubmitAnswer) -> pb.SubmitUpdateResponse:

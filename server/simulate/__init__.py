@@ -1,7 +1,4 @@
-"""A whole federation in one process: the real coordinator, the devices' own code, messages over memory."""
+"""A whole federation in one process: the real coordinator, the devices' own code, messages over memory.
 
-from server.simulate.report import SimulationResult
-from server.simulate.run import SimulationError, simulate
-from server.simulate.scenario import Scenario
-
-__all__ = ["Scenario", "SimulationError", "SimulationResult", "simulate"]
+The modules are imported by their names: a worker that only trains (``ray_worker``) does not load the coordinator.
+"""

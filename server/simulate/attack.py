@@ -8,13 +8,14 @@ they are: they have to be plausible to be taken.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec import DifferenceCodec, SignTensor, get_codec
+from bnncore.codec import NONE_LOCAL, DifferenceCodec, SignTensor, get_codec
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32, to_int8
 
@@ -24,7 +25,14 @@ ATTACKS = {"negate": 1, "scale": 10}
 _MAX_SCALE = np.iinfo(np.uint16).max
 
 
-def poison(attack: str, spec: ModelSpec, base: State, payload: bytes, codec_name: str) -> bytes:
+def poison(
+    attack: str,
+    spec: ModelSpec,
+    base: State,
+    payload: bytes,
+    codec_name: str,
+    local: AbstractSet[str] = NONE_LOCAL,
+) -> bytes:
     """Turn an honest update into a hostile one.
 
     Args:
@@ -33,21 +41,22 @@ def poison(attack: str, spec: ModelSpec, base: State, payload: bytes, codec_name
       base: the model that training started from; of no use to a codec of differences.
       payload: the honest update.
       codec_name: its codec.
+      local: names of the tensors that it leaves out.
     """
     factor = ATTACKS[attack]
     roles = {tensor.name: tensor for tensor in spec.tensors}
     codec = get_codec(codec_name)
     if isinstance(codec, DifferenceCodec):
-        differences = codec.decode(spec, payload, kind="update")
+        differences = codec.decode(spec, payload, kind="update", local=local)
         for name, difference in differences.items():
             if not roles[name].is_statistic:
                 differences[name] = _against_sign(difference, factor)
-        return codec.encode(spec, differences, kind="update")
-    state = dict(codec.decode(spec, payload, kind="update"))
+        return codec.encode(spec, differences, kind="update", local=local)
+    state = dict(codec.decode(spec, payload, kind="update", local=local))
     for name, learnt in state.items():
         if not roles[name].is_statistic:
             state[name] = _against(base[name], learnt, factor, is_weight=roles[name].role == "weight")
-    return codec.encode(spec, state, kind="update")
+    return codec.encode(spec, state, kind="update", local=local)
 
 
 def _against(base: NDArray[Any], learnt: NDArray[Any], factor: int, *, is_weight: bool) -> NDArray[Any]:

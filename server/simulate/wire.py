@@ -6,7 +6,8 @@ What is counted is what gRPC would have carried: the bytes of every message, eit
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
@@ -34,6 +35,32 @@ class CallAborted(BitfleetError):
 class _Context:
     """As much of gRPC's context as the service uses."""
 
+    def __init__(self) -> None:
+        self._written: asyncio.Queue[Message] = asyncio.Queue(1)
+
+    def peer(self) -> str:
+        return "memory"
+
+    async def write(self, message: Message) -> None:
+        await self._written.put(carried(message))
+
+    async def responses(self, call: Coroutine[Any, Any, None]) -> AsyncIterator[Any]:
+        """Yield what a call writes, until it has ended."""
+        running = asyncio.create_task(call)
+        try:
+            while True:
+                written = asyncio.ensure_future(self._written.get())
+                await asyncio.wait((written, running), return_when=asyncio.FIRST_COMPLETED)
+                if not written.done():
+                    written.cancel()
+                    await running
+                    return
+                yield written.result()
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError, CallAborted):
+                await running
+
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: object = ()) -> NoReturn:
         raise CallAborted(code, details)
 
@@ -49,7 +76,6 @@ class Wire:
     def __init__(self, service: FleetService, *, chunk_bytes: int) -> None:
         self._service = service
         self._chunk_bytes = chunk_bytes
-        self._context = cast(Any, _Context())
 
     async def connect(self, said: asyncio.Queue[pb.ConnectRequest]) -> AsyncIterator[pb.ConnectResponse]:
         """Hold a device's stream: what it puts into ``said`` goes up, what the coordinator says is yielded."""
@@ -58,16 +84,18 @@ class Wire:
             while True:
                 yield carried(await said.get())
 
-        async for response in self._service.Connect(requests(), self._context):
-            yield carried(response)
+        context = _Context()
+        async for response in context.responses(self._service.Connect(requests(), cast(Any, context))):
+            yield response
 
     async def download(self, device_id: str, digest: str) -> tuple[bytes, int]:
         """Download a model; returns its payload and the serialised bytes of its messages."""
         request = carried(pb.DownloadModelRequest(device_id=device_id, model_digest=digest))
+        context = _Context()
         pieces, num_bytes = [], 0
-        async for response in self._service.DownloadModel(request, self._context):
+        async for response in context.responses(self._service.DownloadModel(request, cast(Any, context))):
             num_bytes += response.ByteSize()
-            pieces.append(carried(response).data)
+            pieces.append(response.data)
         return b"".join(pieces), num_bytes
 
     async def submit(self, header: pb.UpdateHeader, payload: bytes) -> pb.SubmitUpdateResponse:
@@ -77,11 +105,11 @@ class Wire:
             for part in self._parts(header, payload):
                 yield carried(part)
 
-        return carried(await self._service.SubmitUpdate(requests(), self._context))
+        return carried(await self._service.SubmitUpdate(requests(), cast(Any, _Context())))
 
-    def update_bytes(self, header: pb.UpdateHeader, payload: bytes) -> int:
+    def update_bytes(self, header: pb.UpdateHeader) -> int:
         """Count the serialised bytes of an update's messages."""
-        return sum(part.ByteSize() for part in self._parts(header, payload))
+        return sum(part.ByteSize() for part in self._parts(header, bytes(header.total_bytes)))
 
     def _parts(self, header: pb.UpdateHeader, payload: bytes) -> Iterator[pb.SubmitUpdateRequest]:
         yield pb.SubmitUpdateRequest(header=header)

@@ -6,69 +6,104 @@ coordinator; the schema is brought up to date when the database is opened.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
-from importlib import resources
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, Engine, RowMapping, Table, create_engine, event, func, insert, select, update
-from sqlalchemy.engine import make_url
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool
 
 from bnncore.errors import ConfigurationError
 from server.errors import ConflictError
 from server.storage import tables
-from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
+from server.storage.backup_lock import may_delete
+from server.storage.base import (
+    DeviceRecord,
+    JobRecord,
+    RoundRecord,
+    ScoreRecord,
+    StepRecord,
+    UpdateRecord,
+    VersionRecord,
+)
+from server.storage.engines import make_engine, shown
+from server.storage.leases import check_fence
+from server.storage.mapping import record_of
+from server.storage.pages_sql import SqlPages
+from server.storage.promotions_sql import SqlPromotions, promoted, take_turn
+from server.storage.schema import bring_up_to_date
+from server.storage.sqlite_pages import DamagedDatabaseError, check_pages, is_damage
+from server.storage.trust_sql import SqlTrust
 
 _log = logging.getLogger(__name__)
 
-_Record = TypeVar("_Record", JobRecord, RoundRecord, UpdateRecord, VersionRecord, DeviceRecord)
+_INSERTS: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
+"""``INSERT ... ON CONFLICT`` by dialect."""
+
+_Record = TypeVar("_Record", JobRecord, RoundRecord, UpdateRecord, StepRecord, VersionRecord, DeviceRecord)
 
 
-def open_storage(url: str) -> SqlStorage:
+def open_storage(url: str, name: str = "") -> SqlStorage:
     """Open a database, creating or migrating its schema.
 
     Args:
       url: an SQLAlchemy URL: ``sqlite:///path/to/file.db`` or ``postgresql+psycopg://user:password@host/name``.
+      name: by which PostgreSQL shows the connections.
 
     Raises:
-      ConfigurationError: the URL is malformed, its driver is not installed, or the database cannot be opened.
+      ConfigurationError: the URL is malformed, its driver is not installed, the database cannot be opened, or its
+        schema is one that this version may not use.
+      DamagedDatabaseError: the disk has damaged it.
     """
-    try:
-        engine = create_engine(make_url(url), poolclass=QueuePool, pool_pre_ping=True)
-        shown = engine.url.render_as_string(hide_password=True)
-    except (SQLAlchemyError, ImportError) as error:
-        raise ConfigurationError(f"--database must be a URL of an installed driver: {error}") from error
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+    engine = make_engine(url, name)
     try:
         with engine.begin() as connection:
-            _migrate(connection)
-    except SQLAlchemyError as error:
+            if engine.dialect.name == "sqlite":
+                check_pages(connection, shown(engine))
+            bring_up_to_date(connection)
+    except (SQLAlchemyError, sqlite3.Error) as error:
         engine.dispose()
-        raise ConfigurationError(f"cannot open the database {shown}: {error}") from error
+        if is_damage(error):
+            raise DamagedDatabaseError(shown(engine), str(error.__cause__ or error)) from error
+        raise ConfigurationError(f"cannot open the database {shown(engine)}: {error}") from error
+    except ConfigurationError:
+        engine.dispose()
+        raise
     return SqlStorage(engine)
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-        connection.execute(f"PRAGMA {pragma}")
+@contextlib.contextmanager
+def using_database(url: str) -> Iterator[Engine]:
+    """Use a database, as it is, for the block.
 
-
-def _migrate(connection: Connection) -> None:
-    command.upgrade(alembic_config(connection), "head")
-
-
-def alembic_config(connection: Connection) -> Config:
-    """Return what Alembic's commands need to work on an open connection."""
-    config = Config()
-    config.set_main_option("script_location", str(resources.files("server.storage") / "migrations"))
-    config.attributes["connection"] = connection
-    return config
+    Raises:
+      ConfigurationError: the URL is malformed, its driver is not installed, or the database cannot be used.
+    """
+    engine = make_engine(url)
+    try:
+        yield engine
+    except SQLAlchemyError as error:
+        raise ConfigurationError(f"cannot use the database {shown(engine)}: {error}") from error
+    finally:
+        engine.dispose()
 
 
 class SqlStorage:
@@ -76,27 +111,56 @@ class SqlStorage:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.fence: int | None = None
+        """Of the rounds' lease as this process holds it; None: there are no others. See ``server.storage.leases``."""
+        self.pages = SqlPages(engine)
+        self.trust = SqlTrust(engine)
+        self.promotions = SqlPromotions(engine)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may use the database at the same time."""
+        return self._engine.dialect.name == "postgresql"
+
+    def check(self) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(select(tables.jobs.c.position).limit(1))
+
+    def may_delete(self) -> contextlib.AbstractContextManager[bool]:
+        return may_delete(self._engine)
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _leading(self) -> Iterator[Connection]:
+        """Begin a transaction that only the rounds' lead may make; raises LeaseLostError."""
+        fence = self.fence  # now: while the database is away, the lease may be lost, and be got again
+        with self._engine.begin() as connection:
+            if fence is not None:
+                check_fence(connection, fence)
+            yield connection
 
     # Jobs
 
     def add_job(self, job: JobRecord) -> None:
         try:
-            with self._engine.begin() as connection:
+            with self._leading() as connection:
                 connection.execute(insert(tables.jobs).values(asdict(job)))
         except IntegrityError as error:
-            raise ConflictError(f"a job with id {job.job_id!r} exists already") from error
+            raise ConflictError(f"a job with id {job.job_id!r}, or of the same request, exists already") from error
 
     def get_job(self, job_id: str) -> JobRecord | None:
         return self._one(JobRecord, tables.jobs, job_id=job_id)
+
+    def find_job(self, idempotency_key: str) -> JobRecord | None:
+        return self._one(JobRecord, tables.jobs, idempotency_key=idempotency_key)
 
     def list_jobs(self) -> list[JobRecord]:
         return self._many(JobRecord, tables.jobs, order_by="position")
 
     def set_job_state(self, job_id: str, state: str, *, finished_at: float | None = None, reason: str = "") -> None:
-        with self._engine.begin() as connection:
+        with self._leading() as connection:
             connection.execute(
                 update(tables.jobs)
                 .where(tables.jobs.c.job_id == job_id)
@@ -106,10 +170,10 @@ class SqlStorage:
     # Rounds and updates
 
     def save_round(self, round_: RoundRecord, assigned: Iterable[UpdateRecord] = ()) -> None:
-        with self._engine.begin() as connection:
-            _upsert(connection, tables.rounds, asdict(round_))
-            for row in assigned:
-                _upsert(connection, tables.updates, asdict(row))
+        with self._leading() as connection:
+            _upsert(connection, tables.rounds, [round_])
+            _upsert(connection, tables.updates, assigned)
+            _forget_steps(connection, round_)
 
     def get_round(self, job_id: str, round_number: int) -> RoundRecord | None:
         return self._one(RoundRecord, tables.rounds, job_id=job_id, round_number=round_number)
@@ -117,22 +181,41 @@ class SqlStorage:
     def list_rounds(self, job_id: str) -> list[RoundRecord]:
         return self._many(RoundRecord, tables.rounds, order_by="round_number", job_id=job_id)
 
-    def recent_overheads(self, limit: int) -> list[float]:
+    def recent_overheads(self, limit: int, job_id: str | None = None) -> list[float]:
         columns = tables.rounds.c
         newest = select(columns.overhead_s).where(columns.overhead_s.is_not(None)).order_by(columns.committed_at.desc())
+        if job_id is not None:
+            newest = newest.where(columns.job_id == job_id)
         with self._engine.connect() as connection:
             return list(connection.execute(newest.limit(limit)).scalars())
 
-    def commit_round(self, round_: RoundRecord, version: VersionRecord, updates: Iterable[UpdateRecord] = ()) -> None:
-        with self._engine.begin() as connection:
-            _upsert(connection, tables.versions, asdict(version))
-            _upsert(connection, tables.rounds, asdict(round_))
-            for row in updates:
-                _upsert(connection, tables.updates, asdict(row))
+    def commit_round(
+        self,
+        round_: RoundRecord,
+        version: VersionRecord,
+        updates: Iterable[UpdateRecord] = (),
+        scores: Mapping[int, ScoreRecord] = MappingProxyType({}),
+    ) -> None:
+        columns = tables.rounds.c
+        with self._leading() as connection:
+            _upsert(connection, tables.versions, [version])
+            _upsert(connection, tables.rounds, [round_])
+            _upsert(connection, tables.updates, updates)
+            _forget_steps(connection, round_)
+            for number, score in scores.items():
+                connection.execute(
+                    update(tables.rounds)
+                    .where(columns.job_id == round_.job_id, columns.round_number == number)
+                    .values(
+                        local_examples=columns.local_examples + score.examples,
+                        local_correct=columns.local_correct + score.correct,
+                        local_loss_sum=columns.local_loss_sum + score.loss_sum,
+                    )
+                )
 
     def set_evaluation(self, job_id: str, round_number: int, *, accuracy: float, loss: float) -> None:
         columns = tables.rounds.c
-        with self._engine.begin() as connection:
+        with self._leading() as connection:
             connection.execute(
                 update(tables.rounds)
                 .where(columns.job_id == job_id, columns.round_number == round_number)
@@ -140,9 +223,16 @@ class SqlStorage:
             )
 
     def record_updates(self, updates: Iterable[UpdateRecord]) -> None:
-        with self._engine.begin() as connection:
-            for row in updates:
-                _upsert(connection, tables.updates, asdict(row))
+        with self._leading() as connection:
+            _upsert(connection, tables.updates, updates)
+
+    def record_steps(self, steps: Iterable[StepRecord]) -> None:
+        with self._leading() as connection:
+            _upsert(connection, tables.steps, steps)
+
+    def list_steps(self, job_id: str, round_number: int) -> list[StepRecord]:
+        keys: dict[str, object] = {"job_id": job_id, "round_number": round_number}
+        return self._many(StepRecord, tables.steps, order_by="step, device_id", **keys)
 
     def get_update(self, job_id: str, round_number: int, device_id: str) -> UpdateRecord | None:
         return self._one(UpdateRecord, tables.updates, job_id=job_id, round_number=round_number, device_id=device_id)
@@ -173,8 +263,15 @@ class SqlStorage:
     # Model versions
 
     def add_version(self, version: VersionRecord) -> None:
-        with self._engine.begin() as connection:
-            _upsert(connection, tables.versions, asdict(version))
+        with self._leading() as connection:
+            _upsert(connection, tables.versions, [version])
+
+    def replace_versions(self, versions: Iterable[VersionRecord]) -> None:
+        wanted = list(versions)
+        with self._leading() as connection:
+            take_turn(connection, *{version.job_id for version in wanted})
+            kept = promoted(connection)
+            _upsert(connection, tables.versions, [v for v in wanted if v.is_kept or (v.job_id, v.version) not in kept])
 
     def get_version(self, job_id: str, version: int) -> VersionRecord | None:
         return self._one(VersionRecord, tables.versions, job_id=job_id, version=version)
@@ -182,19 +279,48 @@ class SqlStorage:
     def list_versions(self, job_id: str) -> list[VersionRecord]:
         return self._many(VersionRecord, tables.versions, order_by="version", job_id=job_id)
 
-    def find_payload(self, digest: str) -> int | None:
+    def versions_before(self, job_id: str, version: int, limit: int) -> list[VersionRecord]:
         columns = tables.versions.c
-        models = select(columns.payload_bytes).where(columns.payload_digest == digest)
-        steps = select(columns.step_bytes).where(columns.step_digest == digest)
+        before = select(tables.versions).where(columns.job_id == job_id, columns.version < version)
         with self._engine.connect() as connection:
-            return connection.execute(models.union_all(steps).limit(1)).scalar()
+            rows = connection.execute(before.order_by(columns.version.desc()).limit(limit)).mappings().all()
+        return [record_of(VersionRecord, row) for row in reversed(rows)]
+
+    def forget_versions(self, job_id: str, after: int) -> None:
+        versions, rounds, updates, steps = tables.versions.c, tables.rounds.c, tables.updates.c, tables.steps.c
+        promotions = tables.promotions.c
+        with self._leading() as connection:
+            take_turn(connection, job_id)
+            for table, job, number in (
+                (tables.steps, steps.job_id, steps.round_number),
+                (tables.updates, updates.job_id, updates.round_number),
+                (tables.rounds, rounds.job_id, rounds.round_number),
+                (tables.promotions, promotions.job_id, promotions.version),
+                (tables.versions, versions.job_id, versions.version),
+            ):
+                connection.execute(delete(table).where(job == job_id, number > after))
+
+    def find_payload(self, digest: str, device_id: str) -> int | None:
+        version, row = tables.versions.c, tables.updates.c
+        of_device = tables.versions.join(tables.updates, (row.job_id == version.job_id) & (row.device_id == device_id))
+        models = select(version.payload_bytes).select_from(of_device)
+        steps = select(version.step_bytes).select_from(of_device)
+        found = union_all(
+            models.where(
+                version.payload_digest == digest, version.version == row.round_number - 1, version.is_kept.is_(True)
+            ),
+            steps.where(
+                version.step_digest == digest, version.version < row.round_number, version.is_step_kept.is_(True)
+            ),
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(found.limit(1)).scalar()
 
     # Devices
 
     def save_device(self, device: DeviceRecord) -> None:
-        values = asdict(device)
         with self._engine.begin() as connection:
-            _upsert(connection, tables.devices, values, keep={"first_seen"})
+            _upsert(connection, tables.devices, [device], keep={"first_seen"})
 
     def list_devices(self) -> list[DeviceRecord]:
         return self._many(DeviceRecord, tables.devices, order_by="device_id")
@@ -202,55 +328,64 @@ class SqlStorage:
     # Payloads
 
     def referenced_digests(self) -> set[str]:
-        version, row, round_ = tables.versions.c, tables.updates.c, tables.rounds.c
         with self._engine.connect() as connection:
-            found = set(connection.execute(select(version.payload_digest)).scalars())
-            found.update(connection.execute(select(version.state_digest)).scalars())
-            newest = (
-                select(version.job_id, func.max(version.version).label("version")).group_by(version.job_id).subquery()
-            )
-            is_newest = (newest.c.job_id == version.job_id) & (newest.c.version == version.version)
-            found.update(connection.execute(select(version.memory_digest).join(newest, is_newest)).scalars())
-            found.update(connection.execute(select(version.step_digest)).scalars())
-            found.update(
-                connection.execute(
-                    select(row.update_digest)
-                    .join(
-                        tables.rounds,
-                        (round_.job_id == row.job_id) & (round_.round_number == row.round_number),
-                    )
-                    .where(row.status == "ACCEPTED", round_.state.not_in(("COMMITTED", "FAILED")))
-                ).scalars()
-            )
-        return {digest for digest in found if digest}
+            return referenced_digests(connection)
 
     def _one(self, kind: type[_Record], table: Table, **keys: object) -> _Record | None:
         with self._engine.connect() as connection:
             row = connection.execute(select(table).where(*_equal(table, keys))).mappings().one_or_none()
-        return None if row is None else _record(kind, row)
+        return None if row is None else record_of(kind, row)
 
     def _many(self, kind: type[_Record], table: Table, *, order_by: str, **keys: object) -> list[_Record]:
         columns = [table.c[name.strip()] for name in order_by.split(",")]
         with self._engine.connect() as connection:
             rows = connection.execute(select(table).where(*_equal(table, keys)).order_by(*columns)).mappings().all()
-        return [_record(kind, row) for row in rows]
+        return [record_of(kind, row) for row in rows]
+
+
+def referenced_digests(connection: Connection) -> set[str]:
+    """Return the digests of the payloads that rows name; see ``Storage.referenced_digests``."""
+    version, row, round_, step = tables.versions.c, tables.updates.c, tables.rounds.c, tables.steps.c
+    kept, step_kept = version.is_kept.is_(True), version.is_step_kept.is_(True)
+    found = set(connection.execute(select(version.payload_digest).where(kept)).scalars())
+    found.update(connection.execute(select(version.state_digest).where(kept)).scalars())
+    newest = select(version.job_id, func.max(version.version).label("version")).group_by(version.job_id).subquery()
+    is_newest = (newest.c.job_id == version.job_id) & (newest.c.version == version.version)
+    found.update(connection.execute(select(version.memory_digest).join(newest, is_newest)).scalars())
+    found.update(connection.execute(select(version.step_digest).where(step_kept)).scalars())
+    found.update(
+        connection.execute(
+            select(row.update_digest)
+            .join(
+                tables.rounds,
+                (round_.job_id == row.job_id) & (round_.round_number == row.round_number),
+            )
+            .where(row.status == "ACCEPTED", round_.state.not_in(("COMMITTED", "FAILED")))
+        ).scalars()
+    )
+    found.update(connection.execute(select(step.digest)).scalars())
+    return {digest for digest in found if digest}
+
+
+def _forget_steps(connection: Connection, round_: RoundRecord) -> None:
+    """Forget the steps of a round's exchanges but those of the one that it is in."""
+    columns = tables.steps.c
+    old = delete(tables.steps).where(columns.job_id == round_.job_id, columns.round_number == round_.round_number)
+    if round_.state not in ("COMMITTED", "FAILED"):
+        old = old.where(columns.exchange != round_.exchange)
+    connection.execute(old)
 
 
 def _equal(table: Table, keys: Mapping[str, object]) -> list[Any]:
     return [table.c[name] == value for name, value in keys.items()]
 
 
-def _record(kind: type[_Record], row: RowMapping) -> _Record:
-    """Build a record from its row; JSON arrays become tuples."""
-    values = {field.name: row[field.name] for field in fields(kind)}
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return kind(**plain)
-
-
-def _upsert(connection: Connection, table: Table, values: Mapping[str, Any], keep: Iterable[str] = ()) -> None:
-    """Update the row of this primary key, or insert it. Safe because the coordinator is the only writer."""
-    keys = {column.name: values[column.name] for column in table.primary_key}
-    changed = {name: value for name, value in values.items() if name not in keys and name not in set(keep)}
-    result = connection.execute(update(table).where(*_equal(table, keys)).values(changed))
-    if result.rowcount == 0:
-        connection.execute(insert(table).values(values))
+def _upsert(connection: Connection, table: Table, rows: Iterable[_Record], keep: Iterable[str] = ()) -> None:
+    """Insert rows, or update those whose primary key is there, in everything but the columns ``keep``."""
+    values = [asdict(row) for row in rows]
+    if not values:
+        return
+    statement = _INSERTS[connection.dialect.name](table)
+    keys = [column.name for column in table.primary_key]
+    changed = {name: statement.excluded[name] for name in values[0] if name not in keys and name not in set(keep)}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), values)

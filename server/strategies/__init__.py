@@ -9,18 +9,23 @@ from server.strategies.base import (
     UpdateReader,
     difference_of,
 )
-from server.strategies.fixed_point import check_values
-from server.strategies.registry import STRATEGIES, make_strategy
+from server.strategies.fixed_point import MAX_WEIGHT, check_total, check_values
+from server.strategies.registry import STRATEGIES, make_strategy, register_strategy
+from server.strategies.server_optimizer import ServerOptimizer
 
 __all__ = [
+    "MAX_WEIGHT",
     "STRATEGIES",
     "Accumulator",
     "CohortStrategy",
     "FoldingStrategy",
+    "ServerOptimizer",
     "Strategy",
     "Update",
     "UpdateReader",
+    "check_total",
     "check_values",
     "difference_of",
     "make_strategy",
+    "register_strategy",
 ]

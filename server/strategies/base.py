@@ -31,6 +31,8 @@ from safetensors.numpy import load, save
 
 from bnncore.codec import SignTensor, fold_many
 from bnncore.errors import CheckpointError, PayloadError, SpecError
+from bnncore.secure.scales import Scales
+from bnncore.secure.values import ValueSum
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32
 from server.errors import InvalidJobError
@@ -183,6 +185,19 @@ class FoldingStrategy(Strategy):
 
         Raises:
           PayloadError: a value or the weight lies outside what the fixed point can carry. The accumulator is unchanged.
+        """
+
+    @abstractmethod
+    def fold_sum(self, accumulator: Accumulator, total: ValueSum, scales: Scales) -> None:
+        """Add the sum of many updates, each of weight 1, to ``accumulator`` in place: what secure aggregation gives.
+
+        Args:
+          accumulator: from ``init`` of the same spec; it sums differences, unless ``total`` holds statistics alone.
+          total: the sum.
+          scales: magnitudes that the updates' signs had in common; empty: the mean of their own.
+
+        Raises:
+          PayloadError: they are more than a round carries. The accumulator is unchanged.
         """
 
     @abstractmethod

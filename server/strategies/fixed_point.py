@@ -9,8 +9,10 @@ tensor                steps per 1.0          why
 weight, int8, int16   2^24 per 1/127         exact: such a weight is a whole number of 1/127
 weight, signs, int32  2^16 per fine unit     exact: a fine unit is 1/256 of 1/127
 weight, float32       127 * 2^24             the same unit, so all kinds may meet in one sum
-beta                  2^22                   |beta| < 2^10
-mean, mean_abs_dev    2^(31 - b)             |pre-activation| <= 2^b, known from the layer's fan-in
+beta, bias, weight    2^22                   real-valued parameters: |beta| < 2^10
+of a real layer
+mean, mean_abs_dev    2^(31 - b)             |pre-activation| <= 2^b, known from the fan-in of a binary layer; after a
+                                             real-valued one b is 16, or 20 if it reads the samples, which reach 255
 ====================  =====================  ==========================================================
 
 Differences have the same units; one of a weight lies within +-2, or 2^16 fine units. Everything is done in blocks, so
@@ -19,14 +21,16 @@ no function here needs memory in proportion to a tensor beyond what it returns.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnncore.codec import SignTensor
+from bnncore.codec import SignTensor, statistic_bounds
 from bnncore.errors import PayloadError
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -41,7 +45,9 @@ WEIGHT_SHIFT = 24
 FINE_SHIFT = 16
 _WEIGHT_UNITS = 127 * 2**WEIGHT_SHIFT
 _MAX_STEPS = 2**32
-_BETA_BITS = 10
+_REAL_BITS = 10
+"""A real-valued parameter lies within +-2^10."""
+_REAL_BOUND, _SAMPLES_BOUND = 2**16, 2**20
 _BLOCK = 1 << 16
 _UNITS: dict[np.dtype[Any], float] = {
     np.dtype(np.float32): 1.0,
@@ -52,20 +58,25 @@ _UNITS: dict[np.dtype[Any], float] = {
 """Units per 1.0 of what may stand in an update."""
 
 
-def steps_by_tensor(spec: ModelSpec) -> dict[str, int]:
-    """Return the fixed-point steps per 1.0 of each tensor.
-
-    A pre-activation is a sum of fan_in products of +-1 with +-1, or with x = 2u - 255 in the first layer.
-    """
+@functools.lru_cache(maxsize=8)
+def steps_by_tensor(spec: ModelSpec) -> Mapping[str, int]:
+    """Return the fixed-point steps per 1.0 of each tensor, in the spec's order."""
+    bounds = statistic_bounds(spec)
+    sees_samples = spec.tensors[0].name
     steps: dict[str, int] = {}
-    for block in spec.blocks:
-        largest = block.fan_in * (255 if block.is_first else 1)
-        bits = math.ceil(math.log2(largest)) + 1  # one bit more, for rounding of a statistic that sits on the bound
-        steps[f"{block.linear}.weight"] = _WEIGHT_UNITS
-        steps[f"{block.norm}.beta"] = _MAX_STEPS >> _BETA_BITS
-        steps[f"{block.norm}.mean"] = _MAX_STEPS >> bits
-        steps[f"{block.norm}.mean_abs_dev"] = _MAX_STEPS >> bits
-    return steps
+    layer = ""
+    for tensor in spec.tensors:
+        if tensor.role in ("weight", "real_weight"):
+            layer = tensor.name
+        if tensor.role == "weight":
+            steps[tensor.name] = _WEIGHT_UNITS
+        elif tensor.is_statistic:
+            bound = bounds.get(tensor.name, _SAMPLES_BOUND if layer == sees_samples else _REAL_BOUND)
+            # one bit more, for rounding of a statistic that sits on the bound
+            steps[tensor.name] = _MAX_STEPS >> bound.bit_length()
+        else:
+            steps[tensor.name] = _MAX_STEPS >> _REAL_BITS
+    return MappingProxyType(steps)
 
 
 def blocks(size: int, length: int = _BLOCK) -> Iterator[slice]:
@@ -81,7 +92,11 @@ def check_update(accumulator: Accumulator, update: Update, weight: int) -> None:
       PayloadError: the weight or a value is more than the fixed point can carry, or not a number.
     """
     check_values(accumulator.spec, update, weight, is_difference=accumulator.is_difference)
-    total = accumulator.total_weight + weight
+    check_total(accumulator.total_weight + weight)
+
+
+def check_total(total: int) -> None:
+    """Check the sum of a round's weights; raises PayloadError where it is more than the fixed point can carry."""
     if total > MAX_TOTAL_WEIGHT:
         raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} examples, this update would make {total}")
 
@@ -128,6 +143,40 @@ def add_tensor(sums: NDArray[np.int64], values: NDArray[Any], steps: int, weight
     """Add ``weight`` times a tensor to its sums; both are flat."""
     for block in blocks(sums.size):
         sums[block] += to_fixed(values[block], steps) * weight
+
+
+def add_sums(
+    accumulator: Accumulator,
+    sums: Mapping[str, NDArray[np.int64]],
+    units: Mapping[str, float],
+    num_updates: int,
+) -> None:
+    """Add whole-number sums of many updates, each of weight 1; tensors that have none are left as they are.
+
+    Args:
+      accumulator: to add to.
+      sums: int64 of each tensor's shape.
+      units: what 1.0 is in them, of which the accumulator's steps are a multiple.
+      num_updates: how many updates were added up.
+
+    Raises:
+      PayloadError: they are more than a round carries; nothing has changed.
+    """
+    total = accumulator.total_weight + num_updates
+    if total > MAX_TOTAL_WEIGHT:
+        raise PayloadError(f"a round carries at most {MAX_TOTAL_WEIGHT} updates, these would make {total}")
+    steps = steps_by_tensor(accumulator.spec)
+    for name, values in sums.items():
+        accumulator.sums[name] += values * _factor(steps[name], units[name])
+    accumulator.total_weight = total
+    accumulator.num_updates += num_updates
+
+
+def _factor(steps: int, units: float) -> int:
+    factor = Fraction(steps) / Fraction(units)
+    if factor.denominator != 1:
+        raise PayloadError(f"{steps} steps per 1.0 must be a multiple of the {units} units that sums are told in")
+    return factor.numerator
 
 
 def merge_sums(accumulator: Accumulator, other: Accumulator) -> Accumulator:
@@ -211,6 +260,6 @@ def require_base(base: State | None) -> State:
 
 
 def moved(base: NDArray[np.float32], step: NDArray[np.float64], *, is_weight: bool) -> NDArray[np.float32]:
-    """Add a step to parameters, in float64, and keep them in range: weights in [-1, 1], beta in +-2^10."""
-    limit = 1.0 if is_weight else 2.0**_BETA_BITS
+    """Add a step to parameters, in float64, and keep them in range: [-1, 1], or +-2^10 where they are real-valued."""
+    limit = 1.0 if is_weight else 2.0**_REAL_BITS
     return np.clip(base.astype(np.float64) + step, -limit, limit).astype(np.float32)

@@ -3,8 +3,8 @@
 ``w <- w + step sign(sum_i n_i sign(d_i))``
 
 d_i is device i's difference to the model that the round started from; 0 is no vote, a tie moves nothing. However large
-a device's difference, its vote counts as its examples do. Weights stay within [-1, 1]. Beta and running statistics are
-weighted means, as in FedAvg.
+a device's difference, its vote counts as its examples do. Weights stay within [-1, 1]. Real-valued parameters and
+running statistics are weighted means, as in FedAvg.
 
 Memory: 8 bytes per parameter, whatever the number of devices.
 Source: Bernstein et al., "signSGD with Majority Vote is Communication Efficient and Fault Tolerant" (2019), Alg. 1.
@@ -18,9 +18,12 @@ from typing import ClassVar
 import numpy as np
 
 from bnncore.codec import SignTensor
+from bnncore.secure.scales import Scales
+from bnncore.secure.values import ValueSum
 from bnncore.state import State
 from server.strategies.base import Accumulator, Update
 from server.strategies.fixed_point import (
+    add_sums,
     add_tensor,
     blocks,
     check_update,
@@ -72,6 +75,13 @@ class SignVote(SummingStrategy):
         accumulator.total_weight += weight
         accumulator.num_updates += 1
 
+    def fold_sum(self, accumulator: Accumulator, total: ValueSum, scales: Scales) -> None:
+        """Count the votes; under masks whoever left a weight as it was votes for plus, as its sign is that of 0."""
+        sums = {name: sums for name, sums in total.tensors(scales).items() if name not in total.signs}
+        add_sums(accumulator, sums, total.form.units, total.num_updates)
+        for name, votes in total.signs.items():
+            accumulator.sums[name] += votes
+
     def finish(self, accumulator: Accumulator, base: State | None, memory: State | None) -> tuple[State, State | None]:
         complete(accumulator)
         base = require_base(base)
@@ -84,7 +94,7 @@ class SignVote(SummingStrategy):
             is_weight = tensor.role == "weight"
             result = np.empty(tensor.shape, np.float32)
             flat, old, sums = result.reshape(-1), base[name].reshape(-1), accumulator.sums[name].reshape(-1)
-            change = None if is_weight else mean(accumulator, name).astype(np.float64)
+            change = None if is_weight else mean(accumulator, name).reshape(-1).astype(np.float64)
             for block in blocks(flat.size):
                 step = self.step * np.sign(sums[block]).astype(np.float64) if change is None else change[block]
                 flat[block] = moved(old[block], step, is_weight=is_weight)
