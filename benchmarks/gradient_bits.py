@@ -1,23 +1,26 @@
-"""What rounding gradients to 8 bits costs: the paper's MLP on MNIST with exact and with rounded gradients.
+"""What rounding gradients to 8, 6 and 4 bits costs: the paper's MLP on MNIST with exact and with rounded gradients.
 
-    python -m benchmarks.gradient_bits --data DIR --epochs 4 --json PATH
+    python -m benchmarks.gradient_bits --data DIR --epochs 4 --seeds 0,1,2 --json PATH
 
-The same network, seeds, batches and optimizer (Adam on float32 latent weights, step size decayed linearly) in plain
-NumPy, four times: gradients in float64; dY rounded stochastically to int8; dX and dY both; and the same without the
-mask |x| <= 1 of the straight-through estimator, which is not optional. The native engine's ``adam``, which rounds both,
-runs beside them.
+The same network, batches and optimizer (Adam on float32 latent weights, step size decayed linearly) in plain NumPy:
+gradients in float64; dY rounded stochastically to int8; dX and dY both; both to 6 and to 4 bits, with one scale for the
+tensor or one for each channel; and int8 without the mask |x| <= 1 of the straight-through estimator, which is not
+optional. The native engine's ``adam``, which rounds both to int8, runs beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from bnncore.data import open_dataset
 from bnncore.data.dataset import Dataset
@@ -27,6 +30,8 @@ from bnncore.reference import l1_batch_norm, l1_batch_norm_gradient
 from bnncore.zoo import mlp
 
 Floats = NDArray[np.float64]
+Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images [N, 784] and labels [N]."""
 BATCH = 100
 
 
@@ -35,20 +40,37 @@ def exact(gradient: Floats, _: np.random.Generator) -> Floats:
     return gradient
 
 
-def int8(gradient: Floats, rng: np.random.Generator) -> Floats:
-    """Round to 127 steps either side, stochastically, under the tensor's own largest magnitude."""
-    scale = np.abs(gradient).max() / 127
-    rounded: Floats = np.floor(gradient / scale + rng.random(gradient.shape)) * scale if scale > 0 else gradient
-    return rounded
+@dataclass(frozen=True)
+class Rounding:
+    """Round stochastically to whole steps, ``2^(bits - 1) - 1`` of them either side of 0.
+
+    Attributes:
+      bits: of a rounded gradient, its sign among them.
+      by_channel: the largest magnitude of each column [B, this] is its scale; otherwise the whole tensor's is.
+    """
+
+    bits: int
+    by_channel: bool = False
+
+    def __call__(self, gradient: Floats, rng: np.random.Generator) -> Floats:
+        largest = np.abs(gradient).max(axis=0 if self.by_channel else None, keepdims=True)
+        step = np.where(largest > 0, largest, 1) / (2 ** (self.bits - 1) - 1)
+        rounded: Floats = np.floor(gradient / step + rng.random(gradient.shape)) * step
+        return rounded
+
+
+INT8 = Rounding(8)
 
 
 class Network:
     """The paper's MLP with float latent weights, Adam, and a rounding of its choice."""
 
-    def __init__(self, *, round_x: Callable[..., Floats], round_y: Callable[..., Floats], mask: bool) -> None:
+    def __init__(
+        self, seed: int, *, round_x: Callable[..., Floats], round_y: Callable[..., Floats], mask: bool = True
+    ) -> None:
         self.round_x, self.round_y, self.mask = round_x, round_y, mask
-        rng = np.random.default_rng(0)
-        self.rng = np.random.default_rng(1)
+        rng = np.random.default_rng([0, seed])
+        self.rng = np.random.default_rng([1, seed])
         blocks = mlp().blocks
         self.weights = [
             rng.uniform(-1, 1, (b.out_features, b.in_features)) * np.sqrt(3 / b.in_features) for b in blocks
@@ -109,11 +131,63 @@ class Network:
         value -= step_size * mean / (1 - 0.9**self.steps) / corrected
 
 
-def load(dataset: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def load(dataset: Dataset) -> Samples:
     """Read a whole data set; this benchmark trades memory for speed."""
     rows = np.empty((dataset.num_examples, dataset.rows.row_bytes), np.uint8)
     dataset.read(np.arange(dataset.num_examples, dtype=np.uint32), rows)
     return rows, dataset.labels.astype(np.int64)
+
+
+def variants(seed: int) -> dict[str, Network]:
+    """Give the networks that are compared, by what is rounded in them."""
+
+    def both(rounding: Rounding, *, mask: bool = True) -> Network:
+        return Network(seed, round_x=rounding, round_y=rounding, mask=mask)
+
+    return {
+        "float64": Network(seed, round_x=exact, round_y=exact),
+        "int8 dY": Network(seed, round_x=exact, round_y=INT8),
+        "int8 dX and dY": both(INT8),
+        "6 bits": both(Rounding(6)),
+        "6 bits, a scale a channel": both(Rounding(6, by_channel=True)),
+        "4 bits": both(Rounding(4)),
+        "4 bits, a scale a channel": both(Rounding(4, by_channel=True)),
+        "int8 dX and dY, no mask": both(INT8, mask=False),
+    }
+
+
+def run(seed: int, epochs: int, train: Samples, test: Samples) -> dict[str, list[float]]:
+    """Train every variant, and the engine, on the same batches; give test accuracies in percent by epoch."""
+    (images, labels), (test_images, test_labels) = train, test
+    networks = variants(seed)
+    engine = Engine(mlp(), batch_size=BATCH, preset=resolve_preset("bitfleet", "adam"), seed=seed)
+    native = "native adam (int8 dX and dY)"
+    results: dict[str, list[float]] = {name: [] for name in (*networks, native)}
+    steps = len(labels) // BATCH
+    for epoch in range(epochs):
+        order = permutation(len(labels), seed, epoch)
+        for step in tqdm(range(steps), desc=f"seed {seed}, epoch {epoch + 1}", leave=False, disable=None):
+            index = order[step * BATCH : (step + 1) * BATCH]
+            scale = 1 - (epoch * steps + step) / (epochs * steps)
+            for network in networks.values():
+                network.step(images[index], labels[index], 1e-3 * scale)
+            engine.input[:] = images[index]
+            engine.labels[:] = labels[index]
+            engine.step(scale)
+        for name, network in networks.items():
+            results[name].append(network.accuracy(test_images, test_labels))
+        hits = 0
+        for start in range(0, len(test_labels), BATCH):
+            engine.input[:] = test_images[start : start + BATCH]
+            engine.labels[:] = test_labels[start : start + BATCH]
+            hits += engine.evaluate_batch(BATCH).correct
+        results[native].append(100 * hits / len(test_labels))
+        print(
+            f"seed {seed}, epoch {epoch + 1}: "
+            + ", ".join(f"{name} {values[-1]:.2f}" for name, values in results.items()),
+            flush=True,
+        )
+    return results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -121,47 +195,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of MNIST (default: $BITFLEET_DATA)")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", default="0", metavar="N,N,...", help="default: 0")
     parser.add_argument("--json", help="where to write the figures ('-' = standard output)")
     arguments = parser.parse_args(argv)
     with (
         open_dataset("mnist", arguments.data, split="train") as train,
         open_dataset("mnist", arguments.data, split="test") as test,
     ):
-        images, labels = load(train)
-        test_images, test_labels = load(test)
-    variants = {
-        "float64": Network(round_x=exact, round_y=exact, mask=True),
-        "int8 dY": Network(round_x=exact, round_y=int8, mask=True),
-        "int8 dX and dY": Network(round_x=int8, round_y=int8, mask=True),
-        "int8 dX and dY, no mask": Network(round_x=int8, round_y=int8, mask=False),
-    }
-    engine = Engine(mlp(), batch_size=BATCH, preset=resolve_preset("bitfleet", "adam"))
-    results: dict[str, list[float]] = {name: [] for name in (*variants, "native adam (int8 dX and dY)")}
-    steps = len(labels) // BATCH
-    for epoch in range(arguments.epochs):
-        order = permutation(len(labels), 0, epoch)
-        for step in range(steps):
-            index = order[step * BATCH : (step + 1) * BATCH]
-            scale = 1 - (epoch * steps + step) / (arguments.epochs * steps)
-            for network in variants.values():
-                network.step(images[index], labels[index], 1e-3 * scale)
-            engine.input[:] = images[index]
-            engine.labels[:] = labels[index]
-            engine.step(scale)
-        for name, network in variants.items():
-            results[name].append(network.accuracy(test_images, test_labels))
-        hits = 0
-        for start in range(0, len(test_labels), BATCH):
-            engine.input[:] = test_images[start : start + BATCH]
-            engine.labels[:] = test_labels[start : start + BATCH]
-            hits += engine.evaluate_batch(BATCH).correct
-        results["native adam (int8 dX and dY)"].append(100 * hits / len(test_labels))
-        print(
-            f"epoch {epoch + 1}: " + ", ".join(f"{name} {values[-1]:.2f}" for name, values in results.items()),
-            flush=True,
-        )
+        samples = load(train), load(test)
+    results = {seed: run(seed, arguments.epochs, *samples) for seed in map(int, arguments.seeds.split(","))}
+    for name in next(iter(results.values())):
+        last = [by_name[name][-1] for by_name in results.values()]
+        print(f"{name:<30}{' '.join(f'{value:.2f}' for value in last)}   mean {statistics.mean(last):.2f} %")
     if arguments.json:
-        text = json.dumps({"epochs": arguments.epochs, "accuracy": results}, indent=2)
+        text = json.dumps({"epochs": arguments.epochs, "accuracy_by_seed": results}, indent=2)
         sys.stdout.write(text + "\n") if arguments.json == "-" else Path(arguments.json).write_text(text + "\n")
     return 0
 

@@ -131,6 +131,26 @@ def measure_fold(model: str, codec: str, count: int) -> dict[str, float]:
             return {"updates_per_s": outcome["updates_per_s"], "processor_s": outcome["processor_s"] / count}
 
 
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draw the coordinator's memory and its speed, a bar for each number of devices."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    memory = {devices: peak / 2**20 for devices, peak in result["rss_peak_bytes_by_devices"].items()}
+    speed = result["updates_per_s_by_devices"]
+    alone = {"folding alone": result["fold_only_updates_per_s"]}
+    panels = [("peak memory of the coordinator, MiB", memory), ("updates a second", {**speed, **alone})]
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, values) in zip(figure.subplots(1, 2), panels, strict=True):
+        bars = axes.bar([name if name in alone else f"{name} devices" for name in values], list(values.values()))
+        axes.bar_label(bars, [f"{value:.4g}" for value in values.values()], padding=2)
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{result['model']}, all devices send at once over TLS", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -139,6 +159,7 @@ def main() -> None:
     parser.add_argument("--codec", default="sign", help="of the updates (default: sign)")
     parser.add_argument("--folds", type=int, default=200, help="updates folded alone (default: 200)")
     parser.add_argument("--json", metavar="PATH", help="write the result here; - = standard output")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw memory and speed by devices")
     args = parser.parse_args()
     check_destination(args.json, "--json")
     runs = {}
@@ -167,10 +188,13 @@ def main() -> None:
         "payload_bytes": runs[most]["payload_bytes"],
         "rss_peak_bytes_by_devices": {devices: run["rss_peak_bytes"] for devices, run in runs.items()},
         "updates_per_s": runs[most]["updates_per_s"],
+        "updates_per_s_by_devices": {devices: run["updates_per_s"] for devices, run in runs.items()},
         "fold_only_updates_per_s": alone["updates_per_s"],
         "processor_s_per_update": {**runs[most]["processor_s"], "fold_only": alone["processor_s"]},
     }
     write_json(result, args.json)
+    if args.plot:
+        plot(result, args.plot)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,15 @@ nn, 16-bit          and under ``torch.autocast`` with bfloat16, in which gradien
 kept: what autograd keeps of activations (``saved_tensors_hooks``), parameters left out. allocated: the largest sum of
 what PyTorch's allocator had handed out in a step (its profiler's account), weights and optimizer state included.
 resident: peak resident size in a step over that before the network was built. Adam is float32 and fused on all sides.
+All sides run with glibc's MALLOC_MMAP_THRESHOLD_ at its first value, unless the environment says otherwise: left to
+itself glibc raises it, and keeps hundreds of MiB of what was freed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,6 +46,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "bireal18": {"input_shape": (64, 64, 3), "widths": (16, 16), "classes": 10},
 }
 STEP_SIZE = 1e-3
+MMAP_THRESHOLD = str(128 << 10)
+"""Of glibc: what is larger is given back as soon as it is freed."""
 
 
 class Side:
@@ -153,7 +158,12 @@ def _start(name: str, options: argparse.Namespace) -> tuple[subprocess.Popen[str
     command = [sys.executable, "-m", "benchmarks.torch_memory", "--side", name, "--model", options.model]
     command += ["--batch-size", str(options.batch_size), "--threads", str(options.threads)]
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={"MALLOC_MMAP_THRESHOLD_": MMAP_THRESHOLD, **os.environ},
     )
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None

@@ -12,7 +12,8 @@ SuperLink, a SuperNode a device and a float32 PyTorch network; bitfleet with ``b
 * memory of a coordinator: the same, while devices that only send play rounds of a larger network. Where fewer of them
   are played than the ratio is for, a line through the measured points is followed to that number, and said so.
 
-Flower is installed into build/flower-venv unless ``--flower-venv`` names an environment.
+Flower is installed into build/flower-venv unless ``--flower-venv`` names an environment. ``--only rounds`` leaves the
+coordinators' memory out, which takes most of the time; ``--only coordinators`` measures nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flower.account import compare, follow_line
+from benchmarks.flower.account import Run, compare, follow_line
 from benchmarks.flower.fleets import run_fleet, run_flower, write_data
 from benchmarks.flower.plot import plot
 from benchmarks.flower.processes import make_flower_venv, versions
@@ -53,34 +54,22 @@ def measure_servers(play: Callable[[int], dict[str, Any]], sizes: list[int], tar
     }
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", help="where MNIST lies (default: $BITFLEET_DATA)")
-    parser.add_argument("--flower-venv", metavar="DIR", default="build/flower-venv")
-    parser.add_argument("--devices", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=4, help="of each run (default: 4)")
-    parser.add_argument("--local-steps", type=int, default=60)
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=2, help="of each side, taking turns (default: 2)")
-    parser.add_argument("--server-model", default="binarynet")
-    parser.add_argument("--server-devices", default="10,20", metavar="N,N", help="played at the coordinators")
-    parser.add_argument("--server-target", type=int, default=50, help="devices that the ratio is for (default: 50)")
-    parser.add_argument("--server-rounds", type=int, default=2)
-    parser.add_argument("--json", metavar="PATH", help="write the result here; - = standard output")
-    parser.add_argument("--plot", metavar="FILE.png")
-    args = parser.parse_args()
-    check_destination(args.json, "--json")
-    if args.rounds < 2:
-        parser.error("--rounds must be at least 2: a round ends when the next one begins")
-    sizes = [int(number) for number in args.server_devices.split(",")]
-    if args.server_target not in sizes and len(set(sizes)) < 2:
-        parser.error("--server-devices needs two numbers to draw a line through, or --server-target itself")
-    began = time.monotonic()
-    venv = make_flower_venv(Path(args.flower_venv)).resolve()
-    load = os.getloadavg()
+def compare_servers(venv: Path, args: argparse.Namespace, sizes: list[int]) -> dict[str, Any]:
+    """Measure both coordinators, and say how many times more memory Flower's takes."""
+    model, rounds, target = args.server_model, args.server_rounds, args.server_target
+    ours = measure_servers(lambda devices: serve_fleet(model, devices, rounds), sizes, target)
+    theirs = measure_servers(lambda devices: serve_flower(venv, model, devices, rounds), sizes, target)
+    return {
+        "server_pss_ratio": theirs["pss_peak_bytes"] / ours["pss_peak_bytes"],
+        "server_pss_is_extrapolated": ours["is_extrapolated"] or theirs["is_extrapolated"],
+        "servers": {"bitfleet": ours, "flower": theirs},
+    }
+
+
+def play_rounds(venv: Path, args: argparse.Namespace) -> list[Run]:
+    """Play the federation on both sides, in turns."""
     shape = (args.rounds, args.local_steps, args.batch_size)
-    runs = []
+    runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="bitfleet-flower-data-") as folder:
         shards, held_out = write_data(Path(folder), Path(args.data) if args.data else None, args.devices)
         for _ in range(args.runs):
@@ -92,23 +81,45 @@ def main() -> None:
                     f"{', '.join(f'{peak / 2**20:.1f}' for peak in run.device_pss_peak_bytes)} MiB",
                     file=sys.stderr,
                 )
-    large = (args.server_model, args.server_rounds)
-    servers = {
-        "bitfleet": measure_servers(
-            lambda devices: serve_fleet(large[0], devices, large[1]), sizes, args.server_target
-        ),
-        "flower": measure_servers(
-            lambda devices: serve_flower(venv, large[0], devices, large[1]), sizes, args.server_target
-        ),
-    }
+    return runs
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", help="where MNIST lies (default: $BITFLEET_DATA)")
+    parser.add_argument("--flower-venv", metavar="DIR", default="build/flower-venv")
+    parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="of each run (default: 4)")
+    parser.add_argument("--local-steps", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=2, help="of each side, taking turns (default: 2)")
+    parser.add_argument("--only", choices=("rounds", "coordinators"), help="one part of it")
+    parser.add_argument("--server-model", default="binarynet")
+    parser.add_argument("--server-devices", default="10,20", metavar="N,N", help="played at the coordinators")
+    parser.add_argument("--server-target", type=int, default=50, help="devices that the ratio is for (default: 50)")
+    parser.add_argument("--server-rounds", type=int, default=2)
+    parser.add_argument("--json", metavar="PATH", help="write the result here; - = standard output")
+    parser.add_argument("--plot", metavar="FILE.png")
+    args = parser.parse_args()
+    check_destination(args.json, "--json")
+    if args.rounds < 2:
+        parser.error("--rounds must be at least 2: a round ends when the next one begins")
+    if args.only and args.plot:
+        parser.error("--plot shows all four quantities. Leave out --only")
+    sizes = [int(number) for number in args.server_devices.split(",")]
+    if args.server_target not in sizes and len(set(sizes)) < 2:
+        parser.error("--server-devices needs two numbers to draw a line through, or --server-target itself")
+    began = time.monotonic()
+    venv = make_flower_venv(Path(args.flower_venv)).resolve()
+    load = os.getloadavg()
+    runs = [] if args.only == "coordinators" else play_rounds(venv, args)
     result = {
-        **compare(runs),
-        "server_pss_ratio": servers["flower"]["pss_peak_bytes"] / servers["bitfleet"]["pss_peak_bytes"],
-        "server_pss_is_extrapolated": any(server["is_extrapolated"] for server in servers.values()),
+        **(compare(runs) if runs else {}),
+        **({} if args.only == "rounds" else compare_servers(venv, args, sizes)),
         "versions": versions(venv),
         "options": {name: value for name, value in vars(args).items() if name not in PLACES},
         "runs": [run.to_json_object() for run in runs],
-        "servers": servers,
         "date": datetime.now(UTC).date().isoformat(),
         "load_average": [load[0], os.getloadavg()[0]],
         "seconds": time.monotonic() - began,

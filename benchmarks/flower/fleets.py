@@ -91,7 +91,18 @@ def run_fleet(shards: list[Path], held_out: Path, rounds: int, steps: int, batch
         proxies = [stack.enter_context(CountingProxy(host, int(port))) for _ in shards]
         nodes = {}
         for number, (shard, proxy) in enumerate(zip(shards, proxies, strict=True)):
-            words = ["-m", "edge_client", "run", "--server", proxy.address, "--data", str(shard), "--dataset", "idx"]
+            words = [
+                "-m",
+                "edge_client",
+                "run",
+                "--insecure",
+                "--server",
+                proxy.address,
+                "--data",
+                str(shard),
+                "--dataset",
+                "idx",
+            ]
             words += ["--device-id", f"device-{number}", "--state", str(root / f"state-{number}")]
             nodes[str(number)] = processes.start(f"device-{number}", words).pid
         sampler = stack.enter_context(PeakSampler(nodes, SAMPLING_S))

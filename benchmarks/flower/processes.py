@@ -27,20 +27,31 @@ _READY = re.compile(r"^bitfleet-server ready: devices at (?P<grpc>\S+), people a
 _T = TypeVar("_T")
 
 
-def make_flower_venv(folder: Path) -> Path:
-    """Install the newest Flower and PyTorch, unless they are there; return the environment's folder."""
+def make_flower_venv(folder: Path, *, simulation: bool = False) -> Path:
+    """Install the newest Flower and PyTorch, unless they are there; return the environment's folder.
+
+    Args:
+      folder: of the environment.
+      simulation: whether Flower is to simulate, for which it needs Ray.
+    """
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("CONSTRAINT")}
     if not (folder / "bin" / "flower-superlink").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        environment = {name: value for name, value in os.environ.items() if not name.endswith("CONSTRAINT")}
         subprocess.run([*pip, TORCH], check=True, env=environment)
         subprocess.run([*pip, "flwr"], check=True, env=environment)
+    if simulation and not (folder / "bin" / "ray").exists():
+        subprocess.run([*pip, "flwr[simulation]"], check=True, env=environment)
     return folder
 
 
 def versions(venv: Path) -> dict[str, str]:
-    """Tell the versions of Flower and PyTorch in an environment."""
-    code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('flwr', 'torch')}))"
+    """Tell the versions of Flower, PyTorch and Ray, where it is there, in an environment."""
+    code = (
+        "import importlib.metadata as m, json\n"
+        "found = {d.name: d.version for d in m.distributions()}\n"
+        "print(json.dumps({n: found[n] for n in ('flwr', 'torch', 'ray') if n in found}))"
+    )
     output = subprocess.run([str(venv / "bin" / "python"), "-c", code], check=True, capture_output=True).stdout
     return dict(json.loads(output))
 

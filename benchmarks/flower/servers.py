@@ -16,7 +16,7 @@ from bnncore.zoo import build
 from server.demo.memory import PeakSampler
 
 NODES = Path(__file__).with_name("virtual_nodes.py")
-TIMEOUT_S = 480.0
+TIMEOUT_S = 1800.0
 
 
 def trainable_shapes(model: str) -> list[list[int]]:

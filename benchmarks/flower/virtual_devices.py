@@ -18,7 +18,8 @@ from benchmarks.streaming_ends import CHUNK_BYTES, NUM_EXAMPLES, make_update
 from bitfleet.v1 import fleet_pb2 as pb
 from bitfleet.v1 import fleet_pb2_grpc as pb_grpc
 from bnncore.codec import payload_digest
-from server.jobs import JobConfig, load_job
+from server.job_files import load_job
+from server.jobs import JobConfig
 
 HEARTBEAT_S = 5.0
 

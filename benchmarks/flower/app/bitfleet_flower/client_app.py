@@ -6,7 +6,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from bitfleet_flower.model import BinaryMlp, train
+from bitfleet_flower.model import BinaryMlp, read_idx, train
 
 app = ClientApp()
 
@@ -18,6 +18,7 @@ def train_round(message: Message, context: Context) -> Message:
     model = BinaryMlp()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     config = context.run_config
-    seconds, count = train(model, Path(context.node_config["data"]), config["local-steps"], config["batch-size"])
-    metrics = MetricRecord({"num-examples": count, "training-seconds": seconds})
+    samples, labels = read_idx(Path(context.node_config["data"]), "train")
+    seconds = train(model, samples, labels, config["local-steps"], config["batch-size"])
+    metrics = MetricRecord({"num-examples": len(labels), "training-seconds": seconds})
     return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)

@@ -57,13 +57,8 @@ def as_input(samples: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(samples.astype(np.float32) / 127.5 - 1)
 
 
-def train(model: BinaryMlp, folder: Path, steps: int, batch_size: int) -> tuple[float, int]:
-    """Take some steps of Adam on a device's samples.
-
-    Returns:
-      Seconds from the first step to the last, and the number of samples that the device has.
-    """
-    samples, labels = read_idx(folder, "train")
+def train(model: BinaryMlp, samples: np.ndarray, labels: np.ndarray, steps: int, batch_size: int) -> float:
+    """Take some steps of Adam on a device's samples; returns seconds from the first step to the last."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     generator = np.random.default_rng()
     model.train()
@@ -79,7 +74,7 @@ def train(model: BinaryMlp, folder: Path, steps: int, batch_size: int) -> tuple[
         with torch.no_grad():
             for layer in model.dense:
                 layer.weight.clamp_(-1, 1)
-    return time.perf_counter() - began, len(labels)
+    return time.perf_counter() - began
 
 
 def evaluate(model: BinaryMlp, folder: Path) -> float:
