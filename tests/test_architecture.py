@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT_S
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("bnncore", "edge_client", "server")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
@@ -29,6 +31,7 @@ FORBIDDEN = {
     "server": ("edge_client",),
     "server.coordinator": (
         "server.api",
+        "server.replicas",
         "server.rpc",
         "server.storage.sql",
         "bitfleet",
@@ -37,8 +40,29 @@ FORBIDDEN = {
         "sqlalchemy",
     ),
     "server.strategies": ("server.api", "server.rpc", "server.coordinator", "server.storage", "bitfleet", "grpc"),
-    "server.storage": ("server.api", "server.rpc", "server.coordinator", "bitfleet", "grpc", "fastapi"),
+    "server.storage": (
+        "server.api",
+        "server.rpc",
+        "server.coordinator",
+        "server.identity",
+        "server.replicas",
+        "bitfleet",
+        "grpc",
+        "fastapi",
+    ),
+    "server.identity": (
+        "server.api",
+        "server.rpc",
+        "server.coordinator",
+        "server.storage.sql",
+        "bitfleet",
+        "grpc",
+        "fastapi",
+        "sqlalchemy",
+    ),
     "server.api": ("server.rpc", "server.storage.sql", "bitfleet", "grpc", "sqlalchemy"),
+    "server.dashboard": ("server.rpc", "server.storage.sql", "bitfleet", "grpc", "sqlalchemy", "bokeh"),
+    "server.replicas": ("server.api", "server.rpc", "server.identity", "bitfleet", "grpc", "fastapi"),
     "server.rpc": ("server.api", "server.storage.sql", "fastapi", "sqlalchemy"),
 }
 
@@ -74,7 +98,7 @@ def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "proto")])}
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=environment
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment
     )
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
@@ -101,6 +125,68 @@ def test_torch_is_imported_nowhere_but_in_bnncore_nn() -> None:
         for name, line in imports(path)
         if lies_in(name, "torch")
     ]
+
+    assert wrong == []
+
+
+def test_the_core_imports_cryptography_in_one_place() -> None:
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}:{line}"
+        for path in MODULES
+        if lies_in(module_name(path), "bnncore") and module_name(path) != "bnncore.secure.crypto"
+        for name, line in imports(path)
+        if lies_in(name, "cryptography")
+    ]
+
+    assert wrong == []
+
+
+def test_adding_up_needs_no_cryptography() -> None:
+    adding = "from bnncore.secure import Context, ExchangeRules, RingLayout, RingSegment, RingVector\n"
+    adding += "RingVector.zeros(RingLayout((RingSegment('votes', 9, 3),))).add(bytes(192))"
+
+    assert "cryptography" not in loaded_by("import bnncore.secure")
+    assert "cryptography" not in loaded_by(adding)
+    # And where there is none, all the rest works.
+    everything = "for name in bnncore.__all__: getattr(bnncore, name)"
+    loaded_by(f"import sys\nsys.modules['cryptography'] = None\nimport bnncore\n{everything}\n{adding}")
+
+
+RUNS_WHAT_IT_READS = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "shelve",
+    "marshal",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "yaml",
+    "code",
+}
+"""Modules whose readers can run what their input names."""
+
+
+MAKES_PLAIN_VALUES_ALONE = {
+    "bnncore/data/pickles.py",  # reads CIFAR-10 by three names: tests/bnncore/test_data_cifar10.py
+    "server/job_files/safe_yaml.py",  # by the safe loader: tests/server/job_files/test_reading.py
+}
+
+
+def test_nothing_foreign_is_unpickled_or_run() -> None:
+    wrong = []
+    for path in MODULES:
+        where = str(path.relative_to(REPOSITORY))
+        if where not in MAKES_PLAIN_VALUES_ALONE:
+            wrong += [f"{where}:{line}" for name, line in imports(path) if name.partition(".")[0] in RUNS_WHAT_IT_READS]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            unpickles = any(word.arg == "allow_pickle" and ast.unparse(word.value) != "False" for word in node.keywords)
+            loads = called in ("np.load", "numpy.load", "torch.load")
+            if called in ("eval", "exec", "compile", "__import__") or unpickles or (loads and not node.keywords):
+                wrong.append(f"{where}:{node.lineno}")
 
     assert wrong == []
 

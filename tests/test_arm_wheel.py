@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import LIMIT_S
 from tests.test_packaging import PYPROJECT, REPOSITORY
 
 COMPILER = "aarch64-linux-gnu-g++"
@@ -75,7 +76,7 @@ def test_a_script_names_the_packages_that_are_missing(script: str, packages: str
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LIMIT_S,
         check=False,
     )
 
@@ -93,6 +94,6 @@ def test_the_emulated_python_starts_emulated_children() -> None:
     machine = "import platform; print(platform.machine())"
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {machine!r}], check=True)"
 
-    done = subprocess.run([PYTHONS[0], "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([PYTHONS[0], "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=True)
 
     assert done.stdout == "aarch64\n"

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LIMIT_S
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
@@ -75,7 +77,7 @@ def test_a_32_bit_system_is_refused_when_it_installs(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         check=False,
     )
 

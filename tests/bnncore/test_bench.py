@@ -22,6 +22,7 @@ from bnncore.engine import Engine, isa_selected
 from bnncore.errors import ConfigurationError
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import mlp, resnete18
+from tests.patience import LIMIT_S
 
 SMALL = ("bench", "--widths", "16", "--batch-size", "10", "--steps", "2", "--rounds", "3")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -100,7 +101,6 @@ def test_bench_times_residual_networks_and_models_nothing_of_them(
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
-@pytest.mark.timeout(600)  # it compiles
 def test_bench_compares_with_torch(capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, *SMALL, "--against", "torch")
 
@@ -219,7 +219,9 @@ def test_a_workers_refusal_is_the_users_error() -> None:
 
 
 def test_a_worker_ends_when_its_parent_does() -> None:
-    done = subprocess.run([sys.executable, "-m", "bnncore.bench.worker"], input="", timeout=60, check=False, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bnncore.bench.worker"], input="", timeout=LIMIT_S, check=False, text=True
+    )
 
     assert done.returncode == 0
 

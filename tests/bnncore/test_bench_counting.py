@@ -9,9 +9,9 @@ import pytest
 from bnncore.bench.boards import BOARDS, PAPER_ON_3B_PLUS, model_boards
 from bnncore.bench.bounds import bound_seconds, bounds_for
 from bnncore.bench.counting import PhaseWork, add_work, count_layers, count_step
-from bnncore.bench.energy import modelled_energy
 from bnncore.bench.phases import Achieved
-from bnncore.bench.rapl import open_rapl
+from bnncore.energy.model import modelled_energy
+from bnncore.energy.rapl import open_rapl
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import binarynet, build, cnv, mlp
 

@@ -16,6 +16,7 @@ from bnncore.cli.main import main
 from bnncore.engine import Engine
 from bnncore.state import without_statistics
 from bnncore.zoo import mlp
+from tests.patience import LIMIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +148,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback(shapes: Path, tmp_path: Pat
         assert process.stdout is not None
         assert process.stdout.readline().startswith("epoch   1")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=LIMIT_S)
 
     assert process.returncode == 130
     assert errors == "bitfleet: interrupted\n"

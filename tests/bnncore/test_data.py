@@ -162,7 +162,7 @@ def test_a_wrong_folder_says_what_was_looked_for(tmp_path: Path) -> None:
         ("digits", tmp_path, "digits.csv.gz"),
         (None, tmp_path, "train-images-idx3-ubyte"),
         (None, None, "--dataset"),
-        ("imagenet", tmp_path, "'idx', 'images', 'mnist'], got 'imagenet'"),
+        ("imagenet", tmp_path, "'idx', 'images', 'mnist', 'npz', 'parquet'], got 'imagenet'"),
     ]:
         with pytest.raises(DataError) as caught:
             open_dataset(name, root, split="train")

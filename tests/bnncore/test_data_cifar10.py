@@ -88,13 +88,6 @@ def test_the_real_test_split_opens_with_its_classes_and_counts(files: Path, data
     assert dataset.labels.tolist() == theirs["labels"]
 
 
-@pytest.mark.slow
-def test_the_real_training_split_is_all_there(files: Path, data_root: Path) -> None:
-    with open_dataset("cifar10", data_root, split="train") as dataset:
-        assert np.bincount(dataset.labels).tolist() == [5000] * 10
-        assert dataset.rows.count == 50_000
-
-
 def test_torchvision_s_unpacked_files_are_read_too_and_prepared_once(test_split: Path, cache: Path) -> None:
     folder = test_split / "cifar-10-batches-py"
     (folder / "test_batch").write_bytes(lzma.decompress((folder / "test_batch.xz").read_bytes()))
@@ -273,7 +266,7 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], tm
 
 
 @pytest.mark.slow
-def test_training_on_the_whole_set_stays_small(
+def test_the_whole_set_is_all_there_and_training_on_it_stays_small(
     files: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train", "--model", "mlp", "--dataset", "cifar10", "--data", str(data_root), "--max-steps", "20"]
@@ -282,3 +275,6 @@ def test_training_on_the_whole_set_stays_small(
     )
 
     assert json.loads(done.stdout)["rss_peak_bytes"] < 48 << 20
+    with open_dataset("cifar10", data_root, split="train") as dataset:  # what the command has prepared
+        assert np.bincount(dataset.labels).tolist() == [5000] * 10
+        assert dataset.rows.count == 50_000

@@ -13,8 +13,8 @@ import pytest
 from cli_runs import fail, run_json
 from numpy.typing import NDArray
 
-from bnncore.data import Dataset, open_dataset, write_idx
-from bnncore.data.har import HAR_DESCRIPTION, quantise
+from bnncore.data import Dataset, InputRange, open_dataset, write_idx
+from bnncore.data.har import HAR_DESCRIPTION
 from bnncore.errors import DataError
 
 CHANNELS = ["total_acc_x", "total_acc_y", "total_acc_z", "body_gyro_x", "body_gyro_y", "body_gyro_z"]
@@ -117,7 +117,7 @@ def test_readings_come_back_from_the_numbers_in_the_description(
 def test_the_range_ends_at_0_and_255_and_clips() -> None:
     values = np.array([-9, -2, -1.999, -0.01, 0.01, 1.999, 2, 9], np.float32)
 
-    assert quantise(values, 2.0).tolist() == [0, 0, 0, 127, 128, 255, 255, 255]
+    assert InputRange((-2.0,), (2.0,)).quantise(values).tolist() == [0, 0, 0, 127, 128, 255, 255, 255]
 
 
 def test_the_publisher_s_text_gives_the_same_bytes(

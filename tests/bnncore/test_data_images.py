@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,11 @@ from cli_runs import run_json
 from numpy.typing import NDArray
 from PIL import Image
 
-from bnncore.data import Dataset, open_dataset
-from bnncore.data.images import image_files
+from bnncore.data import Dataset, images, open_dataset, open_for_job, survey_data
+from bnncore.data.cache import cache_folder
+from bnncore.data.image_folder import find_image_classes
+from bnncore.data.image_reader import read_image
+from bnncore.data.view import open_view
 from bnncore.errors import DataError
 
 
@@ -90,7 +97,7 @@ def test_one_in_ten_is_held_out_and_stays_so(tmp_path: Path) -> None:
         paint(tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png", (number, 0, 0), size=(2, 2))
 
     def names(split: str) -> set[str]:
-        return {path.name for _, paths in image_files(tmp_path, split) for path in paths}  # type: ignore[arg-type]
+        return {file for one in find_image_classes(tmp_path, split) for file in one.files}  # type: ignore[arg-type]
 
     train, test = names("train"), names("test")
     paint(tmp_path / "cat" / "one more.png", (1, 1, 1))
@@ -102,37 +109,158 @@ def test_one_in_ten_is_held_out_and_stays_so(tmp_path: Path) -> None:
     assert names("test") >= test
 
 
-def test_a_changed_folder_or_size_is_prepared_again(tmp_path: Path) -> None:
+def read_log(caplog: pytest.LogCaptureFixture) -> str:
+    return " ".join(record.getMessage() for record in caplog.records)
+
+
+def test_each_picture_is_read_once_for_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    root, store = tmp_path / "data", tmp_path / "store"
+
+    def count(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        read.append(path.name)
+        return read_image(path, shape)
+
+    def prepare() -> list[str]:
+        read.clear()
+        view = images.prepare_images(root, "train", store, "4x4x1", on_part=lambda done, total: None)
+        with open_view(view, name="images") as dataset:  # type: ignore[union-attr]
+            views.append((dataset.subset(np.arange(dataset.num_examples)), read_all(dataset)))
+        return read.copy()
+
+    monkeypatch.setattr(images, "read_image", count)
+    views: list[tuple[Dataset, NDArray[np.uint8]]] = []
+    paint_classes(root / "train", 3)
+    assert len(prepare()) == 6
+    assert prepare() == []
+    paint(root / "train" / "red" / "new.png", (255, 255, 255))
+    paint(root / "train" / "blue" / "1.PNG", (9, 9, 9), size=(9, 8))
+    assert sorted(prepare()) == ["1.PNG", "new.png"]
+    # A power cut in the middle of a line, and rows that nothing names.
+    with open(store / "index", "ab") as index, open(store / "rows-0", "ab") as rows:
+        index.write(b'["train/blue/')
+        rows.write(b"x" * 20)
+    paint(root / "train" / "blue" / "more.png", (8, 8, 8))
+    assert prepare() == ["more.png"]
+    assert prepare() == []
+    # Many come and go: the rows that stay are copied, none is read again.
+    for number in range(70):
+        paint(root / "train" / "red" / f"x{number}.png", (number, 0, 0))
+    assert len(prepare()) == 70
+    for number in range(70):
+        (root / "train" / "red" / f"x{number}.png").unlink()
+    assert prepare() == []
+    assert (store / "rows-1").stat().st_size == 8 * 16
+
+    assert views[-1][1][:, 0, 0, 0].tolist() == [23, 9, 23, 8, 60, 60, 60, 255]
+    for task, before in views:  # whoever trains has what was there when it began
+        assert np.array_equal(read_all(task), before)
+
+
+def test_a_folder_in_each_shape_is_prepared_by_itself(tmp_path: Path) -> None:
     paint_classes(tmp_path / "train")
     with open_dataset("images", tmp_path, split="train") as dataset:
         first = dataset.rows.path
     with open_dataset("images", tmp_path, split="train") as dataset:
         assert dataset.rows.path == first
+    (store,) = cache_folder().glob("images-32x32x3-*")
+    for side in range(1, 10):  # whoever asks for many shapes does not fill the disk
+        old = store.with_name(store.name.replace("32x32x3", f"{side}x1x3"))
+        old.mkdir()
+        os.utime(old, (side, side))
+    with open_for_job("images", tmp_path, split="train", input_shape=(16, 20)) as dataset:
+        assert dataset.rows.path.resolve() != first.resolve()
+        assert dataset.input_shape == (16, 20)
+    assert len(list(cache_folder().glob("images-*"))) == 8
     with open_dataset("images", tmp_path, split="train", image_shape=(16, 20, 1)) as dataset:
-        assert dataset.rows.path != first
         assert dataset.input_shape == (16, 20, 1)
         assert np.all(np.ptp(read_all(dataset).reshape(6, -1), axis=1) == 0)
-    paint(tmp_path / "train" / "red" / "new.png", (255, 255, 255))
-    with open_dataset("images", tmp_path, split="train") as dataset:
-        assert dataset.num_examples == 7
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["rows-0", "index", "order", "view.json"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, damage: str) -> None:
     paint_classes(tmp_path / "train")
-    path = tmp_path / "train" / "red" / "1.png"
-    path.write_bytes({"cut": path.read_bytes()[:50], "empty": b"", "text": b"not a picture"}[damage])
+    with open_dataset("images", tmp_path, split="train", image_shape=(4, 4)) as dataset:
+        expected = read_all(dataset)
+    (store,) = cache_folder().glob("images-*")
+    (path,) = store.rglob(damage)
+    path.write_bytes(path.read_bytes()[:20])
+    shutil.rmtree(next(store.glob("train-*"))) if damage == "index" else None
 
-    with pytest.raises(DataError, match=r"red/1\.png cannot be read as a picture: .*take it out of the folder"):
+    with open_dataset("images", tmp_path, split="train", image_shape=(4, 4)) as dataset:
+        assert np.array_equal(read_all(dataset), expected)
+
+
+def test_pictures_that_cannot_be_read_are_left_out_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "data"
+    paint_classes(root / "train", 8)
+    red = root / "train" / "red"
+    damages = {"1": (red / "1.png").read_bytes()[:50], "2": b"", "3": b"no picture", "4": b"%!PS-Adobe-3.0 EPSF-3.0"}
+    for name, content in damages.items():
+        (red / f"{name}.png").write_bytes(content)
+    Image.new("1", (9_000, 9_000)).save(red / "huge.png")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(red / "real.tif")
+    paint(tmp_path / "private" / "me.png", (1, 2, 3))
+    turned, buffer = Image.Exif(), io.BytesIO()
+    turned[0x0112], turned[0x010E] = 6, "text"
+    Image.new("RGB", (9, 9)).save(buffer, "JPEG", exif=turned)
+    # A width that is a text, over which Pillow stumbles when it turns the picture.
+    (red / "tags.jpg").write_bytes(buffer.getvalue().replace(b"\x01\x0e\x00\x02", b"\x01\x01\x00\x02"))
+    (red / "link.png").symlink_to(tmp_path / "private" / "me.png")
+    (red / "inner.png").symlink_to(red / "0.png")
+    (red / "dangling.png").symlink_to(red / "gone.png")
+
+    with open_dataset("images", root, split="train") as dataset:
+        assert dataset.num_examples == 8 + 4 + 1
+        assert dataset.labels.tolist() == [0] * 8 + [1] * 5
+        reasons = {reason.partition(": ")[0].rpartition("/")[2]: reason for reason in dataset.broken.reasons}
+    assert dataset.broken.count == 8
+    assert set(reasons) == {"1.png", "2.png", "3.png", "4.png", "huge.png", "real.tif", "tags.jpg", "link.png"}
+    assert "leads out of the data folder" in reasons["link.png"]
+    assert "9000 x 9000 pixels" in reasons["huge.png"]
+    assert "8 of 21 pictures (train) are left out" in read_log(caplog)
+
+    paint_classes(root / "train", 8)  # now they are written to their end
+    with open_dataset("images", root, split="train") as dataset:
+        assert (dataset.num_examples, dataset.broken.count) == (17, 4)
+
+
+def test_a_folder_of_nothing_but_broken_pictures_is_told(tmp_path: Path) -> None:
+    (tmp_path / "train" / "red").mkdir(parents=True)
+    (tmp_path / "train" / "red" / "0.png").write_bytes(b"")
+
+    with pytest.raises(DataError, match=r"none of the 1 pictures \(train\) .* The first: .*red/0\.png: "):
         open_dataset("images", tmp_path, split="train")
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    paint_classes(tmp_path / "train")
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "train" / "red" / "huge.png")
+def test_every_kind_of_pixel_becomes_what_it_looks_like(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "größe"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((9, 9), 300 * 100, np.uint16)).save(folder / "a16.png")
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(folder / "b-clear.png")
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(folder / "c-cmyk.jpg", quality=100)
+    Image.new("P", (9, 9), 0).save(folder / "d-palette.gif")
+    Image.new("LA", (9, 9), (50, 255)).save(folder / "e-grey.png")
 
-    with pytest.raises(DataError, match=r"huge\.png .*(20000 x 20000|cannot be read)"):
-        open_dataset("images", tmp_path, split="train")
+    with open_dataset("images", tmp_path, split="train", image_shape=(4, 4)) as dataset:
+        colours = read_all(dataset)[:, 1, 1]
+        assert dataset.classes == ("größe",)
+    assert colours[0].tolist() == [117] * 3
+    assert colours[1].tolist() == [255] * 3
+    assert np.abs(colours[2].astype(int) - (255, 0, 0)).max() <= 3
+    assert colours[3].tolist() == [0] * 3
+    assert colours[4].tolist() == [50] * 3
+
+
+def test_a_class_may_be_written_in_either_form_of_unicode(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / unicodedata.normalize("NFD", "été") / "0.png", (1, 1, 1))
+    assert survey_data("images", tmp_path).classes == ("été",)
+
+    paint(tmp_path / "train" / "été" / "0.png", (1, 1, 1))
+    with pytest.raises(DataError, match="the same class, 'été'"):
+        survey_data("images", tmp_path)
 
 
 def test_folders_without_pictures_and_classes_of_the_test_split_alone_are_told(tmp_path: Path) -> None:

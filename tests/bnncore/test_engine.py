@@ -19,6 +19,7 @@ from bnncore.reference import ReferenceEngine
 from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest, without_statistics
 from bnncore.zoo import mlp
+from tests.patience import LIMIT_S
 
 OPTIMIZER_NAMES = sorted(OPTIMIZERS)
 # Widths and batches around the word (64), the column block (32), the tile (16) and the vectors; one sample too.
@@ -296,7 +297,9 @@ before = rss()
 engine = Engine(mlp((64, 64), (4096, 4096), 10), batch_size=1000)
 print(engine.plan.peak_bytes >> 10, rss() - before)
 """
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=True
+    )
     planned, taken = map(int, output.stdout.split())
 
     assert planned > 30_000

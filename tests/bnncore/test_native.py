@@ -1,5 +1,6 @@
 """The C++ tests, compiled with sanitizers and run here, and what keeps their golden digests and ARM run honest."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,20 +14,37 @@ GOLDEN = REPOSITORY / "tests/golden/engine.txt"
 CPUS = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count())
 
 
-def run(*command: object, cwd: Path = REPOSITORY) -> None:
+def run(*command: object, cwd: Path = REPOSITORY) -> str:
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=cwd, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """The folder of the native tests with sanitizers, compiled once for whoever asks."""
+    cmake = (sys.executable, "-m", "cmake")
+    build = REPOSITORY / "build/native"  # kept, as `make test-native` does: only what changed is compiled again
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run(*cmake, "-S", REPOSITORY, "-B", build, "-DBITFLEET_TESTS=ON", "-DBITFLEET_SANITIZE=address,undefined")
+        run(*cmake, "--build", build, "--parallel", CPUS)
+    return build / "tests/bnncore/native"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_native_tests_pass_under_sanitizers() -> None:
-    cmake = (sys.executable, "-m", "cmake")
-    build = REPOSITORY / "build/native"  # kept, as `make test-native` does: only what changed is compiled again
+def test_the_native_tests_pass_under_sanitizers(programs: Path) -> None:
+    run(programs / "native_tests", "--golden", GOLDEN)
 
-    run(*cmake, "-S", REPOSITORY, "-B", build, "-DBITFLEET_TESTS=ON", "-DBITFLEET_SANITIZE=address,undefined")
-    run(*cmake, "--build", build, "--parallel", CPUS)
-    run(build / "tests/bnncore/native/native_tests", "--golden", GOLDEN)
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_step_makes_no_call_to_malloc(programs: Path) -> None:
+    said = run(programs / "step_allocations")
+
+    assert said.count(": 0 calls") == 30 + 24 + 15 + 6
 
 
 def test_golden_digests_differ_and_are_sorted() -> None:

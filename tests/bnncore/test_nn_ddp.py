@@ -16,6 +16,7 @@ from nn_cases import make_layers  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnncore.nn import Sequential  # noqa: E402
+from tests.patience import LIMIT_S  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -30,7 +31,7 @@ def test_two_processes_take_the_steps_of_their_mean_gradient(tmp_path: Path) -> 
         for rank in (0, 1)
     ]
     try:
-        codes = [worker.wait(timeout=90) for worker in workers]
+        codes = [worker.wait(timeout=LIMIT_S) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 import bnncore.nn
+from tests.patience import LIMIT_S
 
 
 def test_without_pytorch_the_first_use_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None\nimport bnncore.nn\nprint('imported')\nbnncore.nn.BinaryLinear"
 
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
     assert run.stdout == "imported\n"
     assert "bnncore.nn.BinaryLinear needs PyTorch, which is not installed. Install it with: pip install" in run.stderr

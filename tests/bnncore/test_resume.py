@@ -26,6 +26,7 @@ from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest
 from bnncore.training import Progress, train
 from bnncore.zoo import binarynet, mlp, resnete18
+from tests.patience import LIMIT_S
 
 EPOCHS, BATCH = 3, 13  # 60 examples: 4 steps an epoch
 CHOICES = [("bitfleet", name) for name in sorted(OPTIMIZERS)]
@@ -155,7 +156,7 @@ def test_the_command_goes_on_after_a_kill(capsys: pytest.CaptureFixture[str], tm
         stdout=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while not (file.exists() and saved_steps(file)) and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
@@ -183,7 +184,7 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("epoch   1")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT_S)
 
     assert process.returncode == 130
     assert f"go on with --resume {file}" in out

@@ -159,7 +159,6 @@ class TorchAdam:
             self.values[name].clamp_(-1, 1)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("spec", "batch"),
     [

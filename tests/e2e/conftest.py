@@ -1,36 +1,30 @@
 """One small job on real data for all end-to-end tests, and what it gives when nobody disturbs it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bnncore.data import open_dataset
-from server.demo.scenario import write_shards
-from tests.e2e.processes import Fleet
+from tests.e2e.processes import Fleet, split_digits
 
 ROUNDS = 3
 DEVICES = ("device-1", "device-2", "device-3")
 
-FleetFactory = Callable[[], Fleet]
+FleetFactory = Callable[..., Fleet]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.timeout(300))
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The digits, split unevenly over the devices."""
-    root = tmp_path_factory.mktemp("shards")
-    folders = {name: root / name for name in DEVICES}
-    with open_dataset("digits", None, split="train") as dataset:
-        write_shards(dataset, list(folders.values()))
-    return folders
+    return split_digits(tmp_path_factory.mktemp("shards"), DEVICES)
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +39,7 @@ def job() -> dict[str, Any]:
         "rounds": ROUNDS,
         "min_devices": len(DEVICES),
         "quorum": len(DEVICES),
-        "deadline_s": 60.0,
+        "deadline_s": 600.0,
         "local_steps": 800,
         "evaluation": {"dataset": "digits"},
     }
@@ -55,11 +49,11 @@ def job() -> dict[str, Any]:
 def make_fleet(
     tmp_path_factory: pytest.TempPathFactory, job: dict[str, Any], shards: dict[str, Path]
 ) -> Iterator[FleetFactory]:
-    """Make fleets; whatever is left of them at the end is killed."""
+    """Make fleets, for the job or for others, with a coordinator's options; what is left at the end is killed."""
     fleets: list[Fleet] = []
 
-    def make() -> Fleet:
-        fleets.append(Fleet(tmp_path_factory.mktemp("fleet"), job, shards))
+    def make(*jobs: dict[str, Any], options: Sequence[str] = ()) -> Fleet:
+        fleets.append(Fleet(tmp_path_factory.mktemp("fleet"), jobs or (job,), shards, *options))
         return fleets[-1]
 
     yield make

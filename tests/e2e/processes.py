@@ -7,13 +7,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+
+from bnncore.data import open_dataset
+from server.demo.scenario import write_shards
+from tests.patience import LIMIT_S, wait_for
 
 _MARK = "BITFLEET_E2E_RUN"
 _READY = re.compile(r"devices at (?P<grpc>\S+), people at (?P<http>http://\S+?)/?$", re.M)
@@ -21,15 +24,17 @@ _SERVER = ["-m", "server"]
 _T = TypeVar("_T")
 
 
-def wait_for(what: str, probe: Callable[[], _T | None], timeout_s: float = 45.0) -> _T:
-    """Call ``probe`` until it gives something true; fail with ``what`` was waited for."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = probe()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {timeout_s} s for {what}")
+def split_digits(root: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Split the digits unevenly over devices; give each one's data folder."""
+    folders = {name: root / name for name in names}
+    with open_dataset("digits", None, split="train") as dataset:
+        write_shards(dataset, list(folders.values()))
+    return folders
+
+
+def asking(**options: Any) -> httpx.Client:
+    """A client that connects for each request, as whoever is asked may have been killed since the last one."""
+    return httpx.Client(timeout=LIMIT_S, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0), **options)
 
 
 class Process:
@@ -51,10 +56,14 @@ class Process:
         self._popen.kill()
         self._popen.wait()
 
-    def terminate(self, timeout_s: float) -> int:
-        """Send SIGTERM and return the exit status; fails when the process does not end in time."""
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit status; fails when the process does not end."""
         self._popen.terminate()
-        return self._popen.wait(timeout_s)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Return the exit status; fails when the process does not end."""
+        return self._popen.wait(LIMIT_S)
 
     def is_alive(self) -> bool:
         return self._popen.poll() is None
@@ -63,16 +72,23 @@ class Process:
 class Fleet:
     """A coordinator and devices over one folder. ``close`` ends them and tells who outlived that."""
 
-    def __init__(self, root: Path, job: dict[str, Any], data_folders: dict[str, Path]) -> None:
+    def __init__(
+        self, root: Path, jobs: Sequence[dict[str, Any]], data_folders: dict[str, Path], *options: str
+    ) -> None:
         self.root = root
         self.devices: dict[str, Process] = {}
         self.coordinator: Process
         self.url = ""
-        self._grpc = self._http = "127.0.0.1:0"
+        self.grpc = self._http = "127.0.0.1:0"
         self._data_folders = data_folders
+        self._options = options
         self._mark = uuid.uuid4().hex
         self._started: list[Process] = []
-        (root / "job.json").write_text(json.dumps(job))
+        # One for all requests: who asks ten times a second would otherwise read the system's certificates each time.
+        self._asking = asking()
+        self._job_files = [root / f"job-{number}.json" for number in range(len(jobs))]
+        for path, job in zip(self._job_files, jobs, strict=True):
+            path.write_text(json.dumps(job))
 
     def start(self) -> None:
         self.start_coordinator()
@@ -84,9 +100,11 @@ class Fleet:
         log = self.root / f"coordinator-{len(self._started)}.log"
         self.coordinator = self._spawn(
             [
-                *(*_SERVER, "serve", "--insecure", "--grpc", self._grpc, "--http", self._http),
-                *("--state", str(self.root / "coordinator"), "--job", str(self.root / "job.json")),
-                *("--heartbeat-interval", "0.1", "--settle", "0.1"),
+                *(*_SERVER, "serve", "--insecure", "--grpc", self.grpc, "--http", self._http),
+                *("--state", str(self.root / "coordinator")),
+                *(word for path in self._job_files for word in ("--job", str(path))),
+                *("--heartbeat-interval", "0.5", "--settle", "0.1"),
+                *self._options,
             ],
             log,
         )
@@ -97,12 +115,12 @@ class Fleet:
 
         addresses = wait_for("the coordinator to be ready", ready)
         self.url = addresses["http"]
-        self._grpc, self._http = addresses["grpc"], self.url.removeprefix("http://")
+        self.grpc, self._http = addresses["grpc"], self.url.removeprefix("http://")
 
     def start_device(self, name: str) -> None:
         self.devices[name] = self._spawn(
             [
-                *("-m", "edge_client", "run", "--server", self._grpc, "--device-id", name),
+                *("-m", "edge_client", "run", "--insecure", "--server", self.grpc, "--device-id", name),
                 *("--data", str(self._data_folders[name]), "--state", str(self.state_folder(name))),
             ],
             self.root / f"{name}.log",
@@ -112,28 +130,50 @@ class Fleet:
         return self.root / name
 
     def get(self, path: str) -> Any:
-        response = httpx.get(self.url + path, timeout=10, trust_env=False)
+        response = self._asking.get(self.url + path)
         response.raise_for_status()
         return response.json()
 
+    def jobs(self) -> list[dict[str, Any]]:
+        return list(self.get("/api/v1/jobs"))
+
     def job(self) -> dict[str, Any]:
-        (job,) = self.get("/api/v1/jobs")
-        return dict(job)
+        """Return the only job."""
+        (job,) = self.jobs()
+        return job
 
-    def rounds(self) -> list[dict[str, Any]]:
-        return list(self.get(f"/api/v1/jobs/{self.job()['id']}/rounds"))
+    def rounds(self, job_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the rounds of a job, or of the only one."""
+        return list(self.get(f"/api/v1/jobs/{job_id or self.job()['id']}/rounds"))
 
-    def digests(self) -> list[str]:
-        return [round_["weights_digest"] for round_ in self.rounds() if round_["state"] == "COMMITTED"]
+    def digests(self, job_id: str | None = None) -> list[str]:
+        return [round_["weights_digest"] for round_ in self.rounds(job_id) if round_["state"] == "COMMITTED"]
 
     def outbox(self, name: str) -> list[dict[str, Any]]:
+        """Every time that a payload left a device."""
+        return list(self.ledger(name)["payloads"])
+
+    def verify(self, name: str) -> dict[str, Any]:
+        """Whether the ledger of a device is as it was written."""
+        return self.ledger(name, "--verify")
+
+    def ledger(self, name: str, *options: str) -> dict[str, Any]:
         output = subprocess.run(
-            [sys.executable, "-m", "edge_client", "outbox", "--json", "--state", str(self.state_folder(name))],
+            [
+                sys.executable,
+                "-m",
+                "edge_client",
+                "outbox",
+                *options,
+                "--json",
+                "--state",
+                str(self.state_folder(name)),
+            ],
             capture_output=True,
-            timeout=30,
+            timeout=LIMIT_S,
             check=True,
         ).stdout
-        return list(json.loads(output))
+        return dict(json.loads(output))
 
     def wait_until_training(self, name: str, round_number: int) -> int:
         """Wait until a device is in the middle of its steps of a round; return its trainer's PID."""
@@ -149,14 +189,14 @@ class Fleet:
     def wait_until_committed(self, round_number: int) -> None:
         wait_for(f"round {round_number} to be committed", lambda: self.job()["rounds_committed"] >= round_number)
 
-    def wait_until_completed(self) -> dict[str, Any]:
-        def ended() -> dict[str, Any] | None:
-            job = self.job()
-            return job if job["state"] not in ("PENDING", "RUNNING") else None
+    def wait_until_completed(self) -> list[dict[str, Any]]:
+        def ended() -> list[dict[str, Any]] | None:
+            jobs = self.jobs()
+            return None if any(job["state"] in ("PENDING", "RUNNING") for job in jobs) else jobs
 
-        job = wait_for("the job to end", ended, timeout_s=90)
-        assert job["state"] == "COMPLETED", job["reason"]
-        return job
+        jobs = wait_for("the jobs to end", ended)
+        assert [(job["state"], job["reason"]) for job in jobs] == [("COMPLETED", "")] * len(jobs)
+        return jobs
 
     def trainer_pid(self, name: str) -> int | None:
         """Find the trainer that a device's agent has started; None when there is none now."""
@@ -166,7 +206,7 @@ class Fleet:
     def stop(self) -> list[int]:
         """End all processes in order by SIGTERM and return their exit statuses: devices, then the coordinator."""
         running = [*self.devices.values(), self.coordinator]
-        return [process.terminate(timeout_s=10) for process in running if process.is_alive()]
+        return [process.terminate() for process in running if process.is_alive()]
 
     def leftovers(self) -> list[str]:
         """List the command lines of processes that are, or descend from, processes of this fleet and still live."""
@@ -179,6 +219,7 @@ class Fleet:
                 os.kill(pid, signal.SIGKILL)
         for process in self._started:
             process.kill()
+        self._asking.close()
 
     def _spawn(self, arguments: list[str], log: Path) -> Process:
         process = Process(arguments, log, self._mark)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.processes import Fleet
+from tests.patience import LIMIT_S
 
 SERVER = ["-m", "server", "serve", "--insecure"]
-CLIENT = ["-m", "edge_client", "run"]
+CLIENT = ["-m", "edge_client", "run", "--insecure"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=LIMIT_S, check=False)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_running_coordinator_shrugs_off_nonsense(undisturbed: Fleet) -> None:
     host, port = undisturbed.url.removeprefix("http://").split(":")
 
     for nonsense in (b"\x00" * 64, b"GET /api/v1/jobs/none/rounds HTTP/1.1\r\n\r\n", b"POST / HTTP/9\r\n"):
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
+        with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
             connection.sendall(nonsense)
 
     assert undisturbed.job()["state"] == "COMPLETED"

@@ -7,6 +7,7 @@ from pathlib import Path
 from bnncore.checkpoint import load_checkpoint
 from tests.e2e.conftest import DEVICES, ROUNDS, FleetFactory
 from tests.e2e.processes import Fleet
+from tests.patience import LIMIT_S
 
 
 def test_every_round_is_committed_with_every_device(undisturbed: Fleet) -> None:
@@ -49,7 +50,7 @@ def test_an_exported_model_is_the_committed_one(undisturbed: Fleet, tmp_path: Pa
 
     subprocess.run(
         [sys.executable, "-m", "server", *arguments],
-        timeout=30,
+        timeout=LIMIT_S,
         check=True,
     )
 

@@ -5,11 +5,12 @@ import signal
 from pathlib import Path
 
 from tests.e2e.conftest import DEVICES, ROUNDS
-from tests.e2e.processes import Fleet, wait_for
+from tests.e2e.processes import Fleet
+from tests.patience import wait_for
 
 
 def assert_as_if_nothing_had_happened(fleet: Fleet, undisturbed: Fleet) -> None:
-    job = fleet.wait_until_completed()
+    (job,) = fleet.wait_until_completed()
 
     assert job["rounds_committed"] == ROUNDS
     assert fleet.digests() == undisturbed.digests()
@@ -57,7 +58,7 @@ def test_agent_killed_while_it_trains(fleet: Fleet, undisturbed: Fleet) -> None:
 
     fleet.devices["device-2"].kill()
 
-    wait_for("the trainer to end with its agent", lambda: not Path(f"/proc/{trainer}").exists(), timeout_s=5)
+    wait_for("the trainer to end with its agent", lambda: not Path(f"/proc/{trainer}").exists())
     fleet.start_device("device-2")
     assert_as_if_nothing_had_happened(fleet, undisturbed)
 

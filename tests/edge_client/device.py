@@ -13,8 +13,7 @@ from typing import Any
 
 from edge_client.pss import process_tree
 from edge_client.state_dir import StateDir
-
-LIMIT_S = 60
+from tests.patience import LIMIT_S
 
 
 class Device:
@@ -23,7 +22,17 @@ class Device:
     def __init__(self, port: int, data: Path, state: Path, arguments: tuple[str, ...] = ()) -> None:
         self.state = StateDir(state)
         self.log_path = state.with_suffix(".log")
-        command = ["run", "--server", f"127.0.0.1:{port}", "--data", str(data), "--state", str(state), *arguments]
+        command = [
+            "run",
+            "--insecure",
+            "--server",
+            f"127.0.0.1:{port}",
+            "--data",
+            str(data),
+            "--state",
+            str(state),
+            *arguments,
+        ]
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen([sys.executable, "-m", "edge_client", *command], stdout=log, stderr=log)
 
@@ -61,10 +70,18 @@ class Device:
         await self.until(lambda: len(self.trainers()) >= count)
         return self.trainers()[count - 1]
 
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.wait(LIMIT_S)
+
     def kill(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait(LIMIT_S)
+
+    def outbox(self) -> list[dict[str, Any]]:
+        """Every time that a payload left, as the ledger says."""
+        return list(self.ask("outbox")["payloads"])
 
     def ask(self, command: str) -> Any:
         """The JSON answer of ``bitfleet-client status|outbox``."""

@@ -1,5 +1,6 @@
 """The agent's process against a real coordinator: the ordinary day, and what stops it."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -52,10 +53,12 @@ async def test_a_task_comes_back_as_one_update(coordinator: Coordinator, start: 
     assert header.metrics.steps == 20
     assert 0 < header.metrics.training_seconds < header.metrics.seconds
     assert 0 < header.metrics.loss < 5
+    assert header.metrics.joules > 0
+    assert header.metrics.joules_source in ("rapl", "pmic", "ina219", "hwmon", "model")
     assert 0 < header.metrics.accuracy <= 1
     assert header.metrics.peak_pss_bytes > 1 << 20
     assert coordinator.downloads == []  # the seed served
-    row = device.ask("outbox")[0]
+    row = device.outbox()[0]
     assert (row["status"], row["bytes"], row["digest"]) == ("ACCEPTED", len(payload), header.update_digest)
     assert device.ask("status")["agent_pid"] == device.pid
 
@@ -76,6 +79,61 @@ async def test_a_model_is_downloaded_once_and_then_cached(coordinator: Coordinat
     assert device.state.models.sizes() == {task.model_digest: len(model)}
 
 
+async def test_a_trainer_is_kept_for_the_next_task(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port)
+
+    for number in (1, 2):
+        await coordinator.give(make_task(number)[0])
+        await coordinator.until(lambda number=number: len(coordinator.updates) == number)
+
+    assert device.children() == device.trainers()
+    assert len(device.trainers()) == 1
+
+
+async def test_a_trainer_ends_when_no_task_comes(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port, "--keep-trainer", "0.1")
+
+    await coordinator.give(make_task(1)[0])
+    await device.until(lambda: device.trainers() and not device.children())
+    await coordinator.give(make_task(2)[0])
+    await coordinator.until(lambda: len(coordinator.updates) == 2)
+
+    assert len(set(device.trainers())) == 2
+
+
+async def test_a_trainer_ends_with_its_task_where_none_is_to_be_kept(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port, "--keep-trainer", "0")
+
+    await coordinator.give(make_task(1)[0])
+    await coordinator.until(lambda: coordinator.updates)
+
+    assert device.children() == []
+
+
+async def test_a_trainer_that_is_killed_while_it_is_kept_is_replaced(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port, "--device-id", "bird-1")
+    task, _ = make_task(1)
+    await coordinator.give(task)
+    await coordinator.until(lambda: len(coordinator.updates) == 1)
+
+    os.kill(await device.trainer(), signal.SIGKILL)
+    await coordinator.give(make_task(2)[0])
+    await coordinator.until(lambda: len(coordinator.updates) == 2)
+
+    assert coordinator.reports == []
+    assert len(device.trainers()) == 2
+
+
+async def test_a_trainer_is_not_kept_after_a_task_that_went_wrong(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port)
+
+    await coordinator.give(make_task(1, classes=("a", "x", "y"))[0])
+    await coordinator.until(lambda: coordinator.reports)
+
+    assert device.trainers()
+    assert device.children() == []
+
+
 async def test_a_seed_that_does_not_give_the_model_leads_to_a_download(coordinator: Coordinator, start: Start) -> None:
     start(coordinator.port)
     task, model = make_task()
@@ -91,8 +149,7 @@ async def test_a_seed_that_does_not_give_the_model_leads_to_a_download(coordinat
 async def test_a_cached_model_that_the_disk_damaged_is_downloaded_again(coordinator: Coordinator, start: Start) -> None:
     device = start(coordinator.port)
     task, model = make_task(from_seed=False)
-    device.state.models.root.mkdir(parents=True, exist_ok=True)
-    (device.state.models.root / f"{task.model_digest}.safetensors").write_bytes(model[:-1] + b"?")
+    (device.state.models.of(task.job_id).root / f"{task.model_digest}.safetensors").write_bytes(model[:-1] + b"?")
 
     await coordinator.give(task, model=model)
     await coordinator.until(lambda: coordinator.updates)
@@ -178,12 +235,14 @@ async def test_a_newer_task_of_a_job_takes_the_place_of_the_older_one(coordinato
 
 async def test_training_ends_at_the_deadline_of_the_round(coordinator: Coordinator, start: Start) -> None:
     device = start(coordinator.port)
-    task, _ = make_task(steps=LONG, deadline_s=3)
+    for number, deadline_s in enumerate((3, 10, 30, 90), 1):  # the trainer may be slow to start
+        await coordinator.give(make_task(number, steps=LONG, deadline_s=deadline_s)[0])
+        await coordinator.until(lambda number=number: len(coordinator.reports) == number)
+        assert "deadline passed" in coordinator.reports[-1].reason
+        if "TRAINING" in coordinator.reports[-1].reason:
+            break
 
-    await coordinator.give(task)
-    await coordinator.until(lambda: coordinator.reports)
-
-    assert "deadline passed while TRAINING" in coordinator.reports[0].reason
+    assert "deadline passed while TRAINING" in coordinator.reports[-1].reason
     assert device.children() == []
 
 
@@ -197,7 +256,7 @@ async def test_an_update_that_is_not_taken_is_written_down_and_dropped(
     await coordinator.give(make_task()[0])
     await device.until(lambda: device.state.last_task())
 
-    row = device.ask("outbox")[0]
+    row = device.outbox()[0]
     assert (f"SUBMIT_STATUS_{row['status']}", row["reason"]) == (pb.SubmitStatus.Name(status), "because")
     assert device.state.pending() is None
 

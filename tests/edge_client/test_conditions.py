@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from bitfleet.v1 import fleet_pb2 as wire
-from edge_client.conditions import read_conditions
+from edge_client.budgets import Budgets
+from edge_client.conditions import Surroundings
+from edge_client.hours import read_hours
+from edge_client.policy import Policy
 from edge_client.settings import ClientSettings
 from tests.edge_client.conftest import Start
 from tests.edge_client.wire import Coordinator
@@ -33,7 +36,8 @@ def supplies(**kinds: dict[str, str]) -> dict[str, str]:
 
 
 def conditions(root: Path, **rules: Any) -> wire.Conditions:
-    return read_conditions(ClientSettings(server="h:1", state=root, **rules), root)
+    settings = ClientSettings(server="h:1", state=root, **rules)
+    return Surroundings(settings, Budgets.of(settings, Policy()), root=root).read()
 
 
 def test_a_machine_that_tells_nothing_may_work(tmp_path: Path) -> None:
@@ -76,6 +80,33 @@ def test_the_hottest_zone_counts(tmp_path: Path) -> None:
     assert conditions(tmp_path, max_temperature=61.5) == wire.Conditions()
     assert conditions(tmp_path, max_temperature=61.0) == wire.Conditions(too_hot=True)
     assert conditions(tmp_path) == wire.Conditions()
+
+
+def test_a_device_that_was_too_hot_cools_down_first(tmp_path: Path) -> None:
+    settings = ClientSettings(server="h:1", state=tmp_path, max_temperature=80.0)
+    here = Surroundings(
+        settings, Budgets.of(settings, Policy(max_temperature=70.0)), root=tmp_path
+    )  # the stricter rule holds
+    told = []
+    for degrees in (69, 71, 66, 65, 69):
+        machine(tmp_path, sys__class__thermal__thermal_zone0__temp=str(1000 * degrees))
+        told.append(here.read().too_hot)
+
+    assert told == [False, True, True, False, False]
+    assert here.temperature() == 69.0
+
+
+def test_the_owners_file_is_stricter_than_a_flag(tmp_path: Path) -> None:
+    machine(tmp_path, **supplies(BAT0=BATTERY))
+    flags = {"allow_battery": True, "metered": True, "allow_metered": True, "hours": read_hours("08:00-12:00")}
+    settings = ClientSettings(server="h:1", state=tmp_path, **flags)  # type: ignore[arg-type]
+    policy = Policy(mains_only=True, unmetered_only=True, hours=read_hours("10:00-18:00"))
+
+    def at(hour: int) -> wire.Conditions:
+        return Surroundings(settings, Budgets.of(settings, policy), root=tmp_path, minute=lambda: 60 * hour).read()
+
+    assert at(11) == wire.Conditions(on_battery=True, metered=True)
+    assert at(9) == at(13) == wire.Conditions(on_battery=True, metered=True, outside_hours=True)
 
 
 async def test_the_agent_tells_its_conditions_at_once_and_with_every_heartbeat(

@@ -78,7 +78,7 @@ async def test_an_update_whose_answer_is_lost_is_sent_again(coordinator: Coordin
     await coordinator.give(make_task()[0])
     await device.until(lambda: device.state.last_task())
 
-    assert [row["status"] for row in device.ask("outbox")] == ["UNANSWERED", "UNANSWERED", "DUPLICATE"]
+    assert [row["status"] for row in device.outbox()] == ["UNANSWERED", "UNANSWERED", "DUPLICATE"]
     assert len({payload for _, payload in coordinator.updates}) == 1
     assert device.log.count("trainer started") == 1
 
@@ -95,8 +95,45 @@ async def test_an_update_is_sent_after_a_restart_without_training_again(coordina
     await device.until(lambda: device.state.last_task())
 
     assert device.log.count("trainer started") == 1
-    assert device.ask("outbox")[-1]["status"] == "DUPLICATE"
+    assert device.outbox()[-1]["status"] == "DUPLICATE"
     assert device.ask("status")["pending"] is None
+
+
+async def test_a_pending_update_that_the_disk_damaged_is_made_again(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port)
+    coordinator.answers_to_lose = LONG
+    task = await coordinator.give(make_task()[0])
+    await coordinator.until(lambda: coordinator.updates)
+    device.kill()
+    content = bytearray(device.state.pending_file.read_bytes())
+    content[len(content) // 2] ^= 1
+    device.state.pending_file.write_bytes(content)
+
+    coordinator.answers_to_lose = 0
+    coordinator.tasks[task.task_id] = task
+    device = start(coordinator.port)
+    await device.until(lambda: device.state.last_task())
+
+    assert "pending update dropped" in device.log
+    assert len({payload for _, payload in coordinator.updates}) == 1
+    assert device.log.count("trainer started") == 2
+
+
+async def test_a_cached_model_that_the_disk_damaged_is_downloaded_again(coordinator: Coordinator, start: Start) -> None:
+    device = start(coordinator.port)
+    task, model = make_task(from_seed=False)
+    await coordinator.give(task, model=model)
+    await device.until(lambda: device.state.last_task())
+    cached = device.state.models.find(task.model_digest)
+    assert cached is not None
+    cached.write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
+
+    following, _ = make_task(2, from_seed=False)
+    await coordinator.give(following)
+    await coordinator.until(lambda: len(coordinator.updates) == 2)
+
+    assert len(coordinator.downloads) == 2
+    assert device.state.models.find(task.model_digest).read_bytes() == model
 
 
 async def test_training_goes_on_while_the_coordinator_is_away(coordinator: Coordinator, start: Start) -> None:
@@ -138,7 +175,7 @@ async def test_a_download_goes_on_after_a_restart_too(coordinator: Coordinator, 
     task, model = make_task(from_seed=False, widths=WIDE)
     coordinator.download_gate.clear()
     await coordinator.give(task, model=model)
-    await device.until(lambda: device.state.models.partial_bytes(task.model_digest) > len(model) // 4)
+    await device.until(lambda: device.state.models.of(task.job_id).partial_bytes(task.model_digest) > len(model) // 4)
 
     device.kill()
     coordinator.download_gate.set()
@@ -158,7 +195,7 @@ async def test_an_upload_that_breaks_is_made_again(coordinator: Coordinator, wir
 
     assert wire.cuts == 1
     assert len(coordinator.updates) == 1
-    assert [row["status"] for row in device.ask("outbox")] == ["UNANSWERED", "ACCEPTED"]
+    assert [row["status"] for row in device.outbox()] == ["UNANSWERED", "ACCEPTED"]
 
 
 async def test_a_full_disk_fails_the_task_and_not_the_agent(coordinator: Coordinator, start: Start) -> None:
@@ -177,7 +214,7 @@ async def test_a_full_disk_fails_the_task_and_not_the_agent(coordinator: Coordin
     await coordinator.until(lambda: coordinator.updates)
 
     assert [report.reason for report in coordinator.reports] == ["File too large", "File too large"]
-    assert not list(device.state.models.root.iterdir())
+    assert not [path for path in device.state.models.root.rglob("*") if path.is_file()]
 
 
 async def test_a_signal_is_obeyed_while_the_cable_is_pulled(coordinator: Coordinator, wire: Wire, start: Start) -> None:
@@ -196,7 +233,7 @@ async def test_a_download_can_be_cancelled(coordinator: Coordinator, start: Star
     task, model = make_task(1, from_seed=False, widths=WIDE)
     coordinator.download_gate.clear()
     await coordinator.give(task, model=model)
-    await device.until(lambda: device.state.models.partial_bytes(task.model_digest))
+    await device.until(lambda: device.state.models.of(task.job_id).partial_bytes(task.model_digest))
 
     await coordinator.cancel(task)
     await coordinator.give(make_task(2)[0])
@@ -208,15 +245,17 @@ async def test_a_download_can_be_cancelled(coordinator: Coordinator, start: Star
 
 async def test_without_a_ledger_nothing_leaves(coordinator: Coordinator, start: Start) -> None:
     device = start(coordinator.port)
-    await device.until(lambda: device.state.root.exists())
-    (device.state.root / "outbox.jsonl").mkdir()  # a ledger that cannot be written
+    ledger = device.state.root / "outbox.jsonl"
+    await device.until(ledger.exists)
+    ledger.unlink()
+    ledger.mkdir()  # one that cannot be written
 
     await coordinator.give(make_task()[0])
     await device.until(lambda: "the outbox ledger cannot be written" in device.log)
     device.signal(signal.SIGTERM)
     assert await device.ended() == 0
     assert coordinator.updates == []
-    (device.state.root / "outbox.jsonl").rmdir()
+    ledger.rmdir()
     start(coordinator.port)
     await coordinator.until(lambda: coordinator.updates)
 
@@ -236,6 +275,6 @@ async def test_an_agent_killed_at_any_instant_counts_once(coordinator: Coordinat
     await device.until(lambda: device.state.last_task() and device.state.pending() is None)
 
     assert len({payload for _, payload in coordinator.updates}) == 1
-    statuses = [row["status"] for row in device.ask("outbox")]
+    statuses = [row["status"] for row in device.outbox()]
     assert statuses.count("ACCEPTED") <= 1
     assert set(statuses) <= {"ACCEPTED", "DUPLICATE", "UNANSWERED"}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.errors import TaskFailedError
-from edge_client.model_cache import ModelCache
+from edge_client.model_cache import ModelCache, ModelCaches
 
 
 def digest_of(data: bytes) -> str:
@@ -65,3 +65,35 @@ def test_a_new_download_takes_the_place_of_an_unfinished_one(tmp_path: Path) -> 
 def test_a_digest_that_is_none_never_becomes_a_path(tmp_path: Path, digest: str) -> None:
     with pytest.raises(TaskFailedError, match="SHA-256"):
         ModelCache(tmp_path).find(digest)
+
+
+def test_a_job_finds_its_newest_model_whatever_other_jobs_did_in_between(tmp_path: Path) -> None:
+    caches = ModelCaches(tmp_path, jobs=3)
+    put(caches.of("slow"), b"slow, 1")
+    put(caches.of("slow"), b"slow, 2")
+
+    for number in range(5):
+        put(caches.of("quick"), f"quick, {number}".encode())
+
+    assert caches.find(digest_of(b"slow, 2")) is not None
+    assert set(caches.sizes()) == {digest_of(data) for data in (b"slow, 2", b"quick, 3", b"quick, 4")}
+
+
+def test_the_models_of_jobs_that_were_at_work_longest_ago_go(tmp_path: Path) -> None:
+    caches = ModelCaches(tmp_path, jobs=2)
+
+    for job in ("first", "second", "third"):
+        put(caches.of(job), job.encode())
+
+    assert set(caches.sizes()) == {digest_of(b"second"), digest_of(b"third")}
+
+
+def test_a_model_is_found_and_dropped_whichever_job_it_is_of(tmp_path: Path) -> None:
+    caches = ModelCaches(tmp_path)
+    path = put(caches.of("first"), b"model")
+    caches.of("second")
+
+    found = caches.find(digest_of(b"model"))
+    caches.discard(digest_of(b"model"))
+
+    assert (found, caches.find(digest_of(b"model"))) == (path, None)

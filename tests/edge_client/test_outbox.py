@@ -1,18 +1,23 @@
 from pathlib import Path
 
-from edge_client.outbox import UNANSWERED, Dispatch, Outbox
+import pytest
+
+from edge_client.errors import StateFolderError
+from edge_client.outbox import UNANSWERED, Dispatch, Outbox, Privacy, Report, Talk
+
+AT = "2026-01-02T03:04:05+00:00"
 
 
 def ledger(tmp_path: Path) -> Outbox:
-    return Outbox(tmp_path / "outbox.jsonl", now=lambda: "2026-01-02T03:04:05+00:00")
+    return Outbox(tmp_path / "outbox.jsonl", now=lambda: AT)
+
+
+def dispatch(number: int, status: str = UNANSWERED, reason: str = "", kind: str = "update") -> Dispatch:
+    return Dispatch(AT, kind, "job", number, f"job-{number}", 10 * number, "d", status=status, reason=reason)
 
 
 def send(outbox: Outbox, number: int) -> None:
-    outbox.sending(job_id="job", round_number=number, task_id=f"job-{number}", num_bytes=10 * number, digest="d")
-
-
-def dispatch(number: int, status: str, reason: str = "") -> Dispatch:
-    return Dispatch("2026-01-02T03:04:05+00:00", "job", number, f"job-{number}", 10 * number, "d", status, reason)
+    outbox.sending(dispatch(number))
 
 
 def test_every_sending_is_listed_with_its_answer(tmp_path: Path) -> None:
@@ -66,3 +71,38 @@ def test_the_ledger_only_grows(tmp_path: Path) -> None:
 
 def test_no_ledger_is_an_empty_one(tmp_path: Path) -> None:
     assert list(ledger(tmp_path).dispatches()) == []
+
+
+def test_what_protects_a_payload_and_what_else_left_is_listed(tmp_path: Path) -> None:
+    outbox = ledger(tmp_path)
+    masked = Dispatch(
+        AT, "masked", "job", 1, "job-1", 10, "d", attempt=2, privacy=Privacy("distributed", 1.5, 0.5, 1e-5)
+    )
+    report = Report(AT, "job-2", "DECLINED", "no", 30, "e")
+    talk = Talk()
+
+    outbox.talked(talk)  # nothing to tell is no line
+    talk.add("hello", 100)
+    talk.add("heartbeat", 20)
+    talk.add("heartbeat", 20)
+    outbox.sending(masked)
+    outbox.reporting(report)
+    outbox.talked(talk)
+
+    told = list(outbox.entries())
+    assert told[:1] == [report]
+    assert isinstance(told[1], Talk)
+    assert (told[1].messages, told[1].bytes) == ({"hello": 1, "heartbeat": 2}, 140)
+    assert told[2:] == [masked]
+    assert talk == Talk()
+    assert outbox.verify().problems == []
+
+
+def test_a_ledger_without_a_chain_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.jsonl"
+    path.write_text('{"event": "sending", "at": "2026-01-01", "job_id": "j"}\n')
+
+    with pytest.raises(StateFolderError, match="did not bind its lines together; keep it under another name"):
+        ledger(tmp_path).begin()
+    path.unlink()
+    assert ledger(tmp_path).begin().problems == []

@@ -27,6 +27,8 @@ def test_the_command_line_precedes_the_environment() -> None:
         ({"threads": "0"}, "--threads must be at least 1"),
         ({"threads": "two"}, "--threads must be a whole number"),
         ({"max_retries": "-1"}, "--max-retries"),
+        ({"keep_trainer": "-1"}, "--keep-trainer must be seconds, 0 or more, got -1"),
+        ({"keep_trainer": "inf"}, "--keep-trainer must be seconds, got 'inf'"),
         ({"allow_battery": "maybe"}, "--allow-battery must be yes or no, got 'maybe'"),
         ({"max_temperature": "nan"}, "--max-temperature must be degrees Celsius, got 'nan'"),
         ({"memory_budget": "plenty"}, "--memory-budget must be an amount such as 64MiB or 500000, got 'plenty'"),

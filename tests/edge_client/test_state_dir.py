@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 
@@ -5,14 +6,15 @@ import pytest
 
 from edge_client.child import UPDATE_FILE
 from edge_client.errors import StateFolderError
-from edge_client.state_dir import PendingUpdate, StateDir
+from edge_client.pending_update import PendingUpdate
+from edge_client.state_dir import StateDir
 
 UPDATE = PendingUpdate(
     task_id="job-1",
     job_id="job",
     round_number=1,
     model_digest="m",
-    update_digest="u",
+    update_digest=hashlib.sha256(b"update").hexdigest(),
     total_bytes=6,
     num_examples=60,
     codec="int8",
@@ -23,6 +25,12 @@ UPDATE = PendingUpdate(
     training_seconds=1.25,
     peak_pss_bytes=1,
     downloaded_bytes=2,
+    written_bytes=8192,
+    validation_examples=12,
+    validation_correct=9,
+    validation_loss=0.5,
+    joules=3.5,
+    joules_source="rapl",
 )
 
 
@@ -57,7 +65,9 @@ def test_a_dropped_update_is_gone(state: StateDir) -> None:
     assert [path.name for path in sorted(state.root.iterdir())] == ["lock", "models"]
 
 
-@pytest.mark.parametrize("damage", ["no header", "cut header", "cut update", "no update"])
+@pytest.mark.parametrize(
+    "damage", ["no header", "cut header", "other header", "cut update", "other update", "no update"]
+)
 def test_a_damaged_pending_update_is_told_and_can_be_dropped(state: StateDir, damage: str) -> None:
     keep(state)
     header = state.pending_file.with_name("header.json")
@@ -66,6 +76,10 @@ def test_a_damaged_pending_update_is_told_and_can_be_dropped(state: StateDir, da
             header.unlink()
         case "cut header":
             header.write_bytes(header.read_bytes()[:20])
+        case "other header":
+            header.write_bytes(header.read_bytes().replace(b'"round_number": ', b'"round_number": 1'))
+        case "other update":
+            state.pending_file.write_bytes(b"updaTe")
         case "cut update":
             state.pending_file.write_bytes(b"up")
         case "no update":

@@ -8,7 +8,8 @@ import pytest
 
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.codec import get_difference_codec, get_state_codec
-from bnncore.federated.feedback import read_feedback, tell_difference
+from bnncore.federated.feedback import tell_difference
+from bnncore.federated.local_state import read_local_state
 from bnncore.federated.replica import apply_step, make_step
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32
@@ -125,7 +126,7 @@ async def test_what_an_update_could_not_say_is_in_the_next_one(
     device = start(coordinator.port, "--device-id", "bird-1")
     await train(coordinator, onebit_task(1, chain.models[0], from_seed=True))
     await settled(device, 1)
-    owed = read_feedback(device.state.feedback("job"), chain.spec)
+    owed = read_local_state(device.state.local_states.path("job"), chain.spec).feedback
     _, payload = await train(coordinator, onebit_task(2, chain.models[0], from_seed=True))
     device.kill()
 
@@ -148,13 +149,13 @@ async def test_a_rejected_update_leaves_the_feedback_as_it_was(
     device = start(coordinator.port)
     await train(coordinator, onebit_task(1, chain.models[0], from_seed=True))
     await settled(device, 1)
-    kept = device.state.feedback("job").read_bytes()
+    kept = device.state.local_states.path("job").read_bytes()
 
     coordinator.answer = lambda header: pb.SubmitUpdateResponse(status=pb.SUBMIT_STATUS_LATE, reason="late")
     await train(coordinator, onebit_task(2, chain.models[0], from_seed=True))
     await settled(device, 2)
 
-    assert device.state.feedback("job").read_bytes() == kept
+    assert device.state.local_states.path("job").read_bytes() == kept
 
 
 async def test_damaged_feedback_is_left_out(
@@ -163,11 +164,11 @@ async def test_damaged_feedback_is_left_out(
     device = start(coordinator.port)
     await train(coordinator, onebit_task(1, chain.models[0], from_seed=True))
     await settled(device, 1)
-    path = device.state.feedback("job")
+    path = device.state.local_states.path("job")
     path.write_bytes(path.read_bytes()[:-1])
 
     await train(coordinator, onebit_task(2, chain.models[0], from_seed=True))
     await settled(device, 2)
 
-    assert "feedback" in device.log
-    assert set(read_feedback(path, chain.spec)) == {"dense1.weight", "dense2.weight"}
+    assert "the local state of the last update is left out" in device.log
+    assert set(read_local_state(path, chain.spec).feedback) == {"dense1.weight", "dense2.weight"}

@@ -18,44 +18,62 @@ from bnncore.seeds import derive_seed
 from bnncore.spec import ModelSpec
 from edge_client.child import TASK_FILE, UPDATE_FILE
 from tests.edge_client.wire import make_task
-
-LIMIT_S = 60
+from tests.patience import LIMIT_S
 
 NO_STEPS = {"preset": "bitfleet", "optimizer": "", "batch_size": 1, "local_steps": 0, "step_scale": 1.0, "seed": 0}
 
 
-def describe(data_dir: Path, *, optimizer: str = "latent8m", steps: int = 20) -> tuple[dict[str, Any], bytes]:
+def describe(
+    data_dir: Path, *, optimizer: str = "latent8m", steps: int = 20, widths: tuple[int, ...] = (16,)
+) -> tuple[dict[str, Any], bytes]:
     """A task as the worker writes it, and its model."""
-    task, model = make_task(optimizer=optimizer, steps=steps)
+    task, model = make_task(optimizer=optimizer, steps=steps, widths=widths)
     fields = ("preset", "optimizer", "batch_size", "local_steps", "step_scale", "seed")
     description = {
+        "job_id": "job",
         "device_id": "bird-1",
         "round_number": 4,
         "model_digest": task.model_digest,
         "model_path": None,
         "step_paths": [],
-        "feedback_path": None,
+        "local_state_path": None,
+        "best_path": None,
+        "max_memory": 1 << 40,
+        "plan_only": False,
         "initial_seed": task.initial_seed,
         "spec_json": task.spec_json,
         "down_codec": "int8",
         "up_codec": "int8",
         "classes": list(task.classes),
+        "local_tensors": [],
+        "input_range": None,
+        "summed": None,
         "training": {field: getattr(task.training, field) for field in fields},
         "data": {"name": None, "root": str(data_dir)},
-        "threads": 1,
     }
     return description, model
 
 
-def train(folder: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run the trainer; give its events."""
-    folder.mkdir(exist_ok=True)
-    (folder / TASK_FILE).write_text(json.dumps(description))
+def train_all(folders: dict[Path, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run one trainer over tasks by folder; give its events."""
+    for folder, description in folders.items():
+        folder.mkdir(exist_ok=True)
+        (folder / TASK_FILE).write_text(json.dumps(description))
     done = subprocess.run(
-        [sys.executable, "-m", "edge_client.trainer", str(folder)], stdout=subprocess.PIPE, timeout=LIMIT_S
+        [sys.executable, "-m", "edge_client.trainer"],
+        input="".join(json.dumps(str(folder)) + "\n" for folder in folders).encode(),
+        stdout=subprocess.PIPE,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    ready, *events = (json.loads(line) for line in done.stdout.splitlines())
+    assert ready == {"ready": True}
+    return events
+
+
+def train(folder: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run a trainer for one task; give its events."""
+    return train_all({folder: description})
 
 
 @pytest.mark.parametrize("optimizer", ["latent8m", "latent8", "bop", "adam"])
@@ -91,6 +109,34 @@ def test_the_seed_and_the_payload_lead_to_the_same_update(tmp_path: Path, data_d
     read = train(tmp_path / "read", {**description, "model_path": str(path), "initial_seed": 0})[-1]
 
     assert made["update_digest"] == read["update_digest"]
+
+
+def test_an_update_does_not_depend_on_what_the_trainer_did_before(tmp_path: Path, data_dir: Path) -> None:
+    task, _ = describe(data_dir)
+    next_round = {**task, "round_number": 5}
+    of_another_job, _ = describe(data_dir, optimizer="adam", steps=7)
+    told_in_signs = {**task, "up_codec": "sign", "training": {**task["training"], "statistics_batches": 2}}
+    cannot_be_made = {**task, "initial_seed": 8}
+    tasks = [task, told_in_signs, next_round, of_another_job, cannot_be_made, told_in_signs, task, next_round]
+    alone = [train(tmp_path / f"alone-{number}", each)[-1] for number, each in enumerate(tasks)]
+
+    together = train_all({tmp_path / f"task-{number}": each for number, each in enumerate(tasks)})
+
+    outcomes = [event for event in together if "outcome" in event]
+    assert [event.get("update_digest") for event in outcomes] == [event.get("update_digest") for event in alone]
+    assert [event["outcome"] for event in outcomes] == [*["done"] * 4, "model_missing", *["done"] * 3]
+
+
+def test_a_peak_is_of_one_task(tmp_path: Path, data_dir: Path) -> None:
+    small, _ = describe(data_dir)
+    large, _ = describe(data_dir, widths=(4096, 1024))
+    tasks = {"first": small, "large": large, "after": small, "last": small}  # "after" begins with the large engine
+
+    events = train_all({tmp_path / name: description for name, description in tasks.items()})
+
+    peaks = dict(zip(tasks, (event["peak_pss_bytes"] for event in events if "outcome" in event), strict=True))
+    assert peaks["large"] > peaks["first"] + (8 << 20)
+    assert peaks["last"] < peaks["first"] + (4 << 20)
 
 
 def test_a_device_with_few_samples_uses_all_of_them_in_every_step(tmp_path: Path, data_dir: Path) -> None:
@@ -144,7 +190,9 @@ def test_a_trainer_whose_agent_has_ended_ends_before_it_begins(tmp_path: Path) -
     agent.wait(LIMIT_S)
 
     done = subprocess.run(
-        [sys.executable, "-m", "edge_client.trainer", "--parent", str(agent.pid), str(tmp_path)], timeout=LIMIT_S
+        [sys.executable, "-m", "edge_client.trainer", "--parent", str(agent.pid)],
+        stdin=subprocess.PIPE,
+        timeout=LIMIT_S,
     )
 
     assert done.returncode == -signal.SIGKILL
@@ -157,11 +205,13 @@ def imported(module: str, *packages: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_the_agent_carries_neither_numpy_nor_the_engine() -> None:
-    assert imported("edge_client.agent", "numpy", "bnncore") == [
-        *("bnncore", "bnncore.amounts", "bnncore.durable", "bnncore.errors", "bnncore.way"),
+def test_the_agent_carries_neither_numpy_nor_cryptography_nor_the_engine() -> None:
+    assert imported("edge_client.agent", "numpy", "cryptography", "bnncore") == [
+        *("bnncore", "bnncore.amounts", "bnncore.durable"),
+        *("bnncore.energy", "bnncore.energy.meter", "bnncore.energy.pmic", "bnncore.energy.power_files"),
+        *("bnncore.energy.rapl", "bnncore.errors", "bnncore.supervision", "bnncore.way"),
     ]
 
 
-def test_the_trainer_carries_no_wire() -> None:
-    assert imported("edge_client.trainer", "grpc", "google", "asyncio", "ssl") == []
+def test_the_trainer_carries_neither_wire_nor_cryptography() -> None:
+    assert imported("edge_client.trainer", "grpc", "google", "asyncio", "ssl", "cryptography") == []

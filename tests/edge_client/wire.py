@@ -2,7 +2,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import random
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +17,8 @@ from bnncore.codec import get_codec
 from bnncore.engine import Engine
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import mlp
+from tests.patience import LIMIT_S
 
-LIMIT_S = 60
 CHUNK_BYTES = 8192
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,15 +29,21 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
-        self.protocol = 1
         self.hellos: list[pb.Hello] = []
         self.heartbeats: list[pb.Heartbeat] = []
         self.reports: list[pb.TaskReport] = []
         self.updates: list[tuple[pb.UpdateHeader, bytes]] = []
         self.downloads: list[pb.DownloadModelRequest] = []
         self.tasks: dict[str, pb.Task] = {}
+        self.orders: dict[str, pb.ExchangeOrder] = {}
+        """By task: the step of a secure sum that is wanted, now and on each new stream."""
         self.models: dict[str, bytes] = {}
         self.streams = 0
+        self.welcome = pb.Welcome(
+            protocol=1, server_version="test", heartbeat_interval_s=0.1, max_chunk_bytes=CHUNK_BYTES
+        )
+        self.pieces: Callable[[bytes, int], Iterable[tuple[int, bytes]]] = pieces_of
+        """Cuts a model into (offset, piece) from an offset on."""
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         """Answers every Hello, when set."""
         self.answer: Callable[[pb.UpdateHeader], pb.SubmitUpdateResponse] = self.accept
@@ -77,13 +84,29 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         await self._outgoing.put(pb.ConnectResponse(task=task))
         return task
 
+    async def say(self, event: pb.ConnectResponse) -> None:
+        """Say anything on the device's stream."""
+        await self._outgoing.put(event)
+
+    async def order(self, order: pb.ExchangeOrder) -> None:
+        """Ask for a step of a secure sum, now and on each new stream until it was accepted."""
+        self.orders[order.task_id] = order
+        await self._outgoing.put(pb.ConnectResponse(exchange=order))
+
+    def steps(self, step: pb.ExchangeStep, attempt: int = 1) -> list[bytes]:
+        """The payloads of a step that came."""
+        return [data for header, data in self.updates if (header.step, header.attempt) == (step, attempt)]
+
     async def cancel(self, task: pb.Task) -> None:
         self.tasks.pop(task.task_id, None)
         await self._outgoing.put(pb.ConnectResponse(cancel=pb.CancelTask(task_id=task.task_id, reason="over")))
 
     def accept(self, header: pb.UpdateHeader) -> pb.SubmitUpdateResponse:
-        counted = sum(other.task_id == header.task_id for other, _ in self.updates)
+        named = (header.task_id, header.step, header.attempt)
+        counted = sum((other.task_id, other.step, other.attempt) == named for other, _ in self.updates)
         self.tasks.pop(header.task_id, None)
+        if (order := self.orders.get(header.task_id)) is not None and order.step == header.step:
+            del self.orders[header.task_id]
         status = pb.SUBMIT_STATUS_ACCEPTED if counted == 1 else pb.SUBMIT_STATUS_DUPLICATE
         return pb.SubmitUpdateResponse(status=status)
 
@@ -94,14 +117,12 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         await self._note(self.hellos, hello)
         if self.refusal is not None:
             await context.abort(*self.refusal)
-        yield pb.ConnectResponse(
-            welcome=pb.Welcome(
-                protocol=self.protocol, server_version="test", heartbeat_interval_s=0.1, max_chunk_bytes=CHUNK_BYTES
-            )
-        )
+        yield pb.ConnectResponse(welcome=self.welcome)
         self._outgoing = outgoing = asyncio.Queue()
         for task in self.tasks.values():
             outgoing.put_nowait(pb.ConnectResponse(task=task))
+        for order in self.orders.values():
+            outgoing.put_nowait(pb.ConnectResponse(exchange=order))
         listener = asyncio.create_task(self._listen(request_iterator))
         await self._count_streams(1)
         try:
@@ -125,10 +146,9 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         if model is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
             return
-        for offset in range(request.offset, len(model), CHUNK_BYTES):
+        for offset, data in self.pieces(model, request.offset):
             if offset > len(model) // 2:
                 await self.download_gate.wait()
-            data = model[offset : offset + CHUNK_BYTES]
             yield pb.DownloadModelResponse(offset=offset, data=data, total_bytes=len(model))
 
     async def SubmitUpdate(  # noqa: N802 - named by the protocol
@@ -170,11 +190,25 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
             self._changed.notify_all()
 
 
-class Wire:
-    """Forwards TCP to a port of this machine, and can be cut in the middle of anything."""
+def pieces_of(model: bytes, first: int) -> Iterator[tuple[int, bytes]]:
+    """Cut a model as an honest coordinator does."""
+    for offset in range(first, len(model), CHUNK_BYTES):
+        yield offset, model[offset : offset + CHUNK_BYTES]
 
-    def __init__(self, target: int) -> None:
+
+class Wire:
+    """Forwards TCP to a port of this machine, and can be cut in the middle of anything.
+
+    Args:
+      target: the port.
+      delay_s: seconds from one end to the other; each piece takes half as long to one and a half times as long, and
+        none overtakes another.
+    """
+
+    def __init__(self, target: int, *, delay_s: float = 0.0) -> None:
         self._target = target
+        self._delay_s = delay_s
+        self._random = random.Random(0)
         self._writers: set[asyncio.StreamWriter] = set()
         self._bytes_left: int | None = None
         self._flows = asyncio.Event()
@@ -208,6 +242,10 @@ class Wire:
         """Let nothing through any more, and say nothing about it: a cable that was pulled."""
         self._flows.clear()
 
+    def resume(self) -> None:
+        """Plug the cable in again; what was under way arrives late."""
+        self._flows.set()
+
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
@@ -223,9 +261,33 @@ class Wire:
             for end in ends:
                 end.transport.abort()
 
+    async def _arrivals(self, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        """Yield what was read when it is due at the other end; reading goes on meanwhile."""
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        now = asyncio.get_running_loop().time
+
+        async def read() -> None:
+            data = b"-"
+            while data:
+                with suppress(OSError):
+                    data = b""
+                    data = await reader.read(1024)
+                pieces.put_nowait((now() + self._delay_s * self._random.uniform(0.5, 1.5), data))
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                due, data = await pieces.get()
+                await asyncio.sleep(max(0.0, due - now()))
+                if not data:
+                    return
+                yield data
+        finally:
+            reading.cancel()
+
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while data := await reader.read(1024):
+            async for data in self._arrivals(reader):
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()

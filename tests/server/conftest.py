@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api import create_app
-from server.coordinator import Coordinator, Limits
+from server.coordinator import Coordinator
 from server.coordinator.events import TimePassed
+from server.coordinator.round_runner import RoundRunner
 from server.jobs import JobConfig, parse_job
+from server.limits import ConnectionLimits, Limits
 from server.rpc import FleetService, create_server
 from server.storage.blobs import LocalBlobs
 from server.storage.sql import open_storage
+from tests.patience import LIMIT_S
+from tests.postgres_server import PostgresServer, why_no_postgres
+from tests.server.databases import lay_database
 from tests.server.scripted import CLASSES, SHAPE
+
+DEADLINE_S = 900.0
+"""Of the rounds of ``make_job``, and not a job's by itself: no machine is so slow."""
+
+
+def patient_limits(**changes: Any) -> Limits:
+    """Give limits under which nobody counts as gone, however slow this machine is; ``changes`` replace some."""
+    patience = {"heartbeat_interval_s": LIMIT_S, "upload_idle_s": LIMIT_S}
+    return Limits(**{"settle_s": 0.05, "max_chunk_bytes": 1024, **patience, **changes})
+
+
+def patient_connections(**changes: Any) -> ConnectionLimits:
+    """Give limits under which no connection is cut because this machine is slow; ``changes`` replace some."""
+    return ConnectionLimits(**{"request_timeout_s": LIMIT_S, "idle_timeout_s": LIMIT_S, **changes})
 
 
 def make_job(**changes: Any) -> JobConfig:
@@ -34,7 +54,7 @@ def make_job(**changes: Any) -> JobConfig:
         "local_steps": 4,
         "batch_size": 10,
         "min_devices": 2,
-        "deadline_s": 60.0,
+        "deadline_s": DEADLINE_S,
     }
     return parse_job({**job, **changes})
 
@@ -60,10 +80,16 @@ class House:
     clock: MovableClock
 
     def pass_time(self, seconds: float) -> None:
-        """Move the coordinator's clock and let the round see it, as if its timer had fired."""
+        """Move the coordinator's clock and let the rounds see it, as if their timers had fired."""
         self.clock.offset_s += seconds
-        assert self.coordinator.running_job is not None
-        self.coordinator.running_job.post(TimePassed())
+        assert self.coordinator.jobs.running
+        for runner in self.coordinator.jobs.running.values():
+            runner.post(TimePassed())
+
+    def open_round(self) -> RoundRunner | None:
+        """Return the round that is being played, by the only job that runs; None when there is none."""
+        running = self.coordinator.jobs.running
+        return None if not running else next(iter(running.values())).active
 
     async def get(self, path: str) -> Any:
         response = await self.http.get(path)
@@ -78,27 +104,36 @@ class House:
 OpenHouse = Callable[..., contextlib.AbstractAsyncContextManager[House]]
 
 
+def _when_asked(build: Callable[[], ASGIApp]) -> ASGIApp:
+    """Build an application when the first request comes: it takes longer than most tests, and few ask."""
+    built = functools.cache(build)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await built()(scope, receive, send)
+
+    return app
+
+
 @pytest.fixture
 def open_house(tmp_path: Path) -> OpenHouse:
     """Open a coordinator over this test's folder; opening it again is a restart."""
 
     @contextlib.asynccontextmanager
     async def open_(**limits: Any) -> AsyncIterator[House]:
-        defaults = {"heartbeat_interval_s": 5.0, "settle_s": 0.05, "max_chunk_bytes": 1024}
         clock = MovableClock()
         coordinator = Coordinator(
-            open_storage(f"sqlite:///{tmp_path / 'bitfleet.db'}"),
+            open_storage(lay_database(tmp_path / "bitfleet.db")),
             LocalBlobs(tmp_path / "blobs"),
-            limits=Limits(**{**defaults, **limits}),
+            limits=patient_limits(**limits),
             clock=clock,
         )
         server = create_server(FleetService(coordinator, version="0.1.0"), max_chunk_bytes=1024)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        transport = httpx.ASGITransport(create_app(coordinator, version="0.1.0"))
+        transport = httpx.ASGITransport(_when_asked(lambda: create_app(coordinator, version="0.1.0")))
         try:
-            await coordinator.start()
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            await coordinator.lead()
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
                 yield House(coordinator, f"127.0.0.1:{port}", http, tmp_path, clock)
         finally:
             coordinator.dismiss_devices()
@@ -108,8 +143,19 @@ def open_house(tmp_path: Path) -> OpenHouse:
     return open_
 
 
-async def until(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
-    """Wait until a condition holds; how long it takes does not matter."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - conditions here have no event to wait for
-            await asyncio.sleep(0.01)
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """PostgreSQL, for all tests that ask; who stops it starts it again."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    if problem := why_no_postgres():
+        pytest.skip(problem)
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """An empty database of it."""
+    postgres.query("DROP SCHEMA public CASCADE")
+    postgres.query("CREATE SCHEMA public")
+    return postgres.url

@@ -1,8 +1,8 @@
 """A process that runs coordinators and lets them be killed, as by ``kill -9``, around a given call to the disk.
 
-It forks one child for each line on standard input: ``{"state": DIR, "port": N, "point": "before:commit_round:2"}``.
-The child runs the job in the state folder to its end, printing its port, and is killed at the point. The parent prints
-how the child ended. Forking spares every restart the imports.
+It forks one child for each line on standard input: ``{"state": DIR, "port": N, "point": "before:commit_round:2",
+"kind": "secure"}``. The child runs the job in the state folder to its end, printing its port, and is killed at the
+point. The parent prints how the child ended. Forking spares every restart the imports.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from server.coordinator import Coordinator, Limits
+from server.coordinator import Coordinator
+from server.limits import Limits
 from server.rpc import FleetService, create_server
 from server.storage.blobs import LocalBlobs
 from server.storage.sql import open_storage
 from tests.server.conftest import make_job
 
 ROUNDS = 2
-DEVICES = ("a", "b")
+DEVICES = {"plain": ("a", "b"), "secure": ("a", "b", "c")}
+JOBS: dict[str, dict[str, Any]] = {
+    "plain": {"strategy": "fedyogi"},
+    "secure": {"recipe": "onebit", "statistics_batches": 2, "secure_aggregation": {}},
+}
 
 
 class Trap:
@@ -63,7 +68,7 @@ class _Trapped:
         return call
 
 
-async def run(state: Path, port: int, point: str | None) -> None:
+async def run(state: Path, port: int, point: str | None, kind: str) -> None:
     trap = Trap(point)
     coordinator = Coordinator(
         trap.wrap(open_storage(f"sqlite:///{state / 'bitfleet.db'}")),
@@ -73,8 +78,8 @@ async def run(state: Path, port: int, point: str | None) -> None:
     server = create_server(FleetService(coordinator, version="0.1.0"), max_chunk_bytes=256 * 1024)
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    await coordinator.jobs.ensure(make_job(rounds=ROUNDS, min_devices=len(DEVICES), strategy="fedyogi"))
-    await coordinator.start()
+    await coordinator.jobs.ensure(make_job(rounds=ROUNDS, min_devices=len(DEVICES[kind]), **JOBS[kind]))
+    await coordinator.lead()
     print(json.dumps({"port": port}), flush=True)
     await coordinator.jobs.wait_until_idle()
     coordinator.dismiss_devices()
@@ -87,7 +92,7 @@ def main() -> None:
         order = json.loads(line)
         child = os.fork()
         if child == 0:
-            asyncio.run(run(Path(order["state"]), order["port"], order["point"]))
+            asyncio.run(run(Path(order["state"]), order["port"], order["point"], order["kind"]))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(json.dumps({"ended": os.waitstatus_to_exitcode(status)}), flush=True)

@@ -24,6 +24,7 @@ from bnncore.optimizer import resolve_preset
 from bnncore.seeds import derive_seed
 from bnncore.spec import ModelSpec
 from bnncore.state import State
+from tests.patience import patiently
 
 CLASSES = ("zero", "one", "two")
 SHAPE = (4, 4)
@@ -75,16 +76,25 @@ class ScriptedDevice:
     input_shape: tuple[int, ...] = SHAPE
     num_examples: int = 40
     training_seconds: float = 0.01
+    score: tuple[int, int, float] = (0, 0, 0.0)
+    """What it says of a model on its validation part: examples, hits, mean loss."""
+    any_image_shape: bool = False
+    needs_input_range: bool = False
     memory_bytes: int = 0
     conditions: pb.Conditions = field(default_factory=pb.Conditions)
     protocol: tuple[int, int] = (1, 1)
+    credentials: grpc.ChannelCredentials | None = None
     down_bytes: int = 0
     up_bytes: int = 0
     _calls: list[Any] = field(default_factory=list)
 
     async def __aenter__(self) -> ScriptedDevice:
         # a channel of its own: a shared one would make a device wait out the backoff of another
-        self.channel = grpc.aio.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if self.credentials is None:
+            self.channel = grpc.aio.insecure_channel(self.address, options=options)
+        else:
+            self.channel = grpc.aio.secure_channel(self.address, self.credentials, options=options)
         self.stub: Any = pb_grpc.FleetStub(self.channel)  # type: ignore[no-untyped-call]
         return self
 
@@ -105,7 +115,13 @@ class ScriptedDevice:
                 protocol_max=self.protocol[1],
                 client_version="0.1.0",
                 device_id=self.device_id,
-                data=pb.DataSummary(classes=self.classes, input_shape=self.input_shape, num_examples=self.num_examples),
+                data=pb.DataSummary(
+                    classes=self.classes,
+                    input_shape=self.input_shape,
+                    num_examples=self.num_examples,
+                    any_image_shape=self.any_image_shape,
+                    needs_input_range=self.needs_input_range,
+                ),
                 capabilities=pb.Capabilities(isa="portable", threads=1, memory_bytes=self.memory_bytes, machine="test"),
                 conditions=self.conditions,
             )
@@ -129,7 +145,7 @@ class ScriptedDevice:
         await self.stream.write(pb.ConnectRequest(report=report))
 
     async def next_event(self) -> pb.ConnectResponse:
-        response = await asyncio.wait_for(self.stream.read(), 20)
+        response = await patiently(self.stream.read())
         if response is grpc.aio.EOF:
             raise AssertionError(f"{await self.stream.code()}: {await self.stream.details()}")
         return response  # type: ignore[no-any-return]
@@ -169,6 +185,9 @@ class ScriptedDevice:
                 seconds=1.25,
                 peak_pss_bytes=1 << 20,
                 training_seconds=self.training_seconds,
+                validation_examples=self.score[0],
+                validation_correct=self.score[1],
+                validation_loss=self.score[2],
             ),
         }
         return pb.UpdateHeader(**{**fields, **changes})
@@ -184,7 +203,7 @@ class ScriptedDevice:
                 chunk = pb.UpdateChunk(offset=start, data=payload[start : start + chunk_bytes])
                 yield self._sent(pb.SubmitUpdateRequest(chunk=chunk))
 
-        return await asyncio.wait_for(self.stub.SubmitUpdate(parts()), 20)  # type: ignore[no-any-return]
+        return await patiently(self.stub.SubmitUpdate(parts()))  # type: ignore[no-any-return]
 
     def _sent(self, message: pb.SubmitUpdateRequest) -> pb.SubmitUpdateRequest:
         self.up_bytes += message.ByteSize()

@@ -21,6 +21,8 @@ import pytest
 
 from bnncore.checkpoint import load_checkpoint
 from server.cli import main
+from server.cli.asking import print_table
+from tests.patience import LIMIT_S
 from tests.server.conftest import make_job
 from tests.server.scripted import connected
 
@@ -37,7 +39,7 @@ class Server:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Stop it; returns its exit code and its log."""
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=20)
+        _, log = self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode, log
 
 
@@ -55,7 +57,7 @@ def serving(state: Path, *options: str) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = READY.fullmatch(line.strip())
-        assert found, line + process.communicate(timeout=20)[1]
+        assert found, line + process.communicate(timeout=LIMIT_S)[1]
         yield Server(process, found[1], found[2])
     finally:
         process.kill()
@@ -71,7 +73,7 @@ def job_file(tmp_path: Path) -> Path:
 
 def test_it_says_where_it_listens_and_stops_cleanly_on_sigterm(tmp_path: Path) -> None:
     with serving(tmp_path / "state") as server:
-        answers = [httpx.get(server.http + path) for path in ("/healthz", "/readyz", "/")]
+        answers = [httpx.get(server.http + path, timeout=LIMIT_S) for path in ("/healthz", "/readyz", "/")]
         code, log = server.end()
 
     assert [answer.status_code for answer in answers] == [200, 200, 200]
@@ -98,11 +100,11 @@ async def test_a_job_goes_on_after_kill_9_with_the_same_command(tmp_path: Path, 
     with serving(tmp_path / "state", *options) as server:
         async with connected(server.grpc, "a", "b") as (a, _):
             await a.work(1)  # acknowledged; the other device has not delivered
-            first = httpx.get(server.http + "/api/v1/jobs").json()  # noqa: ASYNC210 - nothing else runs here
+            first = httpx.get(server.http + "/api/v1/jobs", timeout=LIMIT_S).json()  # noqa: ASYNC210 - nothing else runs here
             code, _ = server.end(signal.SIGKILL)
     with serving(tmp_path / "state", *options, "--exit-when-done") as server:
         async with connected(server.grpc, "a", "b") as (a, b):
-            again = httpx.get(server.http + "/api/v1/jobs").json()  # noqa: ASYNC210
+            again = httpx.get(server.http + "/api/v1/jobs", timeout=LIMIT_S).json()  # noqa: ASYNC210
             await b.work(1)  # a is not asked again
             assert (await a.next_task()).round_number == 2
             await b.vanish()
@@ -111,7 +113,7 @@ async def test_a_job_goes_on_after_kill_9_with_the_same_command(tmp_path: Path, 
             await b.connect()
             await a.work(1)
             await b.work(1)
-            server.process.communicate(timeout=20)
+            server.process.communicate(timeout=LIMIT_S)
 
     assert code == -signal.SIGKILL
     assert [job["id"] for job in again] == [job["id"] for job in first]
@@ -120,7 +122,7 @@ async def test_a_job_goes_on_after_kill_9_with_the_same_command(tmp_path: Path, 
 
 def test_it_ends_when_there_is_nothing_to_do(tmp_path: Path) -> None:
     with serving(tmp_path / "state", "--exit-when-done") as server:
-        server.process.communicate(timeout=20)
+        server.process.communicate(timeout=LIMIT_S)
 
     assert server.process.returncode == 0
 
@@ -133,7 +135,7 @@ async def test_it_ends_with_1_when_a_job_has_failed(tmp_path: Path) -> None:
     with serving(tmp_path / "state", *options) as server:
         async with connected(server.grpc, "a") as (a,):
             await a.report(await a.next_task(), pb.TASK_OUTCOME_FAILED, "out of memory")
-            server.process.communicate(timeout=20)
+            server.process.communicate(timeout=LIMIT_S)
 
     assert server.process.returncode == 1
 
@@ -143,6 +145,19 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     code = main(list(arguments))
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_the_status_says_that_a_job_waits_for_room(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, job_file: Path
+) -> None:
+    options = ("--disk-quota-bytes", "1048576", "--min-free-bytes", str(2**62), "--job", str(job_file))
+    with serving(tmp_path / "state", *options) as server:
+        out = ""
+        while "waits" not in out:
+            _, out, _ = run(capsys, "status", "--server", server.http)
+
+    assert re.search(r"^disk +0\.0 of 1\.0 MiB used by payloads", out, re.M)
+    assert re.search(r"^stripes-\w+ waits +there is no room for \d+ bytes", out, re.M)
 
 
 @pytest.mark.parametrize("flag", ["--grpc", "--http"])
@@ -171,7 +186,10 @@ def test_a_state_folder_has_one_coordinator(capsys: pytest.CaptureFixture[str], 
     ("options", "words"),
     [
         (("--insecure", "--grpc", "0.0.0.0:7070"), "is reachable from other machines, which needs TLS"),
-        ((), "add --insecure"),
+        (("--public-host", "no host"), "--public-host must be a host name or an IP address, got 'no host'"),
+        (("--public-url", "https://fleet.example/path"), "--public-url must be https://HOST or https://HOST:PORT"),
+        (("--public-url", "https://fleet.example", "--insecure"), "leave --public-url out"),
+        (("--tls-cert", "/no/c", "--tls-key", "/no/k", "--tls-ca", "/no/a"), "must be PEM files"),
         (("--insecure", "--state", "/proc/nowhere"), "--state /proc/nowhere cannot be used"),
         (("--insecure", "--job", "/no/such/job.json"), "cannot read the job file /no/such/job.json"),
         (("--insecure", "--database", "nonsense"), "--database must be a URL"),
@@ -225,6 +243,19 @@ def test_an_address_that_is_no_url_ends_with_3(capsys: pytest.CaptureFixture[str
     assert run(capsys, "jobs", "list", "--server", "localhost:8080")[0] == 3
 
 
+def test_a_limit_below_one_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "audit", "--limit", "-1")
+
+    assert code == 3
+    assert "--limit must be at least 1, got -1" in err
+
+
+def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["[red]job"], [["[/b] :smile:"]])
+
+    assert capsys.readouterr().out.split() == ["[red]job", "[/b]", ":smile:"]
+
+
 async def test_jobs_devices_and_models_from_the_command_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, job_file: Path
 ) -> None:
@@ -247,6 +278,8 @@ async def test_jobs_devices_and_models_from_the_command_line(
             run(capsys, *words, "--server", server.http)
             for words in (["jobs", "list"], ["jobs", "show", created["id"]], ["devices", "list"], ["models", "list"])
         ]
+        status = ask(server, "status")
+        glance = run(capsys, "status", "--server", server.http)
         models = ask(server, "models", "list")
         exported = ask(server, "models", "export", created["id"], "--output", str(tmp_path / "m.safetensors"))
         initial = ask(
@@ -274,6 +307,13 @@ async def test_jobs_devices_and_models_from_the_command_line(
     assert [device["device_id"] for device in listed] == ["a", "b"]
     assert [code for code, _, _ in readable] == [0, 0, 0, 0]
     assert f"a round costs {shown['overhead_s']:.3f} s beside" in readable[1][1]
+    assert status["round_overhead_s"] == shown["overhead_s"]
+    assert glance[0] == 0
+    assert re.search(r"^devices +0 of 2 connected$", glance[1], re.M)
+    assert re.search(r"^jobs +1 completed$", glance[1], re.M)
+    assert re.search(r"^disk +\d+\.\d MiB used by payloads, \d+\.\d MiB free$", glance[1], re.M)
+    assert re.search(rf"^overhead +{shown['overhead_s']:.3f} s a round", glance[1], re.M)
+    assert f"{shown['overhead_s']:.3f} s" in readable[0][1]
     assert all(created["id"][:20] in out for _, out, _ in (readable[0], readable[1], readable[3]))
     assert [(model["id"], model["latest"]["version"]) for model in models] == [(created["id"], 2)]
     assert (exported["version"], initial["version"]) == (2, 0)
@@ -290,4 +330,4 @@ async def test_jobs_devices_and_models_from_the_command_line(
     assert "is COMPLETED; only a pending or running job can be paused" in pausing[0][2]
     assert "is COMPLETED; only a paused job can be resumed" in pausing[1][2]
     assert (ended[0], "is COMPLETED and can no longer be cancelled" in ended[2]) == (1, True)
-    assert (refused[0], "invalid.json: the job is not valid" in refused[2]) == (3, True)
+    assert (refused[0], "the job is not valid:\n" in refused[2], "invalid.json" in refused[2]) == (3, True, True)

@@ -11,7 +11,9 @@ import pytest
 from bnncore.errors import ConfigurationError
 from bnncore.zoo import mlp
 from server.errors import InvalidJobError
-from server.jobs import load_job, parse_job
+from server.job_files import load_job
+from server.job_parts import EvaluationChoice
+from server.jobs import JobConfig, parse_job
 
 JOB: dict[str, Any] = {
     "name": "digits",
@@ -34,17 +36,55 @@ def test_what_is_left_out_is_filled_in() -> None:
     assert job.spec == mlp((4, 4), (16,), 3)
 
 
+def test_local_tensors_are_named_by_patterns() -> None:
+    job = parse_job({**JOB, "local_tensors": ["norm?.beta", "dense2.*", "*.mean_abs_dev"]})
+
+    assert job.local_names == {
+        "norm1.beta", "norm2.beta", "dense2.weight", "norm1.mean_abs_dev", "norm2.mean_abs_dev"
+    }  # fmt: skip
+    assert parse_job(JOB).local_names == frozenset()
+    assert JobConfig.from_json(job.to_json()) == job
+
+
 def test_a_network_may_be_written_out() -> None:
     spec = mlp((4, 4), (7,), 3)
 
     assert parse_job({**JOB, "model": {"spec": spec.to_dict()}}).spec == spec
 
 
+class NewerPart(EvaluationChoice):
+    """What a version to come may make of it."""
+
+    added = frozenset({"mood"})
+    mood: str = "calm"
+
+
+class NewerJob(JobConfig):
+    added = frozenset({"haste"})
+    haste: int = 0
+    evaluation: NewerPart | None = None
+
+
+def test_an_older_version_reads_a_newer_ones_job_unless_that_asks_for_something_new() -> None:
+    written = {**JOB, "evaluation": {"dataset": "digits"}}
+    job = NewerJob.model_validate(written)
+    asking = [
+        NewerJob.model_validate({**written, "haste": 1}),
+        NewerJob.model_validate({**written, "evaluation": {"dataset": "digits", "mood": "wild"}}),
+    ]
+
+    assert job.to_json() == parse_job(written).to_json()
+    for newer, key in zip(asking, ("haste", "evaluation.mood"), strict=True):
+        assert NewerJob.model_validate(json.loads(newer.to_json())) == newer
+        with pytest.raises(InvalidJobError, match=key):
+            JobConfig.from_json(newer.to_json())
+
+
 def test_a_job_survives_being_stored() -> None:
     job = parse_job({**JOB, "seed": 2**64 - 1, "evaluation": {"dataset": "digits"}})
 
-    assert parse_job(json.loads(job.to_json())) == job
-    assert parse_job(json.loads(job.to_json())).to_json() == job.to_json()
+    assert JobConfig.from_json(job.to_json()) == job
+    assert JobConfig.from_json(job.to_json()).to_json() == job.to_json()
 
 
 @pytest.mark.parametrize(
@@ -70,8 +110,11 @@ def test_a_single_round_takes_full_steps() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
-        ({"model": {"zoo": "mlp", "width": 3}}, r"model\.width: Extra inputs"),
+        ({"colour": "red"}, "colour: there is no such key; the keys here are batch_size, classes"),
+        (
+            {"model": {"zoo": "mlp", "width": 3}},
+            r"model\.width: there is no such key; the keys here are params, spec, zoo",
+        ),
         ({"rounds": 0}, "rounds: .*greater than or equal to 1"),
         ({"rounds": "10"}, "rounds: .*valid integer"),
         ({"name": "../x"}, "name: .*pattern"),
@@ -83,11 +126,18 @@ def test_a_single_round_takes_full_steps() -> None:
             "model must be one of binarynet, bireal18, cnv, mlp, resnete18, sensor1d, got 'resnet'",
         ),
         (
-            {"model": {"zoo": "resnete18"}, "input_shape": [32, 32, 3]},
-            "residual network, which a fleet cannot merge yet",
+            {"model": {"zoo": "resnete18"}, "input_shape": [32, 32, 3], "preset": "paper"},
+            "trains chains of binary blocks only",
         ),
         ({"model": {"zoo": "mlp", "params": {"depth": 3}}}, "depth"),
+        (
+            {"local_tensors": ["*.beta", "head.*"]},
+            r"'head\.\*' matches no tensor .* which has dense1\.weight, norm1\.beta",
+        ),
+        ({"local_tensors": ["*.weight", "*.beta"]}, "leaves no parameter that devices share"),
         ({"model": {"zoo": "cnv"}}, "'cnv' is too deep for images of 4 x 4"),
+        ({"input_range": {"low": [1], "high": [1]}}, "finite low < high, got 1 and 1 of channel 0"),
+        ({"input_range": {"low": [0, 1], "high": [2, 3]}}, r"shape \[4, 4\] must have 1 or 4 low and high values"),
         ({"model": {"zoo": "mlp", "params": {"classes": 4}}}, "tells 4 classes apart, but the job names 3"),
         (
             {"model": {"spec": mlp((5, 5), (7,), 3).to_dict()}},
@@ -111,7 +161,12 @@ def test_a_single_round_takes_full_steps() -> None:
         ({"up_codec": "gzip"}, "codec must be one of"),
         ({"step_schedule": "steep"}, "step_schedule"),
         ({"seed": -1}, "seed"),
-        ({"evaluation": {"set": "digits"}}, r"evaluation\.set: Extra inputs"),
+        ({"starts_at": "2026-12-01T08:00:00"}, "starts_at: .*timezone"),
+        ({"starts_at": "9999-12-31T23:59:59-12:00"}, "starts_at: a year from 1971 to 9998"),
+        ({"starts_at": "0001-01-01T00:00:00+14:00"}, "starts_at: "),
+        ({"starts_at": 3e9}, "starts_at: a time with its offset is needed"),
+        ({"starts_at": "1800000000"}, "starts_at: a time with its offset is needed"),
+        ({"evaluation": {"set": "digits"}}, r"evaluation\.set: there is no such key; did you mean dataset\?"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -147,5 +202,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: st
 def test_a_job_in_a_file_that_is_not_valid_is_named(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps({**JOB, "rounds": -1}))
 
-    with pytest.raises(InvalidJobError, match=r"job\.json: the job is not valid: rounds"):
+    with pytest.raises(InvalidJobError, match=r"the job is not valid:\n.*job\.json:1: rounds"):
         load_job(tmp_path / "job.json")

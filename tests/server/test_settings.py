@@ -63,7 +63,11 @@ def test_a_wrong_environment_is_refused_by_name(environ: dict[str, str], words: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"insecure": False}, "add --insecure"),
+        ({"tls_cert": Path("c")}, "an own certificate needs --tls-cert, --tls-key and --tls-ca"),
+        ({"tls_cert": Path("c"), "tls_key": Path("k"), "tls_ca": Path("a")}, "--insecure serves without TLS"),
+        ({"device_certificate_days": 0.0}, "device_certificate_days must be more than 0"),
+        ({"device_grace_days": -1.0}, "device_grace_days 0 to 3650"),
+        ({"enrolments_per_minute": 0}, "enrolments_per_minute must be at least 1"),
         ({"grpc": "0.0.0.0:7070"}, r"--grpc 0\.0\.0\.0:7070 is reachable from other machines"),
         ({"http": "192.168.1.4:8080"}, "--http .* is reachable from other machines"),
         ({"http": "[::]:8080"}, r"--http \[::\]:8080 is reachable"),
@@ -76,6 +80,7 @@ def test_a_wrong_environment_is_refused_by_name(environ: dict[str, str], words: 
         ({"settle_s": -1.0}, "settle_s must be 0 or more"),
         ({"max_chunk_bytes": 4 * 1024 * 1024}, "max_chunk_bytes must be 1 KiB to 2 MiB"),
         ({"max_update_bytes": 5000}, "max_update_bytes .* max_chunk_bytes|must hold at least one chunk"),
+        ({"max_jobs": 0}, "max_jobs must be at least 1"),
         ({"log_level": "LOUD"}, "log_level must be one of"),
         ({"colour": "red"}, "unknown settings"),
     ],
@@ -83,6 +88,11 @@ def test_a_wrong_environment_is_refused_by_name(environ: dict[str, str], words: 
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         build_settings({"insecure": True, **changes}, {})
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:7070", "[::]:7070", "example.org:7070"])
+def test_every_address_is_served_with_tls(text: str) -> None:
+    assert str(build_settings({"grpc": text, "http": text.replace("7070", "8080")}, {})[0].grpc) == text
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:0", "localhost:7070", "[::1]:7070", "127.8.9.1:7070"])

@@ -5,8 +5,8 @@ import pytest
 
 from bnncore.codec import SignTensor, get_codec, get_difference_codec
 from bnncore.engine import Engine
-from bnncore.errors import ConfigurationError, PayloadError
-from bnncore.federated.feedback import read_feedback, tell_difference, write_feedback
+from bnncore.errors import ConfigurationError
+from bnncore.federated.feedback import tell_difference
 from bnncore.federated.replica import apply_step, follow_steps, make_step, model_codec
 from bnncore.optimizer import resolve_preset
 from bnncore.spec import ModelSpec
@@ -93,27 +93,6 @@ def test_what_is_told_and_what_is_owed_add_up_to_what_was_learnt(spec: ModelSpec
     for key in told:
         # what is owed is rounded to whole steps each time
         assert np.abs(told[key] + owed[key] - learnt[key]).max() <= rounds / 2
-
-
-def test_feedback_comes_back_from_its_file_and_a_damaged_file_is_refused(spec: ModelSpec, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    base = initial(spec)
-    trained = {**base, "dense1.weight": (base["dense1.weight"] // 2).astype(np.int8)}
-    _, owed = tell_difference(spec, trained, base, None, get_difference_codec("sign"))
-    path = tmp_path / "feedback"
-    write_feedback(path, spec, owed)
-
-    read = read_feedback(path, spec)
-    assert set(read) == set(owed)
-    assert all(np.array_equal(read[name], owed[name]) for name in owed)
-
-    data = path.read_bytes()
-    for size in range(0, len(data), 97):
-        path.write_bytes(data[:size])
-        with pytest.raises(PayloadError):
-            read_feedback(path, spec)
-    path.write_bytes(data)
-    with pytest.raises(PayloadError, match="must be of"):
-        read_feedback(path, build("mlp", input_shape=(5, 5), widths=(24, 18), classes=3))
 
 
 def test_a_codec_of_states_makes_no_steps() -> None:

@@ -37,7 +37,7 @@ class Table:
         self.history += self.effects
         return self.effects
 
-    def wait(self, seconds: float) -> list[Effect]:
+    def pass_time(self, seconds: float) -> list[Effect]:
         self.now += seconds
         return self.tell(TimePassed())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patiently
 from tests.server.conftest import OpenHouse, make_job
 
 
@@ -26,7 +27,7 @@ async def test_a_job_cancelled_while_a_round_is_prepared_ends(
 
         monkeypatch.setattr(storage, moment, cancel_meanwhile)
         job = await jobs.create(make_job())
-        await asyncio.wait_for(jobs.wait_until_idle(), 10)
+        await patiently(jobs.wait_until_idle())
 
         assert cancelled
         assert (await jobs.get(job.job_id)).state == "CANCELLED"
@@ -49,6 +50,6 @@ async def test_a_job_cancelled_after_a_fault_is_not_taken_up_again(
         await broken.wait()
         await asyncio.sleep(0)  # let the fault reach the queue, which then waits a second
         await jobs.cancel(job.job_id)
-        await asyncio.wait_for(jobs.wait_until_idle(), 10)
+        await patiently(jobs.wait_until_idle())
 
         assert (await jobs.get(job.job_id)).state == "CANCELLED"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.coordinator.cohort import select_cohort, why_ineligible
+from server.coordinator.cohort import select_cohort, why_ineligible, why_not_allowed
 
 IDS = [f"device-{number}" for number in range(20)]
 
@@ -44,6 +44,7 @@ def reason(**changes: Any) -> str | None:
     fields: dict[str, Any] = {
         "job_classes": ["cat", "dog", "hen"],
         "job_input_shape": [8, 8],
+        "job_has_input_range": False,
         "device_classes": ["hen", "cat"],
         "device_input_shape": (8, 8),
         "device_num_examples": 5,
@@ -62,7 +63,34 @@ def test_a_device_may_know_fewer_classes_in_any_order() -> None:
         ({"device_classes": []}, "no classes"),
         ({"device_input_shape": (28, 28)}, "[28, 28], the job needs [8, 8]"),
         ({"device_num_examples": 0}, "no training samples"),
+        ({"any_image_shape": True, "job_input_shape": [8, 8, 2]}, "pictures, the job needs shape [8, 8, 2]"),
+        ({"needs_input_range": True}, "real numbers, and the job says by no input_range"),
+        ({"job_has_input_range": True}, "8-bit numbers, the job's input_range is for real ones"),
+        (
+            {"needs_input_range": True, "job_has_input_range": True, "device_input_shape": (65,)},
+            "its samples are 65 numbers, the job needs 64",
+        ),
     ],
 )
 def test_a_device_that_does_not_fit_is_told_why(changes: dict[str, Any], words: str) -> None:
     assert words in (reason(**changes) or "")
+
+
+@pytest.mark.parametrize("shape", [[8, 8], [224, 200, 1], [32, 32, 3]])
+def test_pictures_fit_every_shape_of_pictures(shape: list[int]) -> None:
+    assert reason(job_input_shape=shape, device_input_shape=(32, 32, 3), any_image_shape=True) is None
+
+
+def test_real_numbers_fit_a_job_of_as_many_with_a_range() -> None:
+    changes = {"job_has_input_range": True, "needs_input_range": True}
+
+    assert reason(job_input_shape=[128, 6], device_input_shape=(768,), **changes) is None
+
+
+def test_a_device_needs_every_label_that_the_job_asks_for() -> None:
+    asked = {"site": "lab", "board": "pi4"}
+
+    assert why_not_allowed(asked, {**asked, "floor": "2"}) is None
+    assert why_not_allowed({}, {}) is None
+    assert why_not_allowed(asked, {"site": "home", "board": "pi4"}) == "the job is for devices labelled site=lab"
+    assert why_not_allowed(asked, {}) == "the job is for devices labelled board=pi4, site=lab"

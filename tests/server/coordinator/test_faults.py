@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.errors import ConfigurationError
-from server.coordinator import JobState
+from server.coordinator import JobState, queue
 from server.coordinator.coordinator import Coordinator
-from server.storage.base import BlobWriter
 from server.storage.blobs import LocalBlobs
-from tests.server.conftest import OpenHouse, make_job, until
+from server.storage.payloads import BlobWriter
+from tests.patience import LIMIT_S, patiently, until
+from tests.server.conftest import OpenHouse, make_job
 from tests.server.scripted import ScriptedDevice, connected
 
 
@@ -76,11 +78,60 @@ async def test_a_fault_of_the_disk_is_waited_out(open_house: OpenHouse, part: st
         if method == "list_jobs":
             house.coordinator.jobs._changed.set()
         await deliver_all(devices, 1)
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         (round_,) = await house.rounds(job.job_id)
         view = await house.get(f"/api/v1/jobs/{job.job_id}")
 
     assert (view["state"], round_["state"], round_["accepted"]) == ("COMPLETED", "COMMITTED", 2)
+
+
+async def test_a_full_disk_is_waited_out_however_long_it_is_full(
+    open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(queue, "_FAULT_PAUSE_S", 0.01)
+    monkeypatch.setattr(queue, "_LONGEST_PAUSE_S", 0.02)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with open_house() as house, connected(house.address, "a", "b") as devices:
+        await house.coordinator.jobs.create(make_job(rounds=1))
+        tasks = await asyncio.gather(*(device.next_task() for device in devices))
+        payload = await devices[0].train(tasks[0])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))  # no file takes more: the next best to a full disk
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await devices[0].submit(tasks[0], payload)
+            for times in range(1, 2 * queue._MAX_FAULTS):
+                await devices[1].report(tasks[1], pb.TASK_OUTCOME_FAILED, "which the job has to write down")
+                await until(lambda times=times: caplog.text.count("event=disk_refuses job=") == times)
+                tasks[1] = await devices[1].next_task()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await devices[0].submit(tasks[0], payload)
+        await devices[1].submit(tasks[1], await devices[1].train(tasks[1]))
+        await patiently(house.coordinator.jobs.wait_until_idle())
+        (job,) = await house.get("/api/v1/jobs")
+
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert job["state"] == "COMPLETED"
+
+
+async def test_an_update_that_the_disk_does_not_take_is_asked_for_again(open_house: OpenHouse) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with open_house() as house, connected(house.address, "a", "b") as (a, b):
+        await house.coordinator.jobs.create(make_job(rounds=1, model={"zoo": "mlp", "params": {"widths": [256, 256]}}))
+        task = await a.next_task()
+        payload = await a.train(task)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(payload) // 2, before[1]))
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await a.submit(task, payload)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        again = await a.submit(task, payload)
+        await b.work(1)
+        await patiently(house.coordinator.jobs.wait_until_idle())
+
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert again.status == pb.SUBMIT_STATUS_ACCEPTED
 
 
 async def test_a_device_that_breaks_off_while_its_update_is_kept_disturbs_nobody(
@@ -90,7 +141,7 @@ async def test_a_device_that_breaks_off_while_its_update_is_kept_disturbs_nobody
 
     def slow_keep(blobs: LocalBlobs, writers: Sequence[BlobWriter]) -> None:
         keeping.set()
-        assert may_keep.wait(20)
+        assert may_keep.wait(LIMIT_S)
         keep(blobs, writers)
 
     async with open_house() as house, connected(house.address, "a", "b") as (a, b):
@@ -105,7 +156,7 @@ async def test_a_device_that_breaks_off_while_its_update_is_kept_disturbs_nobody
         may_keep.set()
         again = await a.submit(task, payload)
         await b.work(1)
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
 
     assert again.status == pb.SUBMIT_STATUS_DUPLICATE
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
@@ -118,7 +169,7 @@ async def test_updates_that_are_ready_together_share_the_way_to_the_disk_and_are
     may_keep, keep, kept_together = threading.Event(), LocalBlobs.keep, []
 
     def slow_keep(blobs: LocalBlobs, writers: Sequence[BlobWriter]) -> None:
-        assert may_keep.wait(20)
+        assert may_keep.wait(LIMIT_S)
         keep(blobs, writers)
         kept_together.append(len(writers))
 
@@ -131,7 +182,7 @@ async def test_updates_that_are_ready_together_share_the_way_to_the_disk_and_are
             asyncio.create_task(device.submit(task, payload))
             for device, task, payload in zip(devices, tasks, payloads, strict=True)
         ]
-        active = house.coordinator.jobs.runner.active
+        active = house.open_round()
         await until(lambda: active._mailbox.qsize() + len(active._unwritten) == len(names))
         duplicate = asyncio.create_task(devices[0].submit(tasks[0], payloads[0]))
         await asyncio.sleep(0.1)  # for an answer that would come too early
@@ -140,7 +191,7 @@ async def test_updates_that_are_ready_together_share_the_way_to_the_disk_and_are
         answers = await asyncio.gather(*sent)
         again = await duplicate
         monkeypatch.undo()
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
 
     assert early == []
     assert {answer.status for answer in answers} == {pb.SUBMIT_STATUS_ACCEPTED}
@@ -159,7 +210,7 @@ async def test_a_payload_lost_on_disk_is_asked_for_again(open_house: OpenHouse) 
 
     async with open_house() as house, connected(house.address, "a", "b") as devices:
         answers = await asyncio.gather(*(device.work(1) for device in devices))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
 
     assert {answer.status for (answer,) in answers} == {pb.SUBMIT_STATUS_ACCEPTED}
 
@@ -171,7 +222,7 @@ async def test_a_job_whose_network_cannot_be_made_fails_and_the_next_one_runs(op
     async with open_house() as house:
         object.__setattr__(house.coordinator.jobs._parts, "initial_state", broken)
         job = await house.coordinator.jobs.create(make_job())
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         view = await house.get(f"/api/v1/jobs/{job.job_id}")
 
     assert (view["state"], view["reason"]) == ("FAILED", "no room for stripes")
@@ -182,11 +233,11 @@ async def test_a_job_cancelled_before_it_was_started_does_not_start(open_house: 
         coordinator: Coordinator = house.coordinator
         job = await coordinator.jobs.create(make_job())
         await coordinator.jobs.cancel(job.job_id)
-        await asyncio.wait_for(coordinator.jobs.wait_until_idle(), 30)
+        await patiently(coordinator.jobs.wait_until_idle())
 
         assert (await coordinator.jobs.get(job.job_id)).state == JobState.CANCELLED
     async with open_house() as house:
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
 
         assert (await house.coordinator.jobs.get(job.job_id)).state == JobState.CANCELLED
 
@@ -197,7 +248,7 @@ async def test_what_a_device_says_cannot_forge_a_log_line_or_break_the_database(
         task = await c.next_task()
         await c.report(task, pb.TASK_OUTCOME_DECLINED, "no\x00\nlevel=ERROR event=forged")
         await asyncio.gather(a.work(1), b.work(1))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         (round_,) = await house.rounds(job.job_id)
 
     (declined,) = [update for update in round_["updates"] if update["device_id"] == "c"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bitfleet.v1 import fleet_pb2 as pb
+from tests.patience import patiently, until
 from tests.server.conftest import House, OpenHouse, make_job
 from tests.server.scripted import connected, write_held_out_set
 
@@ -30,7 +32,7 @@ async def test_a_paused_round_goes_on_where_it_stood_after_a_restart(open_house:
         twice = await house.http.post(f"/api/v1/jobs/{job.job_id}/resume")
         task = await b.next_task()
         answer = await b.submit(task, await b.train(task))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         (round_,) = await house.rounds(job.job_id)
         ended = await state_of(house, job.job_id)
 
@@ -45,17 +47,17 @@ async def test_a_paused_round_goes_on_where_it_stood_after_a_restart(open_house:
 
 
 async def test_a_paused_job_lets_the_next_one_run(open_house: OpenHouse) -> None:
-    async with open_house() as house, connected(house.address, "a", "b") as devices:
+    async with open_house(max_jobs=1) as house, connected(house.address, "a", "b") as devices:
         first = await house.coordinator.jobs.create(make_job(rounds=1))
         second = await house.coordinator.jobs.create(make_job(rounds=1, name="next"))
         tasks = await asyncio.gather(*(device.next_task() for device in devices))
         await house.coordinator.jobs.pause(first.job_id)
         await asyncio.gather(*(device.work(1) for device in devices))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         states = [await state_of(house, job.job_id) for job in (first, second)]
         await house.coordinator.jobs.resume(first.job_id)
         await asyncio.gather(*(device.work(1) for device in devices))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         resumed = await state_of(house, first.job_id)
 
     assert {task.job_id for task in tasks} == {first.job_id}
@@ -81,7 +83,7 @@ async def test_a_job_ends_when_its_target_is_reached(open_house: OpenHouse, tmp_
     async with open_house() as house, connected(house.address, "a", "b") as devices:
         job_id = (await house.coordinator.jobs.create(job)).job_id
         working = [asyncio.create_task(device.work(50)) for device in devices]
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 60)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         for task in working:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
@@ -92,3 +94,28 @@ async def test_a_job_ends_when_its_target_is_reached(open_house: OpenHouse, tmp_
     assert len(rounds) < 50
     assert [round_["accuracy"] >= 60.0 for round_ in rounds] == [False] * (len(rounds) - 1) + [True]
     assert view["reason"] == f"round {len(rounds)} reached {rounds[-1]['accuracy']:.2f} % of the 60 % asked for"
+
+
+async def test_a_job_begins_at_its_time_and_not_before(open_house: OpenHouse) -> None:
+    later, soon = (datetime.now(UTC) + timedelta(seconds=seconds) for seconds in (3600, 1.5))
+    later = later.replace(microsecond=0)
+    async with open_house() as house:
+        scheduled = await house.coordinator.jobs.create(make_job(rounds=1, starts_at=later))
+        await house.coordinator.jobs.pause(scheduled.job_id)
+        await house.coordinator.jobs.resume(scheduled.job_id)
+        due = await house.coordinator.jobs.create(make_job(rounds=1, starts_at=soon.isoformat()))
+    async with open_house() as house, connected(house.address, "a", "b") as devices:
+        now = await house.coordinator.jobs.create(make_job(rounds=1))
+        answers = await asyncio.gather(*(device.work(2) for device in devices))
+        await until(lambda: not house.coordinator.jobs.running)
+        views = [await house.get(f"/api/v1/jobs/{job.job_id}") for job in (scheduled, due, now)]
+        (round_,) = await house.rounds(due.job_id)
+        is_idle = house.coordinator.jobs._idle.is_set()
+        cancelled = await house.coordinator.jobs.cancel(scheduled.job_id)
+
+    assert [len(of_device) for of_device in answers] == [2, 2]
+    assert [view["state"] for view in views] == ["PENDING", "COMPLETED", "COMPLETED"]
+    assert datetime.fromisoformat(views[0]["starts_at"]) == later
+    assert datetime.fromisoformat(round_["opened_at"]) >= soon.replace(microsecond=0)
+    assert not is_idle
+    assert cancelled.state == "CANCELLED"

@@ -47,7 +47,7 @@ def test_devices_that_join_while_the_fleet_settles_take_part() -> None:
     assert table.tell(DeviceConnected("b")) == []
     table.now = SETTLE_S / 2
     assert table.tell(DeviceConnected("c")) == []
-    assert table.wait(SETTLE_S / 2) == [StartCollecting(), SendTask("a"), SendTask("b"), SendTask("c")]
+    assert table.pass_time(SETTLE_S / 2) == [StartCollecting(), SendTask("a"), SendTask("b"), SendTask("c")]
 
 
 def test_joining_devices_do_not_put_off_the_opening() -> None:
@@ -66,9 +66,9 @@ def test_a_device_that_leaves_while_the_fleet_settles_is_waited_for() -> None:
     table = opened("a")
     table.tell(DeviceConnected("b"), DeviceDisconnected("a"))
 
-    assert table.wait(10 * SETTLE_S) == []
+    assert table.pass_time(10 * SETTLE_S) == []
     table.tell(DeviceConnected("c"))
-    assert table.wait(SETTLE_S) == [StartCollecting(), SendTask("b"), SendTask("c")]
+    assert table.pass_time(SETTLE_S) == [StartCollecting(), SendTask("b"), SendTask("c")]
 
 
 def test_a_round_needs_as_many_devices_as_its_quorum() -> None:
@@ -76,7 +76,7 @@ def test_a_round_needs_as_many_devices_as_its_quorum() -> None:
 
     assert table.round.phase is Phase.OPEN
     table.tell(DeviceConnected("c"))
-    table.wait(SETTLE_S)
+    table.pass_time(SETTLE_S)
     assert table.round.phase is Phase.COLLECTING
 
 
@@ -120,7 +120,7 @@ def test_the_deadline_with_a_quorum_aggregates() -> None:
     table = opened("a", "b", "c", quorum=2)
     table.accept("a", "b")
 
-    assert table.wait(DEADLINE_S) == [CancelTasks(("c",), "round 5 has closed"), Aggregate()]
+    assert table.pass_time(DEADLINE_S) == [CancelTasks(("c",), "round 5 has closed"), Aggregate()]
 
 
 def test_a_device_that_is_gone_is_not_waited_for_once_the_quorum_is_reached() -> None:
@@ -185,7 +185,7 @@ def test_a_stranger_is_rejected() -> None:
 def test_an_update_after_closing_is_late_and_a_repeated_one_a_duplicate() -> None:
     table = opened("a", "b", "c", quorum=2)
     table.accept("a", "b")
-    table.wait(DEADLINE_S)
+    table.pass_time(DEADLINE_S)
 
     assert refusal(SubmitStatus.LATE, table.accept("c")) == "round 5 has closed"
     refusal(SubmitStatus.DUPLICATE, table.accept("a"))

@@ -37,7 +37,7 @@ def test_a_missed_quorum_opens_another_attempt_that_keeps_what_was_accepted() ->
     table.accept("a")
     table.tell(DeviceDisconnected("c"))
 
-    effects = table.wait(DEADLINE_S)
+    effects = table.pass_time(DEADLINE_S)
 
     assert effects[0] == Reopen("attempt 1 of 3: deadline of 100 s passed, 1 of the 3 updates needed were accepted")
     assert effects[1:3] == [StartCollecting(), SendTask("b")]
@@ -51,20 +51,20 @@ def test_an_attempt_without_enough_devices_waits_for_them() -> None:
     table = opened("a", "b")
     table.tell(DeviceDisconnected("a"), DeviceDisconnected("b"))
 
-    table.wait(DEADLINE_S)
+    table.pass_time(DEADLINE_S)
 
     assert (table.round.phase, table.round.attempt) == (Phase.OPEN, 2)
-    assert table.wait(1000 * DEADLINE_S) == []
+    assert table.pass_time(1000 * DEADLINE_S) == []
 
 
 def test_an_update_that_arrives_between_two_attempts_counts() -> None:
     table = opened("a", "b")
     table.tell(DeviceDisconnected("a"), DeviceDisconnected("b"))
-    table.wait(DEADLINE_S)
+    table.pass_time(DEADLINE_S)
 
     assert table.accept("b") == [AnswerUpdate("b", SubmitStatus.ACCEPTED)]
     effects = table.tell(DeviceConnected("a"))
-    effects += table.wait(SETTLE_S)
+    effects += table.pass_time(SETTLE_S)
 
     assert effects == [StartCollecting(), SendTask("a")]
     assert table.accept("a")[-1] == Aggregate()
@@ -73,7 +73,7 @@ def test_an_update_that_arrives_between_two_attempts_counts() -> None:
 def test_an_update_between_two_attempts_may_complete_the_round() -> None:
     table = opened("a", "b", min_devices=1)
     table.tell(DeviceDisconnected("a"), DeviceDisconnected("b"))
-    table.wait(DEADLINE_S)
+    table.pass_time(DEADLINE_S)
 
     effects = table.accept("b")
 
@@ -123,12 +123,12 @@ def test_a_round_fails_when_its_attempts_are_used_up() -> None:
 
     table.tell(TaskEnded("a", TaskOutcome.FAILED), TaskEnded("b", TaskOutcome.FAILED))
     assert table.round.attempt == 2
-    effects = table.wait(DEADLINE_S)
+    effects = table.pass_time(DEADLINE_S)
 
     reason = "attempt 2 of 2: deadline of 100 s passed, 0 of the 2 updates needed were accepted"
     assert effects == [CancelTasks(("a", "b"), reason), Fail(reason)]
     assert (table.round.phase, table.round.reason) == (Phase.FAILED, reason)
-    assert table.wait(DEADLINE_S) == []
+    assert table.pass_time(DEADLINE_S) == []
 
 
 # Cancelling
@@ -144,6 +144,18 @@ def test_a_cancelled_round_fails_and_tells_its_devices(connected: tuple[str, ...
     assert effects == ([CancelTasks(waiting, "why")] if waiting else []) + [Fail("why")]
     assert table.tell(Cancelled("again")) == []
     refusal(SubmitStatus.LATE, table.accept("a"))
+
+
+def test_who_cancels_at_the_deadline_finds_the_round_closed() -> None:
+    table = Table(*open_round(rules(quorum=1), now=0.0, connected=frozenset("ab")))
+    table.tell(UpdateOffered("a"))
+    table.now += DEADLINE_S
+
+    effects = table.tell(Cancelled("why"))
+
+    assert Aggregate() in effects
+    assert not any(isinstance(effect, Fail) for effect in effects)  # it would be written over the committed round
+    assert table.round.phase is Phase.AGGREGATING
 
 
 # Recovery
@@ -267,7 +279,7 @@ def test_at_the_deadline_the_quorum_decides() -> None:
     table.accept(*asked[:2])
 
     assert table.round.phase is Phase.COLLECTING
-    assert table.wait(DEADLINE_S)[-1] == Aggregate()
+    assert table.pass_time(DEADLINE_S)[-1] == Aggregate()
 
 
 def test_who_is_still_training_is_not_stopped_where_late_updates_count() -> None:

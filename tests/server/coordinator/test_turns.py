@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from server.coordinator.admission import Room, Turns
+from tests.patience import LIMIT_S
 
 
 async def settle() -> None:
@@ -49,7 +50,7 @@ async def test_who_is_cancelled_while_waiting_for_room_is_not_waited_for() -> No
         given_up.cancel()
         await settle()
         assert entered == ["small"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await behind
         await use("all", 10)  # nothing was left taken
 
@@ -67,7 +68,7 @@ async def test_who_is_cancelled_as_room_is_given_gives_it_back() -> None:
         waiting = asyncio.create_task(use())
         await settle()
     waiting.cancel()  # its place was given to it, and it has not run since
-    async with asyncio.timeout(5), room.take(10):
+    async with asyncio.timeout(LIMIT_S), room.take(10):
         await settle()
 
     assert waiting.cancelled()
@@ -81,7 +82,7 @@ async def test_a_turn_that_is_over_goes_to_who_waits_and_comes_back() -> None:
         async with turns.turn():
             events.append("quick")
 
-    async with asyncio.timeout(5), turns.turn() as slow:
+    async with asyncio.timeout(LIMIT_S), turns.turn() as slow:
         task = asyncio.create_task(quick())
         await settle()
         await slow.give_way()

@@ -15,7 +15,8 @@ from bnncore.state import State
 from server.coordinator.round import Phase
 from server.coordinator.versions import read_deployed_state, read_state
 from server.jobs import JobConfig
-from tests.server.conftest import House, OpenHouse, make_job, until
+from tests.patience import LIMIT_S, patiently, until
+from tests.server.conftest import House, OpenHouse, make_job
 from tests.server.scripted import ScriptedDevice, connected
 
 
@@ -49,7 +50,7 @@ async def statuses(house: House, job_id: str) -> list[dict[str, str]]:
 
 
 async def committed(house: House, job_id: str, number: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         while (await house.get(f"/api/v1/jobs/{job_id}"))["rounds_committed"] < number:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -156,8 +157,7 @@ async def test_a_carried_device_that_fails_is_given_a_new_task(open_house: OpenH
 
 def carried(house: House, number: int) -> set[str] | None:
     """Return the carried members of a round that is collecting, None when it is not."""
-    runner = house.coordinator.running_job
-    active = None if runner is None else runner.active
+    active = house.open_round()
     if active is None or active.round_number != number or active._round.phase is not Phase.COLLECTING:
         return None
     return set(active._collection.carried)
@@ -168,7 +168,7 @@ async def test_the_last_round_carries_nobody_on(open_house: OpenHouse) -> None:
         job_id = (await house.coordinator.jobs.create(buffered(rounds=1))).job_id
         slow = await c.next_task()
         await asyncio.gather(play(a), play(b))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         answer = await send(c, slow, await c.train(slow))
         said = await statuses(house, job_id)
 
@@ -192,7 +192,7 @@ async def test_more_devices_are_asked_than_needed_and_the_slowest_is_let_go(open
         for name in sorted(asked)[:2]:
             device = next(device for device in devices if device.device_id == name)
             await send(device, tasks[name], await device.train(tasks[name]))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

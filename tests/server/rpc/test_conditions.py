@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from bitfleet.v1 import fleet_pb2 as pb
-from tests.server.conftest import House, OpenHouse, make_job, until
+from tests.patience import patiently, until
+from tests.server.conftest import House, OpenHouse, make_job
 from tests.server.scripted import connected
 
 
 async def reason(house: House, device_id: str) -> str | None:
     devices = {device["device_id"]: device for device in await house.get("/api/v1/devices")}
-    found: str | None = devices[device_id]["ineligible"]
+    found: str | None = next(iter(devices[device_id]["ineligible"].values()), None)
     return found
 
 
@@ -22,6 +24,7 @@ async def reason(house: House, device_id: str) -> str | None:
     [
         (pb.Conditions(on_battery=True), "it runs on battery"),
         (pb.Conditions(metered=True, too_hot=True), "its network is metered, it is too hot"),
+        (pb.Conditions(outside_hours=True), "it is outside of its hours"),
     ],
 )
 async def test_a_device_is_idle_until_its_conditions_let_it_work(
@@ -29,7 +32,7 @@ async def test_a_device_is_idle_until_its_conditions_let_it_work(
 ) -> None:
     async with open_house() as house, connected(house.address, "a", conditions=conditions) as (a,):
         await house.coordinator.jobs.create(make_job(rounds=1, min_devices=1))
-        await until(lambda: house.coordinator.running_job is not None)
+        await until(lambda: bool(house.coordinator.jobs.running))
         assert await reason(house, "a") == words
 
         await a.beat()
@@ -37,6 +40,22 @@ async def test_a_device_is_idle_until_its_conditions_let_it_work(
         task = await a.next_task()
         assert await reason(house, "a") is None
         assert task.round_number == 1
+
+
+async def test_what_holds_a_trainer_and_how_warm_its_device_is_are_shown(open_house: OpenHouse) -> None:
+    async def view(house: House) -> dict[str, Any]:
+        (device,) = await house.get("/api/v1/devices")
+        return {key: device[key] for key in ("state", "paused_by", "temperature_c", "labels")}
+
+    async with open_house() as house, connected(house.address, "a") as (a,):
+        await until(lambda: house.coordinator.fleet.get("a") is not None)
+        assert await view(house) == {"state": "IDLE", "paused_by": None, "temperature_c": None, "labels": {}}
+        paused = pb.Heartbeat(state=pb.DEVICE_STATE_PAUSED, conditions=pb.Conditions(too_hot=True), temperature_c=71.25)
+        await a.stream.write(pb.ConnectRequest(heartbeat=paused))
+        await until(lambda: house.coordinator.fleet.get("a").heartbeat.state == "PAUSED")  # type: ignore[union-attr]
+
+        told = await view(house)
+        assert told == {"state": "PAUSED", "paused_by": "it is too hot", "temperature_c": 71.25, "labels": {}}
 
 
 async def test_a_flip_while_idle_keeps_a_device_out_of_the_next_round(open_house: OpenHouse) -> None:
@@ -48,7 +67,7 @@ async def test_a_flip_while_idle_keeps_a_device_out_of_the_next_round(open_house
         for device, task in zip((a, b, c), tasks, strict=True):
             await device.submit(task, await device.train(task))
         await asyncio.gather(b.work(1), c.work(1))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         rounds = await house.rounds(job.job_id)
 
     members = [[update["device_id"] for update in round_["updates"]] for round_ in rounds]
@@ -57,8 +76,8 @@ async def test_a_flip_while_idle_keeps_a_device_out_of_the_next_round(open_house
 
 def ready(house: House) -> frozenset[str]:
     """Devices that the open round could ask."""
-    runner = house.coordinator.running_job
-    return frozenset() if runner is None or runner.active is None else runner.active._round.connected
+    active = house.open_round()
+    return frozenset() if active is None else active._round.connected
 
 
 async def test_a_round_does_not_open_while_too_few_may_work(open_house: OpenHouse) -> None:
@@ -88,7 +107,7 @@ async def test_a_member_that_comes_back_on_battery_is_not_waited_for(open_house:
             a.conditions = pb.Conditions(on_battery=True)
             await a.connect()
             await b.submit(task, await b.train(task))
-            await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+            await patiently(house.coordinator.jobs.wait_until_idle())
         (round_,) = await house.rounds(job.job_id)
 
     assert {update["device_id"]: update["status"] for update in round_["updates"]} == {"a": "MISSED", "b": "ACCEPTED"}

@@ -13,12 +13,13 @@ from bnncore.checkpoint import load_checkpoint, save_checkpoint
 from bnncore.state import without_statistics
 from server.coordinator.versions import initial_state
 from server.errors import InvalidJobError
+from tests.patience import patiently
 from tests.server.conftest import House, OpenHouse, make_job
 from tests.server.scripted import connected
 
 
 async def finish(house: House) -> None:
-    await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+    await patiently(house.coordinator.jobs.wait_until_idle())
 
 
 async def digest_of(house: House, job_id: str, version: int) -> str:

@@ -17,7 +17,8 @@ from bnncore.codec.container import pack, unpack
 from bnncore.spec import ModelSpec
 from bnncore.state import State
 from bnncore.zoo import mlp
-from tests.server.conftest import House, OpenHouse, make_job, until
+from tests.patience import patiently, until
+from tests.server.conftest import DEADLINE_S, House, OpenHouse, make_job
 from tests.server.scripted import ScriptedDevice, connected
 from tests.server.strategies.updates import random_update
 
@@ -77,7 +78,7 @@ async def test_a_bad_payload_is_rejected_with_its_reason_and_the_round_goes_on(
         answer = await bad.submit(task, spoil(await bad.train(task)))
         written = (await refusals(house, job.job_id))["c"]
         await asyncio.gather(a.work(1), b.work(1))
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         (round_,) = await house.rounds(job.job_id)
 
     assert answer.status == pb.SUBMIT_STATUS_REJECTED
@@ -161,7 +162,7 @@ async def test_a_late_update_is_told_so_and_written_down(open_house: OpenHouse) 
         task = await slow.next_task()
         payload = await slow.train(task)
         await asyncio.gather(a.work(1), b.work(1))
-        house.pass_time(60.0)
+        house.pass_time(DEADLINE_S)
         cancelled = (await slow.next_event()).cancel
         answer = await slow.submit(task, payload)
         rounds = await house.rounds(job.job_id)
@@ -178,8 +179,8 @@ async def test_an_update_for_a_finished_job_is_late(open_house: OpenHouse) -> No
         task = await slow.next_task()
         payload = await slow.train(task)
         await asyncio.gather(a.work(1), b.work(1))
-        house.pass_time(60.0)
-        await asyncio.wait_for(house.coordinator.jobs.wait_until_idle(), 30)
+        house.pass_time(DEADLINE_S)
+        await patiently(house.coordinator.jobs.wait_until_idle())
         answer = await slow.submit(task, payload)
 
     assert answer.status == pb.SUBMIT_STATUS_LATE
@@ -304,3 +305,37 @@ async def test_payloads_of_updates_go_after_the_commit(open_house: OpenHouse) ->
 
     assert digest in before
     assert after == {digest for version in versions for digest in (version.payload_digest, version.state_digest)}
+
+
+async def test_uploads_that_trickle_give_way_to_one_that_waits(open_house: OpenHouse) -> None:
+    names = [f"slow-{number}" for number in range(16)]  # one more than are received together
+    trickle, finish_all = asyncio.Event(), asyncio.Event()
+
+    async def send_slowly(device: ScriptedDevice) -> pb.SubmitUpdateResponse:
+        task = await device.next_task()
+        payload = await device.train(task)
+
+        async def parts() -> AsyncIterator[pb.SubmitUpdateRequest]:
+            yield pb.SubmitUpdateRequest(header=device.header(task, payload))
+            yield pb.SubmitUpdateRequest(chunk=pb.UpdateChunk(offset=0, data=payload[:1]))
+            await trickle.wait()
+            yield pb.SubmitUpdateRequest(chunk=pb.UpdateChunk(offset=1, data=payload[1:2]))
+            await finish_all.wait()
+            yield pb.SubmitUpdateRequest(chunk=pb.UpdateChunk(offset=2, data=payload[2:]))
+
+        return await device.stub.SubmitUpdate(parts())  # type: ignore[no-any-return]
+
+    async with open_house() as house, connected(house.address, "quick", *names) as (quick, *slow):
+        await house.coordinator.jobs.create(make_job(rounds=1, min_devices=17))
+        sending = [asyncio.create_task(send_slowly(device)) for device in slow]
+        await until(house.coordinator._intake._receiving._places.locked)
+        working = asyncio.create_task(quick.work(1))
+        await asyncio.sleep(0.1)  # it does not matter whether it has come so far as to wait
+        house.clock.offset_s += 10.0
+        trickle.set()
+        (answer,) = await patiently(working)
+        finish_all.set()
+        answers = await patiently(asyncio.gather(*sending))
+
+    assert answer.status == pb.SUBMIT_STATUS_ACCEPTED
+    assert {each.status for each in answers} == {pb.SUBMIT_STATUS_ACCEPTED}

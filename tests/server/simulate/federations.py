@@ -3,18 +3,31 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+from server.storage.sql import open_storage
+from tests.patience import LIMIT_S
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = ("--dataset", "digits", "--widths", "32", "--devices", "6", "--cohort", "4", "--rounds", "3")
 STEPS = ("--local-steps", "8", "--batch-size", "20")
-LIMIT_S = 100
+SAME = (
+    *("accuracy", "accuracy_by_round", "local_accuracy_by_round", "digest"),
+    *("bits_per_weight_up", "bits_per_weight_down", "updates"),
+)
 
 
 def start(*options: str, json_path: Path) -> subprocess.Popen[bytes]:
-    """Start ``bitfleet-server simulate`` as a process of its own."""
-    command = [sys.executable, "-m", "server", "simulate", *SMALL, *STEPS, *options, "--json", str(json_path)]
+    """Start ``bitfleet-server simulate`` as a process of its own.
+
+    It hears Ctrl-C, even where the tests run in the background of a shell, which lets its children ignore that. It says
+    so itself: a function between fork and exec would run while threads of gRPC, from other tests, are halfway.
+    """
+    simulate = ["simulate", *SMALL, *STEPS, *options, "--json", str(json_path)]
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{hearing}; from server.cli import main; raise SystemExit(main())", *simulate]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY)
 
 
@@ -26,3 +39,29 @@ def run(folder: Path, *options: str) -> dict[str, Any]:
     assert process.returncode == 0, complaints.decode()
     result: dict[str, Any] = json.loads(path.read_text())
     return result
+
+
+def outcome(result: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on anything but the options."""
+    return {name: result[name] for name in SAME}
+
+
+def wait_for(state: Path, *, rounds: int, lines: int) -> None:
+    """Wait until a simulation has committed so many rounds and sent so many updates."""
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.005)
+        traffic = state / "traffic.jsonl"
+        if not traffic.exists() or traffic.read_bytes().count(b"\n") < max(lines, 1):
+            continue
+        if rounds == 0:
+            return
+        storage = open_storage(f"sqlite:///{state / 'simulation.db'}")
+        try:
+            (job,) = storage.list_jobs()
+            committed = [r for r in storage.list_rounds(job.job_id) if r.state == "COMMITTED"]
+        finally:
+            storage.close()
+        if len(committed) >= rounds:
+            return
+    raise AssertionError("the simulation made no progress")

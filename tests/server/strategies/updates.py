@@ -73,24 +73,29 @@ def aggregate(strategy: AnyStrategy, updates: Sequence[tuple[Update, int]], *, b
 
 
 def aggregate_as_they_are(
-    strategy: AnyStrategy, updates: Sequence[tuple[Update, int]], *, is_difference: bool, base: State = BASE
+    strategy: AnyStrategy,
+    updates: Sequence[tuple[Update, int]],
+    *,
+    is_difference: bool,
+    base: State = BASE,
+    spec: ModelSpec = SPEC,
 ) -> State:
     """Play a round: fold the updates, or put them aside and aggregate them at its end."""
     if isinstance(strategy, FoldingStrategy):
-        accumulator = strategy.init(SPEC, is_difference=is_difference)
+        accumulator = strategy.init(spec, is_difference=is_difference)
         for update, weight in updates:
             strategy.fold(accumulator, update, weight)
         state, _ = strategy.finish(accumulator, base, None)
         return state
     with tempfile.TemporaryFile() as file:
-        spool = Spool(SPEC, file)
+        spool = Spool(spec, file)
         for update, weight in updates:
             # what is the same has the same name in whichever order, and no two have one name
             name = hashlib.sha256(b"".join(array.tobytes() for array in densely(update).values())).hexdigest()
             name += str(sum(reader.name.startswith(name) for reader in spool.readers()))
-            check_values(SPEC, update, weight, is_difference=is_difference)
+            check_values(spec, update, weight, is_difference=is_difference)
             spool.append(name, update)
-        return strategy.aggregate(SPEC, spool.readers(), base, is_difference=is_difference)
+        return strategy.aggregate(spec, spool.readers(), base, is_difference=is_difference)
 
 
 def same(first: State, second: State) -> bool:
