@@ -41,13 +41,11 @@ class Clients:
         if shards:
             with open_dataset("digits", None, split="train") as dataset:
                 write_shards(dataset, list(shards.values()))
-        try:
+        with self._stack:  # which undoes what had begun when the rest fails
             for number, shard in shards.items():
                 self._enrol(number)
                 self._start(number, shard)
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -164,7 +164,7 @@ class Site:
         self.replicas: list[Replica] = []
 
     def __enter__(self) -> Self:
-        try:
+        with self._stack:  # which undoes what had begun when the rest fails
             self._stack.enter_context(self.postgres)
             if self._counts_statements:
                 self.postgres.query("CREATE EXTENSION pg_stat_statements")
@@ -172,9 +172,7 @@ class Site:
             self._start_replicas()
             self._stack.enter_context(self.balancer)
             self._await_balancer()
-        except BaseException:
-            self._stack.close()
-            raise
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
