@@ -80,7 +80,7 @@ const Candidate kCandidates[] = {
       &avx512::channel_kernels,
       &avx512::pool_kernels,
       &avx512::update_kernels,
-      &avx2::float_kernels,
+      &avx512::float_kernels,
       &avx512::fixed_point_kernels,
       &avx512::sign_kernels},
      [] {

@@ -7,8 +7,8 @@ namespace bitfleet::test {
 
 KERNEL_TEST(sgemm) {
   Random random(1);
-  for (int rows : {1, 2, 3, 4, 5, 6, 7, 13}) {
-    for (int columns : {1, 15, 16, 17, 40}) {
+  for (int rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 25}) {
+    for (int columns : {1, 15, 16, 17, 40, 64}) {
       for (int depth : {1, 2, 9, 31}) {
         for (bool add : {false, true}) {
           const size_t panels = static_cast<size_t>(columns + kSgemmColumns - 1) / kSgemmColumns;

@@ -77,6 +77,9 @@ extern const FloatKernels float_kernels;
 namespace avx2 {
 extern const FloatKernels float_kernels;
 }
+namespace avx512 {
+extern const FloatKernels float_kernels;
+}
 namespace neon {
 extern const FloatKernels float_kernels;
 }
