@@ -24,8 +24,12 @@ struct RandomLanes {
 
   // The upper halves of the words with these numbers.
   BITFLEET_AVX512 __m512i upper_halves(__m512i index) const {
-    __m512i x = _mm512_xor_si512(index, low);
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
+    const __m512i x = _mm512_xor_si512(index, low);
+    return finish(_mm512_xor_si512(x, _mm512_srli_epi32(x, 16)));
+  }
+
+  // From the word after its first xor on, which a run of numbers can share.
+  BITFLEET_AVX512 __m512i finish(__m512i x) const {
     x = _mm512_add_epi32(_mm512_mullo_epi32(x, _mm512_set1_epi32(0x21f0aaad)), high);
     x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
     x = _mm512_mullo_epi32(x, _mm512_set1_epi32(static_cast<int32_t>(0xd35a2d97u)));
@@ -34,11 +38,18 @@ struct RandomLanes {
   }
 };
 
-// round_stochastic() of values in units of 1 / 65536.
-BITFLEET_AVX512 inline __m512i round_scaled(__m512 scaled, __m512i random16) {
-  const __m512 limit = _mm512_set1_ps(kInt8Limit * 65536.0f), least = _mm512_set1_ps(kInt8Limit * -65536.0f);
-  const __m512i fixed = _mm512_cvttps_epi32(_mm512_max_ps(_mm512_min_ps(scaled, limit), least));
-  return _mm512_srai_epi32(_mm512_add_epi32(fixed, random16), 16);
+// What round_stochastic() adds its random number to, of values in units of 1 / 65536: the magnitude is at most the
+// limit's (the imm8 says: the smaller magnitude, the first operand's sign).
+BITFLEET_AVX512 inline __m512i fixed_point(__m512 scaled) {
+  return _mm512_cvttps_epi32(_mm512_range_ps(scaled, _mm512_set1_ps(kInt8Limit * 65536.0f), 0b0010));
+}
+
+// round_stochastic() of values in units of 1 / 65536, as bytes: the integer part has eight bits, byte 2 of each lane.
+BITFLEET_AVX512 inline __m128i round_scaled(__m512 scaled, __m512i random16) {
+  const __m512i places =
+      _mm512_castsi128_si512(_mm_setr_epi8(2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62));
+  const __m512i sums = _mm512_add_epi32(fixed_point(scaled), random16);
+  return _mm512_castsi512_si128(_mm512_permutexvar_epi8(places, sums));
 }
 
 // The first `count` < 16 lanes.

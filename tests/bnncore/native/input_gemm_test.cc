@@ -71,7 +71,7 @@ void check_both_widths(const Kernels& kernels, const Shape& shape, int count, Ra
 KERNEL_TEST(input_gemm_of_rows) {
   Random random(1);
   for (int depth : {1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300, 2047, 2048, 2049, 4200}) {
-    for (int count : {1, 2, 3, 4, 5, 16, 17}) {
+    for (int count : {1, 2, 3, 4, 5, 9, 16, 17, 36}) {
       for (int rows : {1, 2, 3, 4, 5, 15, 16}) {
         if (depth > 300 && count * rows > 40) continue;
         const size_t stride = static_cast<size_t>(depth) + 1;

@@ -45,7 +45,7 @@ void over_operands(uint64_t seed, Check check) {
 // Against the definition: see loops::latent8 and round_stochastic.
 KERNEL_TEST(update_latent8_of_sums) {
   over_operands(6, [&](const Operands& start, int count, float gain) {
-    for (int32_t factor : {-2, 1, 2}) {
+    for (int32_t factor : {-2, 1, 2, 3}) {
       Operands a = start;
       kernels.update->latent8(a.latent.data(), {a.sums.data(), factor, -300}, count, gain, {2.0f}, {1, 2}, 65530);
       for (size_t k = 0; k < a.latent.size(); ++k) {

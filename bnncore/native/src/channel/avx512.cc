@@ -43,9 +43,7 @@ BITFLEET_AVX512 inline void for_shorts(int count, const Part& part) {
 }
 
 template <typename Y>
-BITFLEET_AVX512_LOOPS ChannelStatistics statistics(const Y* y, int count) {
-  return loops::statistics(y, count);
-}
+ChannelStatistics statistics(const Y* y, int count);
 
 template <>
 BITFLEET_AVX512 ChannelStatistics statistics(const int16_t* y, int count) {
@@ -71,6 +69,30 @@ BITFLEET_AVX512 ChannelStatistics statistics(const int16_t* y, int count) {
     sum_above += _mm512_reduce_add_epi32(part);
   }
   return {sum, 2 * (int64_t{count} * sum_above - above * sum)};  // see loops::statistics
+}
+
+// The sum of int32 lanes, in 64 bits.
+BITFLEET_AVX512 inline __m512i widened(__m512i values) {
+  return _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(values)),
+                          _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(values, 1)));
+}
+
+template <>
+BITFLEET_AVX512 ChannelStatistics statistics(const int32_t* y, int count) {
+  __m512i sums = _mm512_setzero_si512();
+  for_lanes(count, [&](int k, __mmask16 lanes)
+                       BITFLEET_AVX512 { sums = _mm512_add_epi64(sums, widened(load(lanes, y + k))); });
+  const int64_t sum = _mm512_reduce_add_epi64(sums);
+  const __m512i floor_mean = _mm512_set1_epi32(static_cast<int32_t>(floor_divide(sum, count)));
+  __m512i sums_above = _mm512_setzero_si512();
+  int64_t above = 0;
+  for_lanes(count, [&](int k, __mmask16 lanes) BITFLEET_AVX512 {
+    const __m512i value = load(lanes, y + k);
+    const __mmask16 over = _mm512_mask_cmpgt_epi32_mask(lanes, value, floor_mean);
+    sums_above = _mm512_add_epi64(sums_above, widened(_mm512_maskz_mov_epi32(over, value)));
+    above += bits_in(over);
+  });
+  return {sum, 2 * (int64_t{count} * _mm512_reduce_add_epi64(sums_above) - above * sum)};  // see loops::statistics
 }
 
 template <typename Y>
@@ -149,7 +171,7 @@ struct Rounding {
     largest = _mm512_mask_max_epi32(largest, lanes, largest, magnitude);
     saturated += bits_in(_mm512_mask_cmpgt_epi32_mask(lanes, magnitude, _mm512_set1_epi32(loops::kInt8LimitBits)));
     const __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(65536.0f));
-    const __m128i bytes = _mm512_cvtepi32_epi8(round_scaled(scaled, random.upper_halves(index)));
+    const __m128i bytes = round_scaled(scaled, random.upper_halves(index));
     index = _mm512_add_epi32(index, step);
     if (lanes == 0xffff) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(q), bytes);

@@ -92,31 +92,76 @@ BITFLEET_AVX512 inline void grad_rows(const int8_t* g, size_t g_stride, int dept
   }
 }
 
-// Products of 16 rows with kCount positions, of which `some` are stored.
-template <int kCount, typename Y>
-BITFLEET_AVX512 inline void positions(const uint8_t* u, size_t u_stride, size_t segment_stride, int some,
-                                      const int8_t* expanded, int rows, int segments, int width, Y* y,
-                                      size_t y_stride) {
-  const uint8_t* position[kCount];  // past the end the last one again: computed, and never stored
-  for (int p = 0; p < kCount; ++p) position[p] = u + size_t(std::min(p, some - 1)) * u_stride;
-  __m512i sum[kLanes];
+// Where kCount positions lie: u_stride apart.
+template <int kCount>
+struct Positions {
+  static_assert(kCount % 4 == 0);
+  const uint8_t* fours[kCount / 4];  // the first of each four: addresses of the others need no register of their own
+  size_t stride, three;
+
+  Positions(const uint8_t* u, size_t u_stride) : stride(u_stride), three(3 * u_stride) {
+    for (int i = 0; i < kCount / 4; ++i) fours[i] = u + size_t(4 * i) * u_stride;
+  }
+
+  // The four bytes from byte k on of position p.
+  BITFLEET_AVX512 __m512i four(int p, size_t k) const {
+    const uint8_t* base = fours[p / 4] + k;
+    int32_t bytes;
+    std::memcpy(&bytes, p % 4 == 3 ? base + three : base + size_t(p % 4) * stride, sizeof(bytes));
+    return _mm512_set1_epi32(bytes);
+  }
+};
+
+// Some positions only: past the end the last one again, computed and never stored.
+struct SomePositions {
+  const uint8_t* position[kLanes];
+
+  SomePositions(const uint8_t* u, size_t u_stride, int some) {
+    for (int p = 0; p < kLanes; ++p) position[p] = u + size_t(std::min(p, some - 1)) * u_stride;
+  }
+
+  BITFLEET_AVX512 __m512i four(int p, size_t k) const {
+    int32_t bytes;
+    std::memcpy(&bytes, position[p] + k, sizeof(bytes));
+    return _mm512_set1_epi32(bytes);
+  }
+};
+
+// Products of 16 rows with kCount positions, of which `some` are stored. Where they are few, every other quad has sums
+// of its own: one after the other would wait for each other.
+template <int kCount, typename Place, typename Y>
+BITFLEET_AVX512 inline void positions(const Place& place, size_t segment_stride, int some, const int8_t* expanded,
+                                      int rows, int segments, int width, Y* y, size_t y_stride) {
+  constexpr int kChains = kCount >= 8 ? 1 : 2;
+  __m512i sum[kLanes], more[kCount];
   BITFLEET_UNROLL
   for (int p = 0; p < kLanes; ++p) sum[p] = _mm512_setzero_si512();
+  BITFLEET_UNROLL
+  for (int p = 0; p < kCount; ++p) more[p] = _mm512_setzero_si512();
   const int8_t* quad = expanded;
   for (int s = 0; s < segments; ++s) {
-    for (int k = 0; k < width; k += 4, quad += 64) {
-      const __m512i weights = _mm512_load_si512(quad);
+    size_t k = s * segment_stride;
+    const size_t end = k + static_cast<size_t>(width);
+    for (; kChains > 1 && k + 4 < end; k += 8, quad += 128) {
+      const __m512i weights = _mm512_load_si512(quad), next = _mm512_load_si512(quad + 64);
       BITFLEET_UNROLL
       for (int p = 0; p < kCount; ++p) {
-        int32_t four;
-        std::memcpy(&four, position[p] + s * segment_stride + k, sizeof(four));
-        sum[p] = _mm512_dpbusd_epi32(sum[p], _mm512_set1_epi32(four), weights);
+        sum[p] = _mm512_dpbusd_epi32(sum[p], place.four(p, k), weights);
+        more[p] = _mm512_dpbusd_epi32(more[p], place.four(p, k + 4), next);
       }
+    }
+    for (; k < end; k += 4, quad += 64) {
+      const __m512i weights = _mm512_load_si512(quad);
+      BITFLEET_UNROLL
+      for (int p = 0; p < kCount; ++p) sum[p] = _mm512_dpbusd_epi32(sum[p], place.four(p, k), weights);
     }
   }
   const __m512i offset = _mm512_load_si512(quad);
   BITFLEET_UNROLL
-  for (int p = 0; p < kCount; ++p) sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
+  for (int p = 0; p < kCount; ++p) {
+    if (kChains > 1) sum[p] = _mm512_add_epi32(sum[p], more[p]);
+    sum[p] = _mm512_sub_epi32(_mm512_add_epi32(sum[p], sum[p]), offset);
+  }
   transpose_16x16(sum);
   const __mmask16 mask = static_cast<__mmask16>((1u << some) - 1);
   for (int r = 0; r < rows; ++r) store(y + r * y_stride, mask, sum[r]);
@@ -125,15 +170,20 @@ BITFLEET_AVX512 inline void positions(const uint8_t* u, size_t u_stride, size_t 
 template <typename Y>
 BITFLEET_AVX512 void gemm(const uint8_t* u, size_t u_stride, size_t segment_stride, int count, const int8_t* expanded,
                           int rows, int segments, int width, Y* y, size_t y_stride) {
+  const auto products = [&]<int kCount>(const auto& place, int p) BITFLEET_AVX512 {
+    positions<kCount>(place, segment_stride, std::min(kCount, count - p), expanded, rows, segments, width, y + p,
+                      y_stride);
+  };
   int p = 0;
-  for (; p + 8 < count; p += kLanes) {
-    positions<kLanes>(u + p * u_stride, u_stride, segment_stride, std::min(kLanes, count - p), expanded, rows, segments,
-                      width, y + p, y_stride);
+  for (; p + kLanes <= count; p += kLanes) {
+    products.template operator()<kLanes>(Positions<kLanes>(u + p * u_stride, u_stride), p);
   }
-  for (; p < count; p += 4) {
-    positions<4>(u + p * u_stride, u_stride, segment_stride, std::min(4, count - p), expanded, rows, segments, width,
-                 y + p, y_stride);
+  if (p + 8 < count) {
+    products.template operator()<kLanes>(SomePositions(u + p * u_stride, u_stride, count - p), p);
+    return;
   }
+  for (; p + 4 <= count; p += 4) products.template operator()<4>(Positions<4>(u + p * u_stride, u_stride), p);
+  if (p < count) products.template operator()<4>(SomePositions(u + p * u_stride, u_stride, count - p), p);
 }
 
 }  // namespace
