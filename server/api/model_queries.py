@@ -167,23 +167,36 @@ class ModelQueries:
           ConfigurationError: the format needs a package that is not installed.
         """
         job, record = await self._job(model_id), await self._kept(model_id, version)
+        statistics = await self._statistics_of(job, version)
         round_ = await self._disk.run(self._storage.get_round, model_id, version)
         accuracy = None if round_ is None else round_.accuracy
         extra = {"job_id": model_id, "job_name": job.name, "version": version}
         extra |= {} if accuracy is None else {"accuracy": accuracy}
         spec, classes = ModelSpec.from_json(job.spec_json), json.loads(job.config_json)["classes"]
 
-        def write(path: Path, state: State) -> None:
+        def write(path: Path) -> None:
+            state = self._state(job, record, statistics)
             if kind == "safetensors":
                 save_checkpoint(path, spec, state, extra=extra)
             else:
                 export_model(path, kind, spec, state, classes=classes)
 
-        return await asyncio.to_thread(lambda: _into_file(kind, lambda path: write(path, self._state(job, record))))
+        return await asyncio.to_thread(_into_file, kind, write)
 
-    def _state(self, job: JobRecord, record: VersionRecord) -> State:
-        down_codec = str(json.loads(job.config_json)["down_codec"])
-        return read_exported_state(self._disk.blobs, ModelSpec.from_json(job.spec_json), record, down_codec)
+    async def _statistics_of(self, job: JobRecord, version: int) -> VersionRecord | None:
+        """Find the version whose statistics are of the weights of another: the next one, where devices take them anew.
+
+        None: its own are, or the next one is not there (any more).
+        """
+        config = json.loads(job.config_json)
+        if not config["statistics_batches"] or version > config["rounds"]:
+            return None
+        record = await self._disk.run(self._storage.get_version, job.job_id, version + 1)
+        return record if record is not None and record.is_kept else None
+
+    def _state(self, job: JobRecord, record: VersionRecord, statistics: VersionRecord | None = None) -> State:
+        spec, down_codec = ModelSpec.from_json(job.spec_json), str(json.loads(job.config_json)["down_codec"])
+        return read_exported_state(self._disk.blobs, spec, record, down_codec, statistics)
 
     async def _job(self, model_id: str) -> JobRecord:
         return await self._coordinator.jobs.get(model_id)

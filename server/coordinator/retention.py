@@ -2,9 +2,9 @@
 
 Kept whatever happens: of every job the newest two versions, what late updates of an asynchronous job start from, the
 best version by either judgement, what is still to be evaluated, what a job that has not begun starts from, what was
-promoted and not withdrawn; and the steps that devices of a job that is not over may ask for. The oldest of the rest
-goes first. Its row stays, with its digests and what came of it. Updates need no rule: their payloads go with their
-round's commit.
+promoted and not withdrawn, each with the version that has the statistics of its weights; and the steps that devices of
+a job that is not over may ask for. The oldest of the rest goes first. Its row stays, with its digests and what came of
+it. Updates need no rule: their payloads go with their round's commit.
 
 Blocking; on the storage thread.
 """
@@ -67,6 +67,8 @@ def _removable_of(job: JobRecord, storage: Storage, wanted: set[tuple[str, int]]
         return
     newest, rounds = versions[-1].version, storage.list_rounds(job.job_id)
     needed = _best(rounds) | {version for job_id, version in wanted if job_id == job.job_id}
+    if json.loads(job.config_json)["statistics_batches"]:  # an export takes them from there
+        needed |= {version + 1 for version in needed}
     oldest = newest - _NEWEST + 1
     first_step = newest + 1
     if not JobState(job.state).is_over:

@@ -136,10 +136,25 @@ def read_deployed_state(
     return {name: deployed.get(name, full[name]) for name in full}
 
 
-def read_exported_state(blobs: BlobStore, spec: ModelSpec, record: VersionRecord, down_codec: str) -> State:
-    """Read a version as ``weights_digest`` names it: the full state, or the replica where devices are sent steps."""
-    read = read_deployed_state if get_codec(down_codec).is_difference else read_state
-    return read(blobs, spec, record)
+def read_exported_state(
+    blobs: BlobStore, spec: ModelSpec, record: VersionRecord, down_codec: str, statistics: VersionRecord | None = None
+) -> State:
+    """Read a version as ``weights_digest`` names it: the full state, or the replica where devices are sent steps.
+
+    Args:
+      blobs: where payloads are.
+      spec: the network.
+      record: the version.
+      down_codec: the job's.
+      statistics: as in ``read_deployed_state``; with it the state predicts as it was judged, and has another digest.
+    """
+    if get_codec(down_codec).is_difference:
+        return read_deployed_state(blobs, spec, record, statistics)
+    state = read_state(blobs, spec, record)
+    if statistics is not None:
+        taken = read_state(blobs, spec, statistics)
+        state |= {tensor.name: taken[tensor.name] for tensor in spec.tensors if tensor.is_statistic}
+    return state
 
 
 def steps_to(versions: Sequence[VersionRecord]) -> tuple[tuple[ModelStep, ...], bool]:

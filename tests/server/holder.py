@@ -64,10 +64,11 @@ class Holder:
         return tasks
 
 
-def observe(task: pb.Task, device_id: str, spec: ModelSpec, model: bytes) -> State:
+def observe(task: pb.Task, device_id: str, spec: ModelSpec, model: bytes, codec: str = "int8") -> State:
+    """Take statistics of a model as a device does before it trains."""
     images, labels = samples_of(device_id)
     engine = Engine(spec, batch_size=10, preset=resolve_preset("bitfleet"), seed=derive_seed(device_id))
-    engine.load_state(get_state_codec("int8").decode(spec, model, kind="model"))
+    engine.load_state(get_state_codec(codec).decode(spec, model, kind="model"))
     for number in range(task.training.statistics_batches):
         engine.input[:] = images[number * 10 : number * 10 + 10]
         engine.labels[:] = labels[number * 10 : number * 10 + 10]

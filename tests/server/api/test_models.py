@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.checkpoint import load_checkpoint
+from bnncore.codec import get_state_codec
+from bnncore.data import open_dataset
 from bnncore.export.interpreter import logits_of
 from bnncore.export.packed import unpack
 from bnncore.predictor import Predictor
+from bnncore.spec import ModelSpec
+from bnncore.training import evaluate
 from server.cli import main
 from server.client import FleetClient
 from tests.patience import patiently
 from tests.server.conftest import OpenHouse, make_job
-from tests.server.scripted import CLASSES, connected, write_held_out_set
+from tests.server.holder import Holder, observe
+from tests.server.scripted import CLASSES, connected, train_task, write_held_out_set
 from tests.server.test_cli import serving
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -102,6 +109,49 @@ async def test_every_format_of_a_download_predicts_the_same(open_house: OpenHous
     assert packed.weights_digest == checkpoint.weights_digest
     assert 'filename="' + job.job_id + '-v1.onnx"' in files["onnx"].headers["content-disposition"]
     assert other.status_code == 422
+
+
+@pytest.mark.parametrize("settings", [{"recipe": "onebit"}, {"down_codec": "float32", "up_codec": "float32"}])
+async def test_a_version_out_of_the_middle_predicts_as_it_was_judged(
+    open_house: OpenHouse, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    write_held_out_set(tmp_path / "held-out")
+    evaluation = {"dataset": "idx", "data": str(tmp_path / "held-out")}
+    async with open_house() as house, connected(house.address, "a", "b") as devices:
+        job = await house.coordinator.jobs.create(
+            make_job(rounds=3, statistics_batches=2, local_steps=12, evaluation=evaluation, **settings)
+        )
+        work = Holder.work if settings.get("recipe") else work_with_statistics
+        await asyncio.gather(*(work(Holder(device), 4) for device in devices))
+        await patiently(house.coordinator.jobs.wait_until_idle())
+        versions = (await house.get(f"/api/v1/models/{job.job_id}/versions"))[1:]
+        files = [await house.http.get(f"/api/v1/models/{job.job_id}/versions/{n}/download") for n in range(1, 5)]
+
+    path = tmp_path / "model.safetensors"
+    found = []
+    for file in files:
+        path.write_bytes(file.content)
+        checkpoint = load_checkpoint(path)
+        with open_dataset("idx", tmp_path / "held-out", split="test") as held_out:
+            predictor = Predictor(checkpoint.spec, checkpoint.state, batch_size=50)
+            found.append(evaluate(predictor, held_out))
+    judged = [(version["accuracy"], version["loss"]) for version in versions[:3]]
+    assert [(one.accuracy, pytest.approx(one.loss)) for one in found[:3]] == judged
+    assert len(set(judged)) == 3
+    assert found[3] == found[2]  # the closing exchange brought the last round's statistics, and nothing else
+
+
+async def work_with_statistics(holder: Holder, rounds: int) -> None:
+    """As ``Holder.work``, where the whole model travels."""
+    device = holder.device
+    for _ in range(rounds):
+        task = await device.next_task()
+        spec, model = ModelSpec.from_json(task.spec_json), await device.download(task.model_digest)
+        state, kind = observe(task, device.device_id, spec, model, task.down_codec), "statistics"
+        if task.training.local_steps:
+            state, kind = train_task(task, device.device_id, model) | state, "update"
+        answer = await device.submit(task, get_state_codec(task.up_codec).encode(spec, state, kind=kind))
+        assert answer.status == pb.SUBMIT_STATUS_ACCEPTED, answer.reason
 
 
 async def test_models_are_managed_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

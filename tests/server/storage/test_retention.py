@@ -78,6 +78,13 @@ def test_the_best_version_by_either_judgement_stays(storage: Storage) -> None:
     assert models_gone(storage) == [0, 1, 2, 4, 6, 7]
 
 
+def test_the_statistics_of_the_best_version_stay_with_it(storage: Storage) -> None:
+    add_job(storage, versions=10, statistics_batches=2)
+    storage.set_evaluation("j", 3, accuracy=90.0, loss=0.1)
+
+    assert models_gone(storage) == [0, 1, 2, 5, 6, 7]
+
+
 def test_what_waits_for_its_evaluation_stays_until_the_job_is_over(storage: Storage) -> None:
     add_job(storage, versions=10, evaluation={"dataset": "digits"})
     for number in range(1, 6):
