@@ -58,6 +58,8 @@ def connection(database_url: str) -> Iterator[Connection]:
 
 def serve_newer(connection: Connection, folder: Path, *, oldest_reader: int) -> None:
     """Bring the database up to date as a newer version of bitfleet does, one that has a migration more."""
+    folder /= f"read-from-{oldest_reader}"  # Python does not see that a file was replaced within a second
+    folder.mkdir()
     (folder / "9998_newer.py").write_text(
         NEWER.format(head=f"{newest_revision():04d}", oldest_reader=f"{oldest_reader:04d}")
     )
