@@ -52,7 +52,15 @@ class Served:
         where = ("--server", server, "--ca-fingerprint", fingerprint, "--device-id", name, "--token-file", str(file))
         enrolled = self.start(name, "edge_client", "enroll", "--state", state, *where)
         assert enrolled.wait() == 0, enrolled.log.read_text()
-        self.start(name, "edge_client", "run", "--state", state, "--data", str(data))
+        self.learn(name, data)
+
+    def learn(self, name: str, data: Path) -> Process:
+        """Start an enrolled device."""
+        return self.start(name, "edge_client", "run", "--state", str(self.root / name), "--data", str(data))
+
+    def wait_for_rounds(self, job: str, number: int) -> None:
+        """Wait until so many rounds of a job are committed."""
+        wait_for(f"round {number}", lambda: self.get(f"/jobs/{job}")["rounds_committed"] >= number)
 
     def start(self, name: str, *words: str) -> Process:
         self.processes.append(Process(["-m", *words], self.root / f"{name}.log", "dashboard"))
@@ -109,14 +117,21 @@ def test_from_a_key_to_a_curve_that_grows_without_leaving_the_browser(served: Se
     data = split_digits(served.root / "data", DEVICES)
     for name in DEVICES:
         served.enrol(command, name, data[name])
+    last = served.processes[-1]
 
-    # A job, watched from its first round on: the curve grows, and nothing that was opened or focused is lost.
+    # A job, watched from its first round on: the curve grows, and nothing that was opened or focused is lost. While
+    # something is done in the page the job waits for a device, however long that takes.
     job = served.api.post("/api/v1/jobs", json=digits(rounds=45)).raise_for_status().json()["id"]
+    served.wait_for_rounds(job, 1)
+    last.terminate()
     view.open(f"/jobs/{job}")
     page.locator("[data-chart]").first.wait_for()
     page.get_by_text("The job as it was asked for").click()
     page.get_by_text("Its network").focus()
     page.evaluate("scrollTo(0, 120)")
+    last = served.learn(DEVICES[-1], data[DEVICES[-1]])
+    served.wait_for_rounds(job, 3)
+    last.terminate()
     grown = "n => JSON.parse(document.querySelector('[data-chart]').dataset.chart).rounds.length >= n"
     view.until("three rounds", grown, 3)
     view.until("three rounds in the chart", f"{DRAWN} >= 3")
@@ -156,7 +171,11 @@ def test_from_a_key_to_a_curve_that_grows_without_leaving_the_browser(served: Se
     # Resumed, and cancelled once it has gone on.
     view.open(f"/jobs/{job}")
     page.get_by_role("button", name="Resume").click()
-    view.until("one round more", grown, len(served.get(f"/models/{job}/versions")))
+    before = served.get(f"/jobs/{job}")["rounds_committed"]
+    last = served.learn(DEVICES[-1], data[DEVICES[-1]])
+    served.wait_for_rounds(job, before + 1)
+    last.terminate()
+    view.until("one round more", grown, before + 1)
     page.get_by_text("Cancel…").click()
     page.get_by_role("button", name="Cancel the job").click()
     page.get_by_text("cancelled by the operator").wait_for()
