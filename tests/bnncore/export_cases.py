@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from residual_cases import bare, odd
 
 from bnncore.engine import Engine
 from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, Sign, SoftmaxCrossEntropy
@@ -11,6 +10,7 @@ from bnncore.optimizer import resolve_preset
 from bnncore.spec import ModelSpec
 from bnncore.state import State
 from bnncore.zoo import binarynet, bireal18, cnv, mlp, resnete18, sensor1d
+from tests.bnncore.residual_cases import bare, odd
 
 AFTER_DENSE = ModelSpec(
     "after_dense",

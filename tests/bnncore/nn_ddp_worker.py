@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 
 import torch
-from nn_cases import make_layers
 from torch import distributed, nn
 
 from bnncore.nn import Sequential
+from tests.bnncore.nn_cases import make_layers
 
 PROCESSES, STEPS = 2, 3
 

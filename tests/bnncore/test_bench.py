@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runs import fail, run_json
 
 from bnncore.bench.compare import percentile
 from bnncore.bench.process import Worker, WorkerFailed
@@ -22,6 +21,7 @@ from bnncore.engine import Engine, isa_selected
 from bnncore.errors import ConfigurationError
 from bnncore.optimizer import resolve_preset
 from bnncore.zoo import mlp, resnete18
+from tests.bnncore.cli_runs import fail, run_json
 from tests.patience import LIMIT_S
 
 SMALL = ("bench", "--widths", "16", "--batch-size", "10", "--steps", "2", "--rounds", "3")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from random_states import assert_same_state, random_state
 
 from bnncore.checkpoint import load_checkpoint, save_checkpoint
 from bnncore.errors import CheckpointError, PayloadError
 from bnncore.state import weights_digest, without_statistics
 from bnncore.zoo import mlp
+from tests.bnncore.random_states import assert_same_state, random_state
 
 SPEC = mlp((2, 3), (4,), 2)
 

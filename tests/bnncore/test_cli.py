@@ -16,7 +16,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cli_runs import SMALL, make_shapes, run_json
 
 from bnncore.checkpoint import load_checkpoint
 from bnncore.cli.main import main
@@ -25,6 +24,7 @@ from bnncore.engine import Engine, isa_selected
 from bnncore.optimizer import resolve_preset
 from bnncore.state import weights_digest
 from bnncore.zoo import mlp
+from tests.bnncore.cli_runs import SMALL, make_shapes, run_json
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import SMALL, fail, make_shapes
 
 from bnncore.checkpoint import save_checkpoint
 from bnncore.cli.main import main
 from bnncore.engine import Engine
 from bnncore.state import without_statistics
 from bnncore.zoo import mlp
+from tests.bnncore.cli_runs import SMALL, fail, make_shapes
 from tests.patience import LIMIT_S
 
 

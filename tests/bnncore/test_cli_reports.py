@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import fail, run_json
 
 from bnncore.cli.main import main
 from bnncore.cli.options import parse_bytes
@@ -17,6 +16,7 @@ from bnncore.cli.output import format_bytes
 from bnncore.engine import isa_selected
 from bnncore.memory import describe_ratio
 from bnncore.optimizer import resolve_preset
+from tests.bnncore.cli_runs import fail, run_json
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from random_states import assert_same_state, random_state, specs
 
 from bnncore.codec import CODECS, PayloadKind, get_codec, get_difference_codec, get_state_codec, payload_digest
 from bnncore.codec.base import tensors_of_kind
@@ -20,6 +19,7 @@ from bnncore.errors import ConfigurationError, PayloadError, ShapeError
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32, to_int8, validate_tensors
 from bnncore.zoo import mlp
+from tests.bnncore.random_states import assert_same_state, random_state, specs
 
 SPEC = mlp((2, 3), (4,), 2)
 STATE_CODECS = sorted(name for name, codec in CODECS.items() if not codec.is_difference)

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_differences import assert_same_difference, random_difference, random_signs
-from random_states import random_state, specs
-from residual_cases import bare, odd
 
 from bnncore.codec import (
     CODECS,
@@ -28,6 +25,9 @@ from bnncore.codec.difference import statistic_bounds
 from bnncore.errors import ConfigurationError, PayloadError, ShapeError
 from bnncore.spec import ModelSpec
 from bnncore.zoo import binarynet, mlp
+from tests.bnncore.random_differences import assert_same_difference, random_difference, random_signs
+from tests.bnncore.random_states import random_state, specs
+from tests.bnncore.residual_cases import bare, odd
 
 SPEC = mlp((2, 3), (4,), 2)
 DIFFERENCE_CODECS = [codec for codec in CODECS.values() if isinstance(codec, DifferenceCodec)]

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from random_differences import assert_same_signs, random_signs
 
 from bnncore.codec import SignTensor, encode_signs, encode_steps, fold_many
 from bnncore.codec.signs import MAX_WEIGHT
 from bnncore.engine import isa_available
 from bnncore.errors import PayloadError, ShapeError
 from bnncore.reference import signs as reference
+from tests.bnncore.random_differences import assert_same_signs, random_signs
 
 shapes = st.lists(st.integers(1, 9), max_size=2).flatmap(
     lambda tail: st.tuples(st.integers(1, 5), st.just([*tail, 1]), st.sampled_from([1, 1, 3, 17, 64])).map(

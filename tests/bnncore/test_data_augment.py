@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import SMALL, fail, make_shapes, run_json
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from bnncore.data.augment import PAD_VALUE, Augmentation, Augmenter
 from bnncore.errors import DataError
 from bnncore.reference import random_words
 from bnncore.seeds import derive_seed
+from tests.bnncore.cli_runs import SMALL, fail, make_shapes, run_json
 
 
 def augment(

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runs import fail, run_json
 
 from bnncore.data import Split, open_dataset, write_idx
 from bnncore.data.cifar10 import prepare_cifar10, read_batch
 from bnncore.data.pickles import read_pickle
 from bnncore.data.unpacking import unpacked
 from bnncore.errors import DataError
+from tests.bnncore.cli_runs import fail, run_json
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3072), np.uint8)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runs import fail, run_json
 from numpy.typing import NDArray
 
 from bnncore.data import Dataset, InputRange, open_dataset, write_idx
 from bnncore.data.har import HAR_DESCRIPTION
 from bnncore.errors import DataError
+from tests.bnncore.cli_runs import fail, run_json
 
 CHANNELS = ["total_acc_x", "total_acc_y", "total_acc_z", "body_gyro_x", "body_gyro_y", "body_gyro_z"]
 NAMES = ("WALKING", "WALKING_UPSTAIRS", "WALKING_DOWNSTAIRS", "SITTING", "STANDING", "LAYING")

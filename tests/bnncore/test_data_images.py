@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import run_json
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +21,7 @@ from bnncore.data.image_folder import find_image_classes
 from bnncore.data.image_reader import read_image
 from bnncore.data.view import open_view
 from bnncore.errors import DataError
+from tests.bnncore.cli_runs import run_json
 
 
 @pytest.fixture(autouse=True)

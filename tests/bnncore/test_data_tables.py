@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as arrow
 import pytest
-from cli_runs import run_json
 from numpy.typing import NDArray
 from pyarrow import parquet
 
@@ -25,6 +24,7 @@ from bnncore.data.tables.opening import prepare_table
 from bnncore.data.tables.sources import SETTLED_S
 from bnncore.data.tables.values import write_values
 from bnncore.errors import DataError
+from tests.bnncore.cli_runs import run_json
 
 UNIT = InputRange((0.0,), (255.0,))
 """Leaves whole numbers of one byte as they are."""

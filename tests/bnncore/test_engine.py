@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import assert_no_overlap
 
 from bnncore.engine import Engine, isa_available, permutation, read_rows
 from bnncore.errors import BudgetError, ConfigurationError, DataError, PayloadError, ShapeError, SpecError
@@ -19,6 +18,7 @@ from bnncore.reference import ReferenceEngine
 from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest, without_statistics
 from bnncore.zoo import mlp
+from tests.bnncore.engine_cases import assert_no_overlap
 from tests.patience import LIMIT_S
 
 OPTIMIZER_NAMES = sorted(OPTIMIZERS)

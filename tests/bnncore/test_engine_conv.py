@@ -5,7 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import (
+from numpy.typing import NDArray
+
+from bnncore.engine import Engine, isa_available
+from bnncore.errors import SpecError
+from bnncore.optimizer import resolve_preset
+from bnncore.plan import PlanEntry, plan_memory
+from bnncore.predictor import Predictor
+from bnncore.reference import ReferenceEngine
+from bnncore.state import State, weights_digest, without_statistics
+from tests.bnncore.engine_cases import (
     FEW,
     GEOMETRIES,
     OPTIMIZER_NAMES,
@@ -21,15 +30,6 @@ from engine_cases import (
     network,
     random_batch,
 )
-from numpy.typing import NDArray
-
-from bnncore.engine import Engine, isa_available
-from bnncore.errors import SpecError
-from bnncore.optimizer import resolve_preset
-from bnncore.plan import PlanEntry, plan_memory
-from bnncore.predictor import Predictor
-from bnncore.reference import ReferenceEngine
-from bnncore.state import State, weights_digest, without_statistics
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.int32]]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import GEOMETRIES, Case, Conv, case, random_batch
 
 from bnncore.data import open_dataset
 from bnncore.engine import Engine, isa_available
@@ -18,6 +17,7 @@ from bnncore.reference.published import PublishedReference
 from bnncore.state import weights_digest
 from bnncore.training import batches, evaluate
 from bnncore.zoo import binarynet, cnv, mlp
+from tests.bnncore.engine_cases import GEOMETRIES, Case, Conv, case, random_batch
 
 PRESETS = ("standard", "paper")
 NETS: dict[str, Case] = {

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import GEOMETRIES, Case, random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_states import assert_same_state, random_state, specs
 
 from bnncore.checkpoint import save_checkpoint
 from bnncore.engine import Engine
@@ -20,6 +18,8 @@ from bnncore.errors import CheckpointError, ShapeError, SpecError
 from bnncore.layers import BinaryDense, L1BatchNorm, SoftmaxCrossEntropy
 from bnncore.spec import ModelSpec
 from bnncore.zoo import ZOO, binarynet, cnv, mlp, sensor1d
+from tests.bnncore.engine_cases import GEOMETRIES, Case, random_batch
+from tests.bnncore.random_states import assert_same_state, random_state, specs
 
 torch: Any = pytest.importorskip("torch")
 

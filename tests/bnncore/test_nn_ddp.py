@@ -12,10 +12,10 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-from nn_cases import make_layers  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnncore.nn import Sequential  # noqa: E402
+from tests.bnncore.nn_cases import make_layers  # noqa: E402
 from tests.patience import LIMIT_S  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
@@ -23,8 +23,7 @@ FOLDER = Path(__file__).resolve().parent
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_two_processes_take_the_steps_of_their_mean_gradient(tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])])
-    environment = os.environ | {"PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1]), "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, str(FOLDER / "nn_ddp_worker.py")]
     workers = [
         subprocess.Popen([*command, str(rank), str(tmp_path / "store"), str(tmp_path / f"{rank}.pt")], env=environment)
@@ -49,7 +48,7 @@ def test_two_processes_take_the_steps_of_their_mean_gradient(tmp_path: Path) -> 
 
 def by_hand(network: Any) -> dict[str, Any]:
     """Take the same steps in one process: the mean of the gradients of both batches."""
-    from nn_ddp_worker import STEPS, half
+    from tests.bnncore.nn_ddp_worker import STEPS, half
 
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(STEPS):

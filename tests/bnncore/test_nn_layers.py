@@ -12,7 +12,6 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-from nn_cases import gradients_of, plain  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnncore.nn import BinaryConv2d, BinaryLinear, BinarySign, L1BatchNorm1d, L1BatchNorm2d, products  # noqa: E402
@@ -20,6 +19,7 @@ from bnncore.nn.bits import pack, pack_codes, unpack, unpack_codes, unpack_mask 
 from bnncore.nn.pooling import arg_max, max_pool, unpool  # noqa: E402
 from bnncore.nn.products import Geometry, Signs, binarize  # noqa: E402
 from bnncore.packing import pack_signs  # noqa: E402
+from tests.bnncore.nn_cases import gradients_of, plain  # noqa: E402
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 65, 130])

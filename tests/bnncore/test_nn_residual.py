@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from residual_cases import CASES, SMALL, random_batch, start
 
 from bnncore.engine import Engine
 from bnncore.optimizer import OPTIMIZERS, resolve_preset
@@ -17,10 +16,10 @@ from bnncore.reference import ResidualReference
 from bnncore.spec import ModelSpec
 from bnncore.state import without_statistics
 from bnncore.zoo import resnete18
+from tests.bnncore.residual_cases import CASES, SMALL, random_batch, start
 
 torch: Any = pytest.importorskip("torch")
 
-from nn_cases import gradients_of, kept_bytes  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnncore.nn import BinaryConv2d, BinarySign, L1BatchNorm2d, Residual, Sequential, convert, zoo  # noqa: E402
@@ -29,6 +28,7 @@ from bnncore.nn.shortcut import channel_means  # noqa: E402
 from bnncore.nn.standard_residual import StandardResidualNetwork  # noqa: E402
 from bnncore.nn.stream import sample_units, stream_limit  # noqa: E402
 from bnncore.nn.tensors import places_of  # noqa: E402
+from tests.bnncore.nn_cases import gradients_of, kept_bytes  # noqa: E402
 
 ALL = {**CASES, **SMALL}
 

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_states import assert_same_state
-from residual_cases import CASES, SMALL, random_batch, residual_specs, start
 
 from bnncore.checkpoint import save_checkpoint
 from bnncore.engine import Engine
@@ -23,6 +21,8 @@ from bnncore.optimizer import resolve_preset
 from bnncore.spec import ModelSpec
 from bnncore.state import State, without_statistics
 from bnncore.zoo import ZOO, mlp, resnete18
+from tests.bnncore.random_states import assert_same_state
+from tests.bnncore.residual_cases import CASES, SMALL, random_batch, residual_specs, start
 
 torch: Any = pytest.importorskip("torch")
 

@@ -10,7 +10,6 @@ import pytest
 
 torch: Any = pytest.importorskip("torch")
 
-from nn_cases import BLOCKS, gradients_of, kept_bytes, make_layers, plain  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnncore.nn import (  # noqa: E402
@@ -24,6 +23,7 @@ from bnncore.nn import (  # noqa: E402
     update_in_backward,
 )
 from bnncore.nn import block as block_module  # noqa: E402
+from tests.bnncore.nn_cases import BLOCKS, gradients_of, kept_bytes, make_layers, plain  # noqa: E402
 
 
 @pytest.mark.parametrize("chunk", [1, 2 << 20])

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from residual_cases import CASES, SMALL, random_batch, start
 
 from bnncore.engine import Engine
 from bnncore.errors import ConfigurationError
@@ -23,6 +22,7 @@ from bnncore.reference import ResidualReference
 from bnncore.spec import ModelSpec
 from bnncore.state import State, without_statistics
 from bnncore.zoo import mlp
+from tests.bnncore.residual_cases import CASES, SMALL, random_batch, start
 
 torch: Any = pytest.importorskip("torch")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import make_shapes, run_json
 
 from bnncore.engine import Engine, isa_available
 from bnncore.errors import BudgetError, DataError, ShapeError
@@ -17,6 +16,7 @@ from bnncore.predictor import Predictor
 from bnncore.spec import ModelSpec
 from bnncore.state import without_statistics
 from bnncore.zoo import binarynet, cnv, mlp, sensor1d
+from tests.bnncore.cli_runs import make_shapes, run_json
 
 SPECS = [
     mlp((9, 7), (70, 33), 5),

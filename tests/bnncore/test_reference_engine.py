@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from engine_cases import GEOMETRIES, Conv, case, random_batch
 from numpy.typing import NDArray
-from random_states import random_state
 
 from bnncore.optimizer import OPTIMIZERS
 from bnncore.reference import (
@@ -17,6 +15,8 @@ from bnncore.reference import (
     route_to_arg_max,
     weight_gradient,
 )
+from tests.bnncore.engine_cases import GEOMETRIES, Conv, case, random_batch
+from tests.bnncore.random_states import random_state
 
 Floats = NDArray[np.float64]
 

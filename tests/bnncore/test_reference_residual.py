@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from residual_cases import CASES, random_batch, start
 
 from bnncore.optimizer import OPTIMIZERS
 from bnncore.reference.residual import ResidualReference
 from bnncore.residual import ResidualNetwork
+from tests.bnncore.residual_cases import CASES, random_batch, start
 
 torch = pytest.importorskip("torch")
 

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from spec_edits import edit
 
 from bnncore.errors import SpecError
 from bnncore.layers import Conv2d, Residual, Sign
@@ -14,6 +13,7 @@ from bnncore.optimizer import resolve_preset
 from bnncore.plan import plan_memory
 from bnncore.spec import ModelSpec
 from bnncore.zoo import ZOO, binarynet, bireal18, build, cnv, mlp, resnete18, sensor1d
+from tests.bnncore.spec_edits import edit
 
 SMALL = resnete18((8, 8), (3, 5), 2, 4)
 LARGE = resnete18((64, 64, 3), (4, 6), 1, 10)

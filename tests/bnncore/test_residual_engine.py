@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import assert_no_overlap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual_cases import CASES, random_batch, residual_specs, start
 
 from bnncore.engine import Engine, isa_available
 from bnncore.errors import BudgetError, SpecError
@@ -22,6 +20,8 @@ from bnncore.reference import ResidualReference
 from bnncore.spec import ModelSpec
 from bnncore.state import State, without_statistics
 from bnncore.zoo import bireal18, resnete18
+from tests.bnncore.engine_cases import assert_no_overlap
+from tests.bnncore.residual_cases import CASES, random_batch, residual_specs, start
 
 
 def build(spec: ModelSpec, batch_size: int, optimizer: str = "latent8", threads: int = 1, seed: int = 2) -> Engine:

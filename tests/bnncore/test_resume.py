@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runs import SMALL, fail, make_shapes, run_json
 
 from bnncore.cli.main import main
 from bnncore.data import open_dataset
@@ -26,6 +25,7 @@ from bnncore.spec import ModelSpec
 from bnncore.state import weights_digest
 from bnncore.training import Progress, train
 from bnncore.zoo import binarynet, mlp, resnete18
+from tests.bnncore.cli_runs import SMALL, fail, make_shapes, run_json
 from tests.patience import LIMIT_S
 
 EPOCHS, BATCH = 3, 13  # 60 examples: 4 steps an epoch

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import pytest
-from cli_runs import SMALL, fail, make_shapes, run_json
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from bnncore.evaluator import StepResult
 from bnncore.schedule import SCHEDULES, Constant, Plateau, Schedule, build_schedule
 from bnncore.training import train
 from bnncore.zoo import mlp
+from tests.bnncore.cli_runs import SMALL, fail, make_shapes, run_json
 
 
 @pytest.fixture(autouse=True)

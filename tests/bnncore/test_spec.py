@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_states import specs
-from spec_edits import edit
 
 from bnncore.blocks import Block
 from bnncore.errors import SpecError
 from bnncore.spec import ModelSpec
 from bnncore.zoo import ZOO, binarynet, build, cnv, mlp, sensor1d
+from tests.bnncore.random_states import specs
+from tests.bnncore.spec_edits import edit
 
 SMALL = mlp((2, 3), (4,), 2)
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import assert_no_overlap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from residual_cases import CASES, random_batch, residual_specs, start
 
 from bnncore.engine import Engine, isa_available
 from bnncore.memory import compare_memory, count_layers, standard_memory
@@ -20,6 +18,8 @@ from bnncore.reference.published_residual import PublishedResidualReference
 from bnncore.spec import ModelSpec
 from bnncore.state import State, to_float32, without_statistics
 from bnncore.zoo import bireal18, resnete18
+from tests.bnncore.engine_cases import assert_no_overlap
+from tests.bnncore.residual_cases import CASES, random_batch, residual_specs, start
 
 
 def build(spec: ModelSpec, batch_size: int, optimizer: str = "adam", threads: int = 1, seed: int = 2) -> Engine:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from residual_cases import CASES, random_batch, start
+
+from tests.bnncore.residual_cases import CASES, random_batch, start
 
 torch: Any = pytest.importorskip("torch")
 

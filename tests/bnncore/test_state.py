@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_states import assert_same_state, random_state
 
 from bnncore.errors import BitfleetError, PayloadError, ShapeError
 from bnncore.state import (
@@ -18,6 +17,7 @@ from bnncore.state import (
     without_statistics,
 )
 from bnncore.zoo import mlp
+from tests.bnncore.random_states import assert_same_state, random_state
 
 SPEC = mlp((2, 3), (4,), 2)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests/bnncore"), str(REPOSITORY / "proto")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "proto")]
 
 if TYPE_CHECKING:
     from tests.fuzz.target import Target

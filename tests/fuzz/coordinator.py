@@ -19,7 +19,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from pydantic import BaseModel, ValidationError
-from random_differences import random_difference
 from starlette.requests import Request
 
 from bitfleet.v1 import fleet_pb2 as pb
@@ -53,6 +52,7 @@ from server.storage.payloads import BlobWriter
 from server.storage.sql import open_storage
 from server.storage.trust import AuditRecord, IdentityRecord
 from server.strategies import Update
+from tests.bnncore.random_differences import random_difference
 from tests.fuzz.mutation import join_frames, message_mutation, mutate_bytes, split_frames, stream_mutation
 from tests.fuzz.target import Target
 from tests.server.conftest import make_job

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_differences import random_difference
-from random_states import random_state
 
 from bnncore import checkpoint, resume
 from bnncore.codec import CODECS, DifferenceCodec, StateCodec
@@ -32,6 +30,8 @@ from bnncore.plan import plan_memory
 from bnncore.spec import ModelSpec
 from bnncore.training import EpochResult, Progress
 from bnncore.zoo import binarynet, mlp, resnete18
+from tests.bnncore.random_differences import random_difference
+from tests.bnncore.random_states import random_state
 from tests.fuzz.mutation import mutate_bytes
 from tests.fuzz.target import Target
 

@@ -20,7 +20,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc.aio
-from random_states import random_state
 
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.checkpoint import save_checkpoint
@@ -50,6 +49,7 @@ from edge_client.task_rules import TaskRules, is_well_named, seconds_left
 from edge_client.trainer import check_memory, local_task_of
 from edge_client.transport import FleetStream, Transport
 from edge_client.worker import Worker
+from tests.bnncore.random_states import random_state
 from tests.edge_client.wire import make_task, pieces_of
 from tests.fuzz.coordinator import certificate, pem_of
 from tests.fuzz.core import SPEC, file_with

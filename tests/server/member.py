@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from random_differences import random_signs
 
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.codec import SignTensor
@@ -16,6 +15,7 @@ from bnncore.secure import Participant, Signer, Trust
 from bnncore.secure.metrics import Metrics
 from bnncore.secure.values import Told, ValueForm, ValueSum, Vector
 from server.simulate.exchange import MaskedMember, context_of, form_of, rules_of
+from tests.bnncore.random_differences import random_signs
 from tests.server.scripted import ScriptedDevice
 
 KEYS, SHARES, MASKED, REVEAL = (

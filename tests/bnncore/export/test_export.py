@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_cases import SPECS, trained
 
 from bnncore.checkpoint import save_checkpoint
 from bnncore.cli.main import main
@@ -24,6 +23,7 @@ from bnncore.reference import ReferenceEngine
 from bnncore.reference.residual import ResidualReference
 from bnncore.spec import ModelSpec
 from bnncore.zoo import mlp
+from tests.bnncore.export_cases import SPECS, trained
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_cases import SPECS, trained
 
 from bnncore.export.interpreter import logits_of
 from bnncore.export.packed import pack, unpack
 from bnncore.spec import ModelSpec
+from tests.bnncore.export_cases import SPECS, trained
 from tests.patience import LIMIT_S
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from random_states import random_state, specs
 
 from bnncore.errors import ConfigurationError, PayloadError
 from bnncore.federated.summed import SummedUpdates, tell_whole
@@ -22,6 +21,7 @@ from bnncore.secure.scales import public_scales
 from bnncore.secure.values import ValueForm, ValueSum, Vector
 from bnncore.spec import ModelSpec
 from bnncore.zoo import mlp, resnete18
+from tests.bnncore.random_states import random_state, specs
 
 SPEC = mlp(input_shape=(4, 4), widths=(24,), classes=3)
 FORMS: tuple[WeightForm, ...] = ("signs", "fixed")

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from random_differences import random_signs
-from random_states import specs
 
 from bnncore.codec import PayloadKind, SignTensor, get_codec, payload_digest
 from bnncore.codec.difference import statistic_bounds
@@ -24,6 +22,8 @@ from bnncore.secure.scales import scales_from_bytes, scales_to_bytes
 from bnncore.secure.values import Told, ValueForm, ValueSum, Vector
 from bnncore.spec import ModelSpec
 from bnncore.zoo import mlp, resnete18
+from tests.bnncore.random_differences import random_signs
+from tests.bnncore.random_states import specs
 
 SPEC = mlp(input_shape=(4, 4), widths=(24,), classes=3)
 FORMS: tuple[WeightForm, ...] = ("signs", "fixed")

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from random_states import random_state
 
 from bnncore.codec import CODECS, SignTensor, get_codec, get_difference_codec, get_state_codec
 from bnncore.state import to_float32
 from bnncore.zoo import mlp
 from server.simulate.attack import ATTACKS, poison
+from tests.bnncore.random_states import random_state
 
 SPEC = mlp(input_shape=(5,), widths=(11,), classes=3)
 STATISTICS = [tensor.name for tensor in SPEC.tensors if tensor.is_statistic]
