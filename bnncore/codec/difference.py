@@ -28,7 +28,7 @@ import math
 import struct
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
@@ -125,7 +125,12 @@ class DifferenceCodec(Codec[Difference]):
         """
 
     def encode(
-        self, spec: ModelSpec, tensors: Difference, *, kind: PayloadKind, local: AbstractSet[str] = NONE_LOCAL
+        self,
+        spec: ModelSpec,
+        tensors: Mapping[str, NDArray[np.float32] | SignTensor],
+        *,
+        kind: PayloadKind,
+        local: AbstractSet[str] = NONE_LOCAL,
     ) -> bytes:
         """Write a difference as a payload; see ``Codec.encode``."""
         self.check_kind(kind)
