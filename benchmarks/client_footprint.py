@@ -147,7 +147,7 @@ def _coordinator(folder: Path) -> Iterator[str]:
 def _start_agent(python: Path, address: str, data: Path, folder: Path, *, wait_s: float) -> dict[str, float]:
     """Start the agent and end it; gives the seconds until it was welcomed, and its memory when it is waited for."""
     log = folder / "agent.log"
-    command = [python.with_name("bitfleet-client"), "run", "--insecure", "--server", address]
+    command: list[str | Path] = [python.with_name("bitfleet-client"), "run", "--insecure", "--server", address]
     with log.open("wb") as output:
         began = time.monotonic()
         agent = subprocess.Popen(

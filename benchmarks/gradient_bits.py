@@ -85,7 +85,7 @@ class Network:
         read: list[Floats] = []
         products: list[Floats] = []
         outputs: list[Floats] = []
-        x = 2.0 * u - 255.0
+        x = 2.0 * u.astype(np.float64) - 255.0
         for weights, beta in zip(self.weights, self.beta, strict=True):
             read.append(x)
             products.append(x @ np.where(weights < 0, -1.0, 1.0).T)

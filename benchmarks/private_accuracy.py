@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bnncore.codec import PayloadKind, get_codec, payload_digest
+from bnncore.codec import PayloadKind, get_state_codec, payload_digest
 from bnncore.data import Dataset, dirichlet_shards, open_dataset
 from bnncore.engine import Engine
 from bnncore.federated import EngineShelf, LocalTask, LocalTraining, SummedUpdates, train_locally
@@ -88,7 +88,7 @@ class Run:
         self._strategy = strategy
         self._summed = SummedUpdates("signs" if fleet.weights == "signs" else "fixed", privacy=fleet.privacy)
         self._shelf = EngineShelf()
-        self._codec = get_codec("int8")
+        self._codec = get_state_codec("int8")
 
     def play(self) -> list[float]:
         """Play all rounds; gives the accuracy of every version in percent, the first model's first."""
@@ -120,7 +120,7 @@ class Run:
 
     def _sum(self, number: int, state: State, kind: PayloadKind) -> ValueSum:
         fleet, form = self._fleet, self.form(kind)
-        model = self._codec.encode(self.spec, state, kind="model")  # type: ignore[arg-type]
+        model = self._codec.encode(self.spec, state, kind="model")
         steps = fleet.local_steps if kind == "update" else 0
         # what signs tell has no size: the schedule is in what they are worth, not in the devices' steps
         scale = 1.0 if fleet.weights == "signs" else self._step_scale(number)
@@ -156,8 +156,8 @@ class Run:
         return {tensor.name: state[tensor.name] for tensor in self.spec.tensors if tensor.is_statistic}
 
     def _accuracy(self, state: State) -> float:
-        deployed = self._codec.decode(self.spec, self._codec.encode(self.spec, state, kind="model"), kind="model")  # type: ignore[arg-type]
-        predictor = Predictor(self.spec, {**deployed, **self._statistics(state)}, batch_size=100)  # type: ignore[dict-item]
+        deployed = self._codec.decode(self.spec, self._codec.encode(self.spec, state, kind="model"), kind="model")
+        predictor = Predictor(self.spec, {**deployed, **self._statistics(state)}, batch_size=100)
         return evaluate(predictor, self._test).accuracy
 
 

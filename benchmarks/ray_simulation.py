@@ -49,11 +49,11 @@ LOOK_S = 0.1
 def write_data(folder: Path, data: Path | None, devices: int, seed: int) -> Path:
     """Write MNIST for Flower, and who has which samples; returns the file of the latter."""
     for part in ("train", "test"):
-        with open_dataset("mnist", data, split=part) as dataset:  # type: ignore[arg-type]
+        with open_dataset("mnist", data, split=part) as dataset:
             samples = np.empty((dataset.num_examples, dataset.rows.row_bytes), np.uint8)
             dataset.read(np.arange(dataset.num_examples, dtype=np.uint32), samples)
             shaped = samples.reshape(-1, *dataset.input_shape)
-            write_idx(folder, shaped, dataset.labels, part, classes=dataset.classes)  # type: ignore[arg-type]
+            write_idx(folder, shaped, dataset.labels, part, classes=dataset.classes)
             if part == "train":
                 shares = split(dataset, devices, float("inf"), seed)
     shards = folder / "shards.npz"
@@ -75,7 +75,9 @@ def running(command: list[str], log: Path, environment: dict[str, str]) -> Itera
             process.wait()
 
 
-def measure(name: str, command: list[str], folder: Path, *, half: int = 0, **environment: str) -> dict[str, Any]:
+def measure(
+    name: str, command: list[str], folder: Path, environment: dict[str, str], *, half: int = 0
+) -> dict[str, Any]:
     """Run a simulation to its end; where ``half`` is given, kill a worker after so many updates."""
     log, ledger, killed = folder / f"{name}.log", folder / name / "traffic.jsonl", 0
     began = time.monotonic()
@@ -110,7 +112,7 @@ def simulate(engine: str, args: argparse.Namespace, folder: Path) -> dict[str, A
     command += ["--state", str(folder / name), "--json", str(folder / f"{name}.json")]
     command += ["--data", args.data] if args.data else []
     half = args.devices * args.rounds // 2 if engine == "ray" else 0
-    measured = measure(name, command, folder, half=half)
+    measured = measure(name, command, folder, {}, half=half)
     result = json.loads((folder / f"{name}.json").read_text())
     return measured | {"digest": result["digest"], "accuracy": result["accuracy"], "rounds_s": result["seconds"]}
 
@@ -123,9 +125,11 @@ def simulate_flower(venv: Path, args: argparse.Namespace, folder: Path) -> dict[
     path = folder / "options.json"
     path.write_text(json.dumps(options | {"data": str(data), "shards": str(shards), "report": str(report)}))
     command = [str(venv / "bin" / "python"), str(APP.parent / "simulation.py"), str(path)]
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "home")}
-    measured = measure("flower", command, folder, PYTHONPATH=str(APP), **quiet)
-    return measured | json.loads(report.read_text())
+    environment = {"PYTHONPATH": str(APP), "FLWR_HOME": str(folder / "home")}
+    environment |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    measured = measure("flower", command, folder, environment)
+    result: dict[str, Any] = json.loads(report.read_text())
+    return measured | result
 
 
 def compare(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:

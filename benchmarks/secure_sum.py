@@ -34,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -126,7 +127,7 @@ def random_votes(number: int, weights: int) -> NDArray[np.uint8]:
 
 def sum_matches(total: RingVector, devices: list[Device], weights: int) -> bool:
     """Compare a sum with what NumPy adds up; counts fit a byte each."""
-    counts = np.zeros(weights, np.uint8 if len(devices) < 256 else np.uint32)
+    counts: NDArray[Any] = np.zeros(weights, np.uint8 if len(devices) < 256 else np.uint32)
     for device in devices:
         counts += np.unpackbits(device.votes(), bitorder="little", count=weights)
     return all(
@@ -149,18 +150,18 @@ def play(cohort: int, weights: int, lost: int, *, after_masked: bool, rules: Exc
     keys_of = {device.name: device.keys for device in devices}
     combiner = server.run(lambda: Combiner(CONTEXT, rules, layout, keys_of, trust))
     for device in devices:
-        shares = device.share(server.run(lambda d=device: combiner.keys_for(d.name)), cohort, trust)
-        server.run(lambda d=device, m=shares: combiner.take_shares(d.name, m))
+        shares = device.share(server.run(partial(combiner.keys_for, device.name)), cohort, trust)
+        server.run(partial(combiner.take_shares, device.name, shares))
     server.run(combiner.start_masking)
     for device in devices:
         if device.name not in gone or after_masked:
-            masked = device.mask(server.run(lambda d=device: combiner.sealed_for(d.name)), layout)
-            server.run(lambda d=device, m=masked: combiner.take_masked(d.name, m))
+            masked = device.mask(server.run(partial(combiner.sealed_for, device.name)), layout)
+            server.run(partial(combiner.take_masked, device.name, masked))
     server.run(combiner.start_reveal)
     survivors = [device for device in devices if device.name not in gone]
     for device in survivors:
-        shares = device.reveal(server.run(lambda d=device: combiner.survived_for(d.name)))
-        server.run(lambda d=device, m=shares: combiner.take_reveal(d.name, m))
+        shares = device.reveal(server.run(partial(combiner.survived_for, device.name)))
+        server.run(partial(combiner.take_reveal, device.name, shares))
     total = server.run(combiner.finish)
 
     summed = devices if after_masked else survivors
@@ -188,7 +189,9 @@ def play_flower(venv: Path, cohort: int, weights: int, lost: int) -> dict[str, A
 def scale_time(flower: dict[str, Any], side: str, weights: int) -> float:
     """Give what Flower's time of a side would be with so many weights."""
     sharing: float = flower[f"{side}_sharing_s"]
-    return sharing + (flower[f"{side}_s"] - sharing) * weights / flower["weights"]
+    whole: float = flower[f"{side}_s"]
+    flower_weights: int = flower["weights"]
+    return sharing + (whole - sharing) * weights / flower_weights
 
 
 def main() -> int:

@@ -35,8 +35,8 @@ from flwr.server.workflow.constant import Key as WorkflowKey
 from flwr.supercore.task_identity import TaskIdentity
 
 # The first module's package has a function of the same name, which `import` would find.
-client_side = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
-server_side = importlib.import_module("flwr.server.workflow.secure_aggregation.secaggplus_workflow")
+client_side: Any = importlib.import_module("flwr.client.mod.secure_aggregation.secaggplus_mod")
+server_side: Any = importlib.import_module("flwr.server.workflow.secure_aggregation.secaggplus_workflow")
 
 
 class Timed:
@@ -53,7 +53,7 @@ class Timed:
         return result
 
 
-class Proxy(ClientProxy):  # type: ignore[misc]
+class Proxy(ClientProxy):
     """A client as the strategy knows it; the workflow asks only for its name and number."""
 
     def __init__(self, number: int) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from bitfleet_flower.model import BinaryMlp, evaluate, read_idx, train
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
@@ -28,7 +28,7 @@ server = ServerApp()
 
 
 @client.train()
-def train_round(message, context):
+def train_round(message: Message, context: Context) -> Message:
     """Train for a round on the device's part of the samples."""
     torch.set_num_threads(1)
     model = BinaryMlp()
@@ -42,7 +42,7 @@ def train_round(message, context):
 
 
 @server.main()
-def play(grid, context):
+def play(grid: Grid, context: Context) -> None:
     """Play the rounds with federated averaging, and write the report."""
     model, devices = BinaryMlp(), OPTIONS["devices"]
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=devices, min_available_nodes=devices)

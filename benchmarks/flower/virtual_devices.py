@@ -57,7 +57,7 @@ async def _answer(fleet: pb_grpc.FleetStub, device_id: str, task: pb.Task, job: 
         raise SystemExit(f"{device_id}: {pb.SubmitStatus.Name(answer.status)}: {answer.reason}")
 
 
-async def _beat(stream: grpc.aio.StreamStreamCall) -> None:
+async def _beat(stream: grpc.aio.StreamStreamCall[pb.ConnectRequest, pb.ConnectResponse]) -> None:
     while True:
         await stream.write(pb.ConnectRequest(heartbeat=pb.Heartbeat(state=pb.DEVICE_STATE_IDLE)))
         await asyncio.sleep(HEARTBEAT_S)

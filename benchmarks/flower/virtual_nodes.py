@@ -12,6 +12,8 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -45,7 +47,15 @@ def play(address: str, number: int, shapes: list[list[int]]) -> None:
                 answer(message, tree, make_arrays(generator, shapes), send, pull, push, confirm)
 
 
-def answer(message: Message, tree, arrays: ArrayRecord, send, pull, push, confirm) -> None:
+def answer(
+    message: Message,
+    tree: Any,
+    arrays: ArrayRecord,
+    send: Callable[..., Any],
+    pull: Callable[..., Any],
+    push: Callable[..., Any],
+    confirm: Callable[..., Any],
+) -> None:
     """Pull all objects of a message, and push a reply to it."""
     run_id = message.metadata.run_id
     ids = [node.object_id for node in iterate_object_tree(tree)]

@@ -123,4 +123,5 @@ def _sparsest(span: Floats, count: int) -> Floats:
             basis = np.vstack([basis, rest / np.linalg.norm(rest)])
         if len(chosen) == count:
             break
-    return vectors[chosen]
+    found: Floats = vectors[chosen]
+    return found

@@ -60,4 +60,5 @@ def roc(members: Floats, others: Floats) -> tuple[float, float]:
 
 
 def _unit(images: Floats) -> Floats:
-    return images / (np.linalg.norm(images, axis=1, keepdims=True) + 1e-12)
+    unit: Floats = images / (np.linalg.norm(images, axis=1, keepdims=True) + 1e-12)
+    return unit

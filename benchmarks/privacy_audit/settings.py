@@ -48,8 +48,6 @@ def _steps(form: Form, steps: int) -> Form:
     return Form(form.up_codec, form.preset, form.optimizer, form.batch_size, steps)
 
 
-_ORDINARY = {"batch_size": 100, "steps": 60}
-
 INVERSION = (
     Setting("(a) float32, one step", _GRADIENT),
     Setting("(a) float32, five steps", _steps(_GRADIENT, 5)),
@@ -64,8 +62,8 @@ INVERSION = (
     Setting("(d) 1 bit and noise, epsilon 1, one device", _BIT, 1, 1.0),
     Setting("(d) sum of votes and noise, epsilon 8, 50 devices", _BIT, 50, 8.0),
     Setting("(d) sum of votes and noise, epsilon 1, 50 devices", _BIT, 50, 1.0),
-    Setting("float32, 600 images, 60 steps", Form("float32", "standard", "sgd", **_ORDINARY), images=600),
-    Setting("1 bit, 600 images, 60 steps", Form("sign", **_ORDINARY), images=600),
+    Setting("float32, 600 images, 60 steps", Form("float32", "standard", "sgd", batch_size=100, steps=60), images=600),
+    Setting("1 bit, 600 images, 60 steps", Form("sign", batch_size=100, steps=60), images=600),
 )
 _TEN = {form: _steps(form, 10) for form in (_BIT, _STEPS)}
 MEMBERSHIP = (

@@ -246,7 +246,9 @@ def _latent(weights: NDArray[Any], form: Form) -> NDArray[np.float32]:
 
 
 def _told(view: View, name: str) -> NDArray[Any]:
-    return np.sign(view.weights[name]) if view.is_signs else np.clip(view.weights[name], -CLIP, CLIP)
+    weights = view.weights[name]
+    told: NDArray[Any] = np.sign(weights) if view.is_signs else np.clip(weights, -CLIP, CLIP)
+    return told
 
 
 def _sum(arrays: Sequence[Floats]) -> Floats:
@@ -261,7 +263,8 @@ def _norm(part: dict[str, NDArray[Any]]) -> float:
 def _largest(statistic: str, view: View) -> float:
     """Give the largest magnitude of a layer's sums: inputs of 255 in the first layer, of 1 in the others."""
     layer = statistic.split(".")[0].removeprefix("norm")
-    return view.weights[f"dense{layer}.weight"].shape[1] * (255.0 if layer == "1" else 1.0)
+    inputs: int = view.weights[f"dense{layer}.weight"].shape[1]
+    return inputs * (255.0 if layer == "1" else 1.0)
 
 
 def _normal_cdf(value: float) -> float:

@@ -41,7 +41,7 @@ def measure(
     root: Path, replicas: int, cohorts: Sequence[int], model: Mapping[str, Any], say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Have all devices of a cohort send at once, one cohort after the other over the same replicas."""
-    runs = []
+    runs: list[dict[str, Any]] = []
     with Site(root, replicas, counts_statements=True) as site:
         for cohort in cohorts:
             first = sum(run["devices"] for run in runs)  # new names: an earlier cohort may be missed for a while yet

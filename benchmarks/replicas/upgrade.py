@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ class _Watch:
             self._gate.hear("ready", self.campaign.limit_s)
             for (what, step), at in zip(steps, due, strict=True):
                 if at == number:
-                    self._wait("another device's update", lambda of=number: self._has_updates(job_id, of))
+                    self._wait("another device's update", partial(self._has_updates, job_id, number))
                     self._end_stage()
                     step(self)
                     self._begin_stage(what)
@@ -215,7 +216,8 @@ class _Watch:
 
     def _begin_stage(self, step: str) -> None:
         lead, door = self.split()
-        stage = Stage(step, *("old" if one.version is self.campaign.old else "new" for one in (lead, door)))
+        lead_of, door_of = ("old" if one.version is self.campaign.old else "new" for one in (lead, door))
+        stage = Stage(step, lead_of, door_of)
         self._played.stages.append(stage)
         said = wait_for("the door to say its name", lambda: self.site.status_of(door), LIMIT_S)
         if self._door_id != said["id"]:
