@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnncore._native import PaperEngine, StandardEngine
 from bnncore.engine import Engine
 from bnncore.layers import BinaryConv2d, BinaryDense, L1BatchNorm, Layer, MaxPool2d, Sign, SoftmaxCrossEntropy
 from bnncore.optimizer import OPTIMIZERS
@@ -156,6 +157,13 @@ def assert_same_parameters(engine: Engine, oracle: ReferenceEngine, where: str) 
         assert np.array_equal(weights, expected), f"{where}, {block.linear}"
         for name, values in (("beta", oracle.beta), ("mean", oracle.mean), ("mean_abs_dev", oracle.mean_abs_dev)):
             assert np.array_equal(state[f"{block.norm}.{name}"], values[i]), f"{where}, {block.norm}.{name}"
+
+
+def gradients(engine: Engine, block: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of the last step, of a block's weights and of its beta; an engine in floats keeps them."""
+    native = engine._native
+    assert isinstance(native, StandardEngine | PaperEngine)
+    return native.gradients(block)
 
 
 def assert_no_overlap(plan: MemoryPlan) -> None:

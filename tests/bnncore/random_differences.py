@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,18 @@ def random_difference(spec: ModelSpec, seed: int, *, density: float | None = Non
     return difference
 
 
+def signs(found: NDArray[Any] | SignTensor) -> SignTensor:
+    """A tensor that is told in signs."""
+    assert isinstance(found, SignTensor)
+    return found
+
+
+def numbers(found: NDArray[Any] | SignTensor) -> NDArray[Any]:
+    """A tensor that is told in numbers."""
+    assert not isinstance(found, SignTensor)
+    return found
+
+
 def assert_same_difference(left: Difference, right: Difference) -> None:
     """Equal names in equal order, equal bits."""
     assert list(left) == list(right)
@@ -49,7 +62,8 @@ def assert_same_difference(left: Difference, right: Difference) -> None:
             assert_same_signs(found, other)
         else:
             assert not isinstance(other, SignTensor)
-            assert (found.dtype, found.shape) == (np.float32, other.shape)
+            assert found.dtype == np.float32
+            assert found.shape == other.shape
             assert found.tobytes() == other.tobytes(), name
 
 

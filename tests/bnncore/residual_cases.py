@@ -130,8 +130,8 @@ def _residual_specs(draw: st.DrawFn) -> ModelSpec:
     if draw(st.booleans()):
         layers.append(ReLU("relu"))
     classes = draw(st.integers(2, 5))
-    head = [AvgPool2d("pool", *shape, *shape[:2]), Dense("dense", shape[2], classes), Loss("loss", classes)]
-    return ModelSpec("random", (height, width, channels), (*layers, *head))
+    layers += [AvgPool2d("pool", *shape, *shape[:2]), Dense("dense", shape[2], classes), Loss("loss", classes)]
+    return ModelSpec("random", (height, width, channels), tuple(layers))
 
 
 residual_specs = _residual_specs()

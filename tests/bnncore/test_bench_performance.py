@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
 def result(other: str | None) -> dict[str, Any]:
-    side = {"step_ms_median": 2.0, "step_ms_p10": 1.5, "step_ms_p90": 2.5, "peak_bytes": 1 << 20}
+    side: dict[str, Any] = {"step_ms_median": 2.0, "step_ms_p10": 1.5, "step_ms_p90": 2.5, "peak_bytes": 1 << 20}
     side |= {"process_peak_bytes": 40 << 20, "phases": {}}
     found: dict[str, Any] = {"isa": "avx512", "bitfleet": side, "preset_digest": "0123456789abcdef"}
     found["machine"] = {"clock_hz": 3.5e9, "cpus": 2, "load_average_before": 0.5}

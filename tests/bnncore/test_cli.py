@@ -143,7 +143,7 @@ def test_a_residual_network_trains_under_the_standard_algorithm(
         images = generator.integers(0, 100, (60, 8, 8, 3)) + 150 * (1 - labels)[:, None, None, None]
         write_idx(tmp_path, images.astype(np.uint8), labels, split, classes=["sun", "moon"])
     saved, widths = str(tmp_path / "model"), ("--widths", "8,12")
-    command = ("train", "--data", str(tmp_path), "--model", "resnete18", *widths, "--batch-size", "20")
+    command: tuple[str, ...] = ("train", "--data", str(tmp_path), "--model", "resnete18", *widths, "--batch-size", "20")
     command = (*command, "--preset", "standard", "--epochs", "4")
 
     whole = run_json(capsys, *command, "--save", saved)

@@ -225,11 +225,12 @@ def test_mistakes_of_a_caller_are_refused_before_anything_changes() -> None:
     frozen = latent.copy()
     frozen.flags.writeable = False
 
-    for replica in (np.zeros((6, 4), np.int8), np.zeros((4, 6), np.int16), np.zeros((4, 12), np.int8)[:, ::2], frozen):
+    other_dtype: NDArray[Any] = np.zeros((4, 6), np.int16)
+    for replica in (np.zeros((6, 4), np.int8), other_dtype, np.zeros((4, 12), np.int8)[:, ::2], frozen):
         with pytest.raises(ShapeError, match="the tensor must be"):
             signs.apply_to(replica)
     with pytest.raises(ShapeError, match="the tensor must be int64"):
-        fold_many(np.zeros((4, 6), np.int32), [signs], [1])  # type: ignore[arg-type]
+        fold_many(np.zeros((4, 6), np.int32), [signs], [1])
     with pytest.raises(ShapeError, match="the tensor must be int64 of shape"):
         fold_many(sums, [signs, random_signs((6, 4), 1)], [1, 1])
     with pytest.raises(ShapeError, match="2 weights"):
@@ -239,7 +240,7 @@ def test_mistakes_of_a_caller_are_refused_before_anything_changes() -> None:
     with pytest.raises(ShapeError, match="replica"):
         encode_signs(latent, latent.T.copy())
     with pytest.raises(ShapeError, match="error"):
-        encode_signs(latent, latent, latent.astype(np.int16))  # type: ignore[arg-type]
+        encode_signs(latent, latent, latent.astype(np.int16))
     with pytest.raises(ShapeError, match="master"):
         encode_steps(latent, latent)  # type: ignore[arg-type]
     for density in (0.0, 1.5, math.nan):

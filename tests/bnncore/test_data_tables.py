@@ -71,7 +71,7 @@ def test_rows_are_split_by_what_they_hold_and_quantised(tmp_path: Path, kind: st
     input_range = InputRange((-4.0,), (4.0,))
     opened = {}
     for split in ("train", "test"):
-        with open_dataset(None, tmp_path, split=split, input_range=input_range) as dataset:  # type: ignore[arg-type]
+        with open_dataset(None, tmp_path, split=split, input_range=input_range) as dataset:
             assert (dataset.name, dataset.classes, dataset.input_shape) == (kind, ("sit", "walk"), (6,))
             assert dataset.description["input_range"] == {"low": [-4.0], "high": [4.0]}
             rows = read_all(dataset)

@@ -87,9 +87,9 @@ def test_max_pool_takes_the_first_of_equal_ones(
 
     cut = y[: pooled_height * window_height, : pooled_width * window_width]
     windows = cut.reshape(pooled_height, window_height, pooled_width, window_width).transpose(0, 2, 1, 3)
-    windows = windows.reshape(count, window_height * window_width)
-    assert np.array_equal(pooled[:count], windows.max(axis=1))
-    assert np.array_equal(choices[:count], windows.argmax(axis=1))
+    flat = windows.reshape(count, window_height * window_width)
+    assert np.array_equal(pooled[:count], flat.max(axis=1))
+    assert np.array_equal(choices[:count], flat.argmax(axis=1))
     assert np.all(pooled[count:] == GUARD16)
     assert np.all(choices[count:] == 99)
     assert np.array_equal(without, pooled)

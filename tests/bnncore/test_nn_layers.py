@@ -254,9 +254,14 @@ def test_weights_start_as_in_the_paper() -> None:
 
 def test_alone_a_layer_that_reads_signs_keeps_bits() -> None:
     modules = [BinarySign(), BinaryConv2d(8, 4, 3, padding=1)]
-    x, kept = torch.randn(2, 8, 16, 16, requires_grad=True), []
+    x = torch.randn(2, 8, 16, 16, requires_grad=True)
+    kept: list[Any] = []
 
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+    def keep(tensor: Any) -> Any:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         y = modules[1](modules[0](x))
 
     activations = sum(t.nbytes for t in kept if not isinstance(t, nn.Parameter))

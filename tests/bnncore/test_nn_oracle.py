@@ -23,6 +23,7 @@ torch: Any = pytest.importorskip("torch")
 
 from bnncore.nn import convert  # noqa: E402
 from bnncore.nn.standard import StandardNetwork  # noqa: E402
+from tests.bnncore.engine_cases import gradients  # noqa: E402
 
 SMALL = [
     mlp(input_shape=(6, 5), widths=(16, 16), classes=3),
@@ -79,7 +80,7 @@ def test_algorithm_1_has_the_gradients_of_the_preset_standard(spec: ModelSpec) -
         # float32 rounds each of the few thousand terms of a sum to 6e-8 of it; variances have an addend of 1e-5 there.
         assert engine.step().loss == pytest.approx(loss.item(), rel=1e-5)
         for i, block in enumerate(network.blocks):
-            grad_weight, grad_beta = engine._native.gradients(i)
+            grad_weight, grad_beta = gradients(engine, i)
             wanted = block.weight.grad.permute(0, 2, 3, 1) if block.block.is_conv else block.weight.grad
             for found, expected in ((grad_weight, wanted), (grad_beta, block.beta.grad)):
                 expected = expected.reshape(found.shape).numpy()
@@ -156,7 +157,8 @@ def test_algorithm_2_has_the_gradient_of_the_article() -> None:
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(network.blocks[0].beta, generator=generator)
     x = torch.randn(11, 30, generator=generator, dtype=torch.float64)
-    y, handed_down = [], []
+    y: list[Any] = []
+    handed_down: list[Any] = []
     block = network.blocks[0]
     normalise = block._normalise
 

@@ -91,7 +91,7 @@ def test_any_network_predicts_what_the_engine_does(spec: ModelSpec, batch: int, 
 @pytest.mark.parametrize("name", ["resnete18", "bireal18"])
 def test_the_zoo_is_that_of_the_engine(name: str) -> None:
     for params in ({"input_shape": [32, 32, 3], "widths": [8, 16], "classes": 10}, {"widths": [4, 8], "classes": 3}):
-        spec = ZOO[name](**params)  # type: ignore[arg-type]
+        spec = ZOO[name](**params)
 
         network = getattr(zoo, name)(**params)
 

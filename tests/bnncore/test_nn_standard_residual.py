@@ -127,7 +127,8 @@ def check_shortcut(network: Any, shortcut: Any, found: dict[str, Any], positions
     assert np.abs(there - back(weight.grad)).max() <= error + 0.02 * unit_y * positions
     count = 1 if shortcut.pool is None else shortcut.pool.pool_height * shortcut.pool.pool_width
     largest = float(weight.detach().abs().max())
-    return (many(weight.shape[0]) + 0.02 * weight.shape[0]) * unit_y * largest / count
+    stream: float = (many(weight.shape[0]) + 0.02 * weight.shape[0]) * unit_y * largest / count
+    return stream
 
 
 def check_head(network: Any, trace: dict[str, Any], labels: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.int8]
 
 
-def update(isa: str, name: str, latent: NDArray[np.generic], grad: NDArray[np.int32], *, size: float) -> None:
+def update(isa: str, name: str, latent: NDArray[Any], grad: NDArray[np.int32], *, size: float) -> None:
     """Take one step without history by ``size`` of the latent weights' own unit for a gradient of 1."""
     count = len(latent)
     if name == "latent8":
@@ -41,7 +42,7 @@ def update(isa: str, name: str, latent: NDArray[np.generic], grad: NDArray[np.in
 def test_a_latent_weight_at_the_very_end_comes_back_but_goes_no_further(isa: str, name: str) -> None:
     real = name in FLOAT_OPTIMIZERS
     end, size = (1.0, 0.25) if real else (127, 2.0)
-    start = np.array([end, end, end, -end, -end, -end] * 8, np.float32 if real else np.int8)
+    start: NDArray[Any] = np.array([end, end, end, -end, -end, -end] * 8, np.float32 if real else np.int8)
     latent = start.copy()
     grad = np.array([1, 0, -1, 1, 0, -1] * 8, np.int32)
 

@@ -31,7 +31,7 @@ def test_a_step_is_the_float_formulas_but_for_the_rounding_to_8_bits(geometry: s
     oracle = ReferenceEngine(spec, OPTIMIZERS["latent8"], state, seed=3)
     u, labels = random_batch(net, 4)
     first = spec.blocks[0]
-    x: Floats = (2.0 * u - 255.0).reshape(batch, first.in_height, first.in_width, first.in_channels)
+    x: Floats = (2.0 * u.astype(np.float64) - 255.0).reshape(batch, first.in_height, first.in_width, first.in_channels)
 
     step = oracle.step(u, labels)
 
@@ -88,7 +88,7 @@ def test_evaluation_is_the_float_network_with_running_statistics(geometry: str) 
     state = random_state(spec, 2)
     oracle = ReferenceEngine(spec, OPTIMIZERS["latent8"], state, seed=0)
     u, labels = random_batch(net, 5)
-    x: Floats = 2.0 * u - 255.0
+    x: Floats = 2.0 * u.astype(np.float64) - 255.0
 
     found = oracle.evaluate(u, labels)
 

@@ -14,6 +14,8 @@ from tests.bnncore.residual_cases import CASES, random_batch, start
 
 torch = pytest.importorskip("torch")
 
+from torch.autograd import Function  # noqa: E402
+
 UNIT = 1 / 512
 """Of the stream."""
 
@@ -42,7 +44,7 @@ def norm(y: Any, beta: Any) -> Any:
     return torch.where(alive, centred / torch.where(alive, deviation, 1), 0) + beta[None, :, None, None]
 
 
-class Clip(torch.autograd.Function):
+class Clip(Function):  # type: ignore[misc]
     """Sign, whose gradient passes where |x| <= 1."""
 
     @staticmethod

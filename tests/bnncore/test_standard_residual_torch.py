@@ -54,7 +54,7 @@ def tolerance(spec: ModelSpec) -> float:
     return UNIT * 16 * (8 + spec.residual.stem.conv.fan_in)
 
 
-class Oracle(StandardResidualNetwork):  # type: ignore[misc]
+class Oracle(StandardResidualNetwork):
     """The network in float64, which goes on from what another program computed.
 
     Args:

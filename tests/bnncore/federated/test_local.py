@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnncore.codec import get_codec, payload_digest
+from bnncore.codec import get_state_codec, payload_digest
 from bnncore.data import Dataset, open_dataset, write_idx
 from bnncore.engine import Engine
 from bnncore.errors import ModelMissingError, TaskDeclinedError, TaskFailedError
@@ -27,7 +27,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def make_task(device_id: str = "bird-1", *, steps: int = 9, batch_size: int = 20) -> tuple[LocalTask, bytes]:
     engine = Engine(SPEC, batch_size=1)
     engine.initialise(7)
-    model = get_codec("int8").encode(SPEC, engine.state(), kind="model")
+    model = get_state_codec("int8").encode(SPEC, engine.state(), kind="model")
     task = LocalTask(
         device_id=device_id,
         round_number=2,
@@ -106,12 +106,12 @@ def test_what_does_not_fit_is_refused_by_name(dataset: Dataset) -> None:
 
 def test_a_proximal_task_stays_closer_to_its_model(dataset: Dataset) -> None:
     task, model = make_task(steps=40)
-    start = get_codec("int8").decode(SPEC, model, kind="model")["dense1.weight"]
+    start = get_state_codec("int8").decode(SPEC, model, kind="model")["dense1.weight"]
     moved = []
     for mu in (0.0, 1.0, 10.0):
         pulled = replace(task, training=replace(task.training, proximal_mu=mu))
         update = train_locally(pulled, model, dataset, EngineShelf())
-        trained = get_codec("int8").decode(SPEC, update.payload, kind="update")["dense1.weight"]
+        trained = get_state_codec("int8").decode(SPEC, update.payload, kind="update")["dense1.weight"]
         moved.append(int(np.abs(trained.astype(int) - start).sum()))
         assert train_locally(pulled, model, dataset, EngineShelf()).payload == update.payload
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnncore.codec import CODECS, get_codec, get_difference_codec, payload_digest
+from bnncore.codec import CODECS, get_codec, get_difference_codec, get_state_codec, payload_digest
 from bnncore.data import Dataset, open_dataset, write_idx
 from bnncore.engine import Engine
 from bnncore.errors import IncompatibleError, PayloadError, TaskFailedError
@@ -80,7 +80,7 @@ def test_local_tensors_are_kept_and_not_sent(dataset: Dataset, codec: str) -> No
     assert update.local_state is not None
     assert set(update.local_state.own) == KEPT
     # The first time they start from the model's, so what is trained is what would have been trained anyway.
-    trained = get_codec("float32").decode(SPEC, train(
+    trained = get_state_codec("float32").decode(SPEC, train(
         replace(task, up_codec="float32", local_tensors=frozenset()), dataset).payload, kind="update")  # fmt: skip
     for name in KEPT:
         assert np.array_equal(to_float32(update.local_state.own[name]), trained[name])
@@ -150,7 +150,7 @@ def test_a_step_leaves_local_tensors_where_they_are(codec: str) -> None:
 
     step = make_step(SPEC, master, replica, names, LOCAL)
     payload = names.encode(SPEC, step, kind="step", local=LOCAL)
-    moved = get_codec("int8").decode(
+    moved = get_state_codec("int8").decode(
         SPEC, follow_steps(SPEC, make_model(replica), [payload], codec, LOCAL), kind="model"
     )
 

@@ -20,7 +20,7 @@ def make_engine(optimizer: str = "latent8", preset: str = "bitfleet") -> Engine:
     return engine
 
 
-def weights_of(engine: Engine, name: str = "dense1.weight") -> np.ndarray:  # type: ignore[type-arg]
+def weights_of(engine: Engine, name: str = "dense1.weight") -> np.ndarray:
     return engine.state(copy=False)[name]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bnncore.codec import get_codec, payload_digest
+from bnncore.codec import PayloadKind, get_codec, get_state_codec, payload_digest
 from bnncore.data import Dataset, open_dataset, write_idx
 from bnncore.engine import Engine
 from bnncore.errors import TaskFailedError
@@ -160,9 +160,9 @@ def test_the_score_is_of_the_tasks_model_with_statistics_just_taken(dataset: Dat
 
     ((score, state),) = told
     assert update.score == score
-    kind = "update" if steps else "statistics"
-    statistics = get_codec(codec).decode(SPEC, update.payload, kind=kind)
-    expected = {**get_codec("int8").decode(SPEC, model, kind="model"),
+    kind: PayloadKind = "update" if steps else "statistics"
+    statistics = get_state_codec(codec).decode(SPEC, update.payload, kind=kind)
+    expected = {**get_state_codec("int8").decode(SPEC, model, kind="model"),
                 **{tensor.name: statistics[tensor.name] for tensor in SPEC.tensors if tensor.is_statistic}}  # fmt: skip
     assert all(np.array_equal(state[name], expected[name]) for name in expected)
     predictor = Predictor(SPEC, expected, batch_size=200)

@@ -278,8 +278,8 @@ def test_a_combiner_takes_each_message_once_from_those_it_asked() -> None:
     message = Reveal.from_bytes(exchange.reveal_of("device-01"))
     for wrong in (
         {name: entry for name, entry in message.shares.items() if name != "device-02"},
-        message.shares | {"device-02": (False, message.shares["device-02"][1])},
-        message.shares | {"stranger": message.shares["device-02"]},
+        {**message.shares, "device-02": (False, message.shares["device-02"][1])},
+        {**message.shares, "stranger": message.shares["device-02"]},
     ):
         with pytest.raises(PayloadError, match="of the kinds that were asked for"):
             combiner.take_reveal("device-01", Reveal(message.digest, wrong).to_bytes())

@@ -226,9 +226,9 @@ def test_what_is_revealed_once_is_not_revealed_otherwise() -> None:
     exchange = exchange_after("masked", 7, ExchangeRules(3, 0.501))
     device = me(exchange)
     survived = {name: name != "device-00" for name in names(7)}
-    assert not device.has_revealed
+    before = device.has_revealed
     first = device.reveal(survived)
-    assert device.has_revealed
+    assert (before, device.has_revealed) == (False, True)
     device = Participant.from_bytes(device.to_bytes())
 
     for other in (dict.fromkeys(names(7), True), survived | {"device-01": False}):
