@@ -84,7 +84,7 @@ async def test_a_trainer_is_kept_for_the_next_task(coordinator: Coordinator, sta
 
     for number in (1, 2):
         await coordinator.give(make_task(number)[0])
-        await coordinator.until(lambda number=number: len(coordinator.updates) == number)
+        await coordinator.until_count(coordinator.updates, number)
 
     assert device.children() == device.trainers()
     assert len(device.trainers()) == 1
@@ -193,7 +193,7 @@ async def test_a_task_that_cannot_be_done_fails_and_the_next_one_is_done(
 
     for task in (wrong, gone):
         await coordinator.give(task)
-        await coordinator.until(lambda task=task: any(r.task_id == task.task_id for r in coordinator.reports))
+        await coordinator.until_reported(task)
     await coordinator.give(good)
     await coordinator.until(lambda: coordinator.updates)
 
@@ -237,7 +237,7 @@ async def test_training_ends_at_the_deadline_of_the_round(coordinator: Coordinat
     device = start(coordinator.port)
     for number, deadline_s in enumerate((3, 10, 30, 90), 1):  # the trainer may be slow to start
         await coordinator.give(make_task(number, steps=LONG, deadline_s=deadline_s)[0])
-        await coordinator.until(lambda number=number: len(coordinator.reports) == number)
+        await coordinator.until_count(coordinator.reports, number)
         assert "deadline passed" in coordinator.reports[-1].reason
         if "TRAINING" in coordinator.reports[-1].reason:
             break

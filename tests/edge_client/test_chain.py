@@ -63,9 +63,9 @@ def test_any_byte_that_is_changed_is_noticed(
     folder = tmp_path_factory.mktemp("chain")
     for name, data in whole.items():
         (folder / name).write_bytes(data)
-    data = bytearray(whole["ledger.jsonl"])
-    data[int(at * len(data))] ^= flip
-    (folder / "ledger.jsonl").write_bytes(data)
+    changed = bytearray(whole["ledger.jsonl"])
+    changed[int(at * len(changed))] ^= flip
+    (folder / "ledger.jsonl").write_bytes(changed)
 
     assert verdict_of(folder).problems != []
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,7 +225,7 @@ YEAR_S = 365 * 86400.0
 
 async def test_a_wrong_clock_is_told_from_a_bad_certificate(
     tmp_path: Path,
-    run,  # type: ignore[no-untyped-def]
+    run: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A device in 1970 and a coordinator in the present are to a certificate what this device and a coordinator a year

@@ -66,7 +66,7 @@ def keys_of(task: pb.Task, fleet: Fleet, signers: dict[str, Signer | None] | Non
     """The neighbours' keys, signed as the fleet does, or as is said."""
     context = Context(task.job_id, task.round_number, task.secure.attempt, task.model_digest)
     rules = ExchangeRules(task.secure.min_members, task.secure.threshold, task.secure.degree)
-    signers = {name: fleet.signer(name) for name in NEIGHBOURS} | (signers or {})
+    signers = {**{name: fleet.signer(name) for name in NEIGHBOURS}, **(signers or {})}
     return {name: Participant.begin(context, rules, name, signers[name]).keys for name in NEIGHBOURS}
 
 

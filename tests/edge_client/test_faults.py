@@ -47,7 +47,7 @@ async def test_the_same_task_trained_twice_gives_the_same_bytes(coordinator: Coo
             task.ClearField("initial_seed")
         sent = len(coordinator.updates)
         await coordinator.give(task, model=model)
-        await coordinator.until(lambda sent=sent: len(coordinator.updates) > sent)
+        await coordinator.until_count(coordinator.updates, sent + 1)
         device.kill()
 
     assert coordinator.updates[0][1] == coordinator.updates[1][1]
@@ -133,7 +133,9 @@ async def test_a_cached_model_that_the_disk_damaged_is_downloaded_again(coordina
     await coordinator.until(lambda: len(coordinator.updates) == 2)
 
     assert len(coordinator.downloads) == 2
-    assert device.state.models.find(task.model_digest).read_bytes() == model
+    cached = device.state.models.find(task.model_digest)
+    assert cached is not None
+    assert cached.read_bytes() == model
 
 
 async def test_training_goes_on_while_the_coordinator_is_away(coordinator: Coordinator, start: Start) -> None:

@@ -100,7 +100,7 @@ async def bring_to(
     coordinator: Coordinator, device: Device, task: pb.Task, step: int
 ) -> tuple[Cohort, dict[int, bytes]]:
     """Go through an exchange until the device has sent a step."""
-    sent = {KEYS: await came(coordinator, KEYS, task.secure.attempt)}
+    sent: dict[int, bytes] = {KEYS: await came(coordinator, KEYS, task.secure.attempt)}
     cohort = Cohort(task, sent[KEYS], device.state.exchange.vector_file.read_bytes())
     if step >= SHARES:
         await coordinator.order(cohort.shares_order())
@@ -196,8 +196,11 @@ async def test_a_step_is_not_sent_for_ever(coordinator: Coordinator, start: Star
     device = start(coordinator.port, "--device-id", DEVICE)
     cohort, sent = await bring_to(coordinator, device, await coordinator.give(secure_task()), SHARES)
 
+    async def until_asked(count: int) -> None:
+        await device.until(lambda: device.log.count("edge_client.exchange shares") == count)
+
     for count in range(1, 9):
-        await device.until(lambda count=count: device.log.count("edge_client.exchange shares") == count)
+        await until_asked(count)
         await coordinator.order(cohort.shares_order())
     await coordinator.until(lambda: coordinator.reports)
 
@@ -247,7 +250,7 @@ async def test_sums_that_hide_nothing_are_declined_before_anything_is_done(
 
     for number, task in enumerate(tasks, 1):
         await coordinator.give(task)
-        await coordinator.until(lambda number=number: len(coordinator.reports) == number)
+        await coordinator.until_count(coordinator.reports, number)
 
     assert {report.outcome for report in coordinator.reports} == {pb.TASK_OUTCOME_DECLINED}
     reasons = [report.reason for report in coordinator.reports]
@@ -276,7 +279,7 @@ async def test_secure_sums_are_held_against_the_owners_rules(
 
     for number, task in enumerate((few, noiseless, noisy), 1):
         await coordinator.give(task)
-        await coordinator.until(lambda number=number: len(coordinator.reports) == number)
+        await coordinator.until_count(coordinator.reports, number)
     reasons = [report.reason for report in coordinator.reports]
     device.kill()
     coordinator.tasks = {"job-4": secure_task(4)}

@@ -33,7 +33,7 @@ async def refusals(coordinator: Coordinator, *tasks: pb.Task) -> list[str]:
     """Give tasks one after the other; returns the reasons why the device does none of them."""
     for task in tasks:
         await coordinator.give(task)
-        await coordinator.until(lambda task=task: any(report.task_id == task.task_id for report in coordinator.reports))
+        await coordinator.until_reported(task)
     assert {report.outcome for report in coordinator.reports} == {pb.TASK_OUTCOME_DECLINED}
     return [report.reason for report in coordinator.reports]
 
@@ -130,7 +130,7 @@ async def test_a_download_that_is_not_as_announced_is_cut_off(coordinator: Coord
             yield offset + (task == with_a_gap), model[offset : offset + size]
 
     coordinator.pieces = pieces
-    reasons = []
+    reasons: list[str] = []
     for task in (longer, in_crumbs, with_a_gap):
         await coordinator.give(task, model=model)
         await coordinator.until(lambda: len(coordinator.reports) > len(reasons))

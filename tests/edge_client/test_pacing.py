@@ -127,15 +127,18 @@ async def test_the_agent_tells_that_it_is_paused_and_gives_the_task_back(
     policy.write_text('[task]\nmax_pause = 5\n[device]\nhours = "03:00-03:01,15:00-15:01"\n')
     device = start(coordinator.port, "--policy", str(policy), "--hours", "09:00-09:01")  # never both
 
+    async def until_pause_or_report(number: int) -> None:
+        await device.until(lambda: device.state.pause() or len(coordinator.reports) == number)
+
     status: dict[str, Any] = {"paused": None}
     number = 0
     while status["paused"] is None:  # a machine that stalls may miss a pause of five seconds
         number += 1
         await coordinator.give(make_task(number)[0])
-        await device.until(lambda number=number: device.state.pause() or len(coordinator.reports) == number)
+        await until_pause_or_report(number)
         assert main(["status", "--json", "--state", str(device.state.root)]) == 0  # a process of its own might be late
         status = json.loads(capsys.readouterr().out)
-        await coordinator.until(lambda number=number: len(coordinator.reports) == number)
+        await coordinator.until_count(coordinator.reports, number)
 
     assert coordinator.hellos[0].conditions.outside_hours
     assert status["paused"]["reasons"] == ["it is outside of its hours"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnncore.codec import get_codec, payload_digest
+from bnncore.codec import get_state_codec, payload_digest
 from bnncore.data import open_dataset
 from bnncore.engine import Engine, permutation
 from bnncore.optimizer import resolve_preset
@@ -81,7 +81,7 @@ def test_the_update_is_what_the_engine_makes_of_the_task(tmp_path: Path, data_di
     description, model = describe(data_dir, optimizer=optimizer)
     seed = derive_seed(3, 4, "bird-1")
     spec = ModelSpec.from_json(description["spec_json"])
-    codec = get_codec("int8")
+    codec = get_state_codec("int8")
     engine = Engine(spec, batch_size=10, preset=resolve_preset("bitfleet", optimizer), seed=seed)
     engine.load_state(codec.decode(spec, model, kind="model"))
     with open_dataset(None, data_dir, split="train") as dataset:

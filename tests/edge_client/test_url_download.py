@@ -67,14 +67,15 @@ def store(tmp_path: Path) -> Iterator[SimpleNamespace]:
     trusted.write_bytes(authority.pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files)
-    handler = type("Handler", (Store,), {"asked": []})
+    asked: list[tuple[str, str]] = []
+    handler = type("Handler", (Store,), {"asked": asked})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a handshake that a device ends
         server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         url = f"https://127.0.0.1:{server.server_address[1]}"
-        yield SimpleNamespace(url=url, asked=handler.asked, trusted=trusted)
+        yield SimpleNamespace(url=url, asked=asked, trusted=trusted)
         server.shutdown()
         thread.join()
 
@@ -114,7 +115,7 @@ async def test_whatever_is_wrong_there_the_coordinator_sends_it(
     async with courier.transport.connect(hello) as stream:
         courier.link.up(stream)
 
-        async def fetch(url: str) -> list[tuple[str, int]]:
+        async def fetch(url: str) -> list[int]:
             """Fetch the model, and give the bytes from which the coordinator was asked for it."""
             coordinator.downloads.clear()
             courier.cache.discard(DIGEST)

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -57,7 +57,7 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
 
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server()
-        fleet_pb2_grpc.add_FleetServicer_to_server(self, self._server)
+        fleet_pb2_grpc.add_FleetServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]  # generated
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
         return self
@@ -75,6 +75,14 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         """Wait for something that devices bring about."""
         async with asyncio.timeout(LIMIT_S), self._changed:
             await self._changed.wait_for(condition)
+
+    async def until_count(self, told: Sized, count: int) -> None:
+        """Wait until devices have brought about so many of something."""
+        await self.until(lambda: len(told) >= count)
+
+    async def until_reported(self, task: pb.Task) -> None:
+        """Wait until a device has told that it does not do a task."""
+        await self.until(lambda: any(report.task_id == task.task_id for report in self.reports))
 
     async def give(self, task: pb.Task, *, model: bytes | None = None) -> pb.Task:
         """Hand a task to the device, now and on each new stream."""
@@ -118,7 +126,8 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         if self.refusal is not None:
             await context.abort(*self.refusal)
         yield pb.ConnectResponse(welcome=self.welcome)
-        self._outgoing = outgoing = asyncio.Queue()
+        outgoing: asyncio.Queue[pb.ConnectResponse] = asyncio.Queue()
+        self._outgoing = outgoing
         for task in self.tasks.values():
             outgoing.put_nowait(pb.ConnectResponse(task=task))
         for order in self.orders.values():
@@ -145,7 +154,6 @@ class Coordinator(fleet_pb2_grpc.FleetServicer):
         model = self.models.get(request.model_digest)
         if model is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
-            return
         for offset, data in self.pieces(model, request.offset):
             if offset > len(model) // 2:
                 await self.download_gate.wait()
