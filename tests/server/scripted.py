@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bitfleet.v1 import fleet_pb2 as pb
 from bitfleet.v1 import fleet_pb2_grpc as pb_grpc
-from bnncore.codec import get_codec
+from bnncore.codec import get_codec, get_state_codec
 from bnncore.data import write_idx
 from bnncore.engine import Engine
 from bnncore.optimizer import resolve_preset
@@ -57,7 +57,7 @@ def train_task(task: pb.Task, device_id: str, payload: bytes) -> State:
         spec, batch_size=batch_size, preset=resolve_preset(task.training.preset, task.training.optimizer or None),
         seed=derive_seed(task.training.seed, task.round_number, device_id),
     )  # fmt: skip
-    engine.load_state(get_codec(task.down_codec).decode(spec, payload, kind="model"))
+    engine.load_state(get_state_codec(task.down_codec).decode(spec, payload, kind="model"))
     for step in range(task.training.local_steps):
         rows = (np.arange(batch_size) + step * batch_size) % len(labels)
         engine.input[:] = images[rows]
@@ -203,7 +203,7 @@ class ScriptedDevice:
                 chunk = pb.UpdateChunk(offset=start, data=payload[start : start + chunk_bytes])
                 yield self._sent(pb.SubmitUpdateRequest(chunk=chunk))
 
-        return await patiently(self.stub.SubmitUpdate(parts()))  # type: ignore[no-any-return]
+        return await patiently(self.stub.SubmitUpdate(parts()))
 
     def _sent(self, message: pb.SubmitUpdateRequest) -> pb.SubmitUpdateRequest:
         self.up_bytes += message.ByteSize()

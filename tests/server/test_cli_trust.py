@@ -34,7 +34,7 @@ def serving(state: Path, *options: str, terminal: bool = False) -> Iterator[Serv
     ours, theirs = pty.openpty() if terminal else os.pipe()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "server", "serve", "--state", state, *options),
+            *(sys.executable, "-m", "server", "serve", "--state", str(state), *options),
             *("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"),
         ],
         stdout=theirs,

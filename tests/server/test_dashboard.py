@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ PAGES = ["/", "/devices", "/models", "/enrol", "/audit"]
 JOB = make_job().model_dump(mode="json")
 
 
-def stored(job: JobConfig) -> dict[str, str]:
+def stored(job: JobConfig) -> dict[str, Any]:
     """What of a job stands in its row."""
     return {"config_json": job.to_json(), "spec_json": job.spec.to_json()}
 

@@ -17,7 +17,7 @@ import pytest
 from pydantic import BaseModel
 
 from bnncore.checkpoint import load_checkpoint
-from bnncore.codec import get_codec
+from bnncore.codec import get_state_codec
 from bnncore.engine import Engine
 from server.api.description import operations
 from server.api.examples import EXAMPLES, JOB_EXAMPLE
@@ -198,7 +198,7 @@ async def test_every_committed_version_is_evaluated_as_devices_receive_it(
     # the same by hand: the payload's weights and beta with the exported statistics, classified by the engine
     (tmp_path / "v3.safetensors").write_bytes(export.content)
     exported = load_checkpoint(tmp_path / "v3.safetensors")
-    deployed = get_codec("int8").decode(config.spec, payload, kind="model")
+    deployed = get_state_codec("int8").decode(config.spec, payload, kind="model")
     engine = Engine(config.spec, batch_size=150)
     engine.load_state({name: deployed.get(name, array) for name, array in exported.state.items()})
     images, labels = samples_of("held-out", 150)

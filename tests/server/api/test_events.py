@@ -33,7 +33,9 @@ async def test_a_watcher_is_told_what_comes_after_the_event_that_it_knows() -> N
     assert await heard(early) == [("reset", "")]
     assert await heard(early) == []
     feed.publish("device", "a")
-    (first,) = await early.next(within_s=0.0) or ()
+    events = await early.next(within_s=0.0)
+    assert events is not None
+    (first,) = events
     feed.publish("device", "b")
 
     assert await heard(feed.watch(first.id)) == [("device", "b")]

@@ -11,7 +11,7 @@ import pytest
 
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.checkpoint import load_checkpoint
-from bnncore.codec import get_state_codec
+from bnncore.codec import PayloadKind, get_state_codec
 from bnncore.data import open_dataset
 from bnncore.export.interpreter import logits_of
 from bnncore.export.packed import unpack
@@ -147,7 +147,8 @@ async def work_with_statistics(holder: Holder, rounds: int) -> None:
     for _ in range(rounds):
         task = await device.next_task()
         spec, model = ModelSpec.from_json(task.spec_json), await device.download(task.model_digest)
-        state, kind = observe(task, device.device_id, spec, model, task.down_codec), "statistics"
+        state = observe(task, device.device_id, spec, model, task.down_codec)
+        kind: PayloadKind = "statistics"
         if task.training.local_steps:
             state, kind = train_task(task, device.device_id, model) | state, "update"
         answer = await device.submit(task, get_state_codec(task.up_codec).encode(spec, state, kind=kind))

@@ -16,7 +16,8 @@ async def test_a_job_cancelled_while_a_round_is_prepared_ends(
     async with open_house() as house:
         jobs, loop = house.coordinator.jobs, asyncio.get_running_loop()
         storage = jobs._disk.storage
-        call, cancelled = getattr(storage, moment), []
+        call = getattr(storage, moment)
+        cancelled: list[Any] = []
 
         def cancel_meanwhile(job_id: str, *args: Any, **kwargs: Any) -> Any:
             if not cancelled:

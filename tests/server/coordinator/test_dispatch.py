@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from server.coordinator.dispatch import Dispatcher
-from server.coordinator.messages import CancelOrder, Conditions, DeviceHello, Heartbeat, TaskOrder
+from server.coordinator.messages import CancelOrder, Conditions, DeviceHello, ExchangeOrder, Heartbeat, TaskOrder
 from server.coordinator.sessions import Fleet, LocalSession
 from tests.patience import patiently
 
@@ -56,6 +56,7 @@ class Bench:
         sent = []
         while not session._orders.empty():
             order = await session.next_order()
+            assert not isinstance(order, ExchangeOrder)
             sent.append(f"-{order.task_id[0]}" if isinstance(order, CancelOrder) else order.job_id)
         return sent
 

@@ -90,6 +90,10 @@ async def test_a_full_disk_is_waited_out_however_long_it_is_full(
 ) -> None:
     monkeypatch.setattr(queue, "_FAULT_PAUSE_S", 0.01)
     monkeypatch.setattr(queue, "_LONGEST_PAUSE_S", 0.02)
+
+    async def until_refused(times: int) -> None:
+        await until(lambda: caplog.text.count("event=disk_refuses job=") == times)
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with open_house() as house, connected(house.address, "a", "b") as devices:
         await house.coordinator.jobs.create(make_job(rounds=1))
@@ -101,7 +105,7 @@ async def test_a_full_disk_is_waited_out_however_long_it_is_full(
                 await devices[0].submit(tasks[0], payload)
             for times in range(1, 2 * queue._MAX_FAULTS):
                 await devices[1].report(tasks[1], pb.TASK_OUTCOME_FAILED, "which the job has to write down")
-                await until(lambda times=times: caplog.text.count("event=disk_refuses job=") == times)
+                await until_refused(times)
                 tasks[1] = await devices[1].next_task()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -183,6 +187,7 @@ async def test_updates_that_are_ready_together_share_the_way_to_the_disk_and_are
             for device, task, payload in zip(devices, tasks, payloads, strict=True)
         ]
         active = house.open_round()
+        assert active is not None
         await until(lambda: active._mailbox.qsize() + len(active._unwritten) == len(names))
         duplicate = asyncio.create_task(devices[0].submit(tasks[0], payloads[0]))
         await asyncio.sleep(0.1)  # for an answer that would come too early

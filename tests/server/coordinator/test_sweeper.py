@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,12 @@ async def test_a_shared_store_keeps_what_is_young_claimed_or_named(
 ) -> None:
     listed: list[str] = []
     list_bucket = Bucket.list
-    monkeypatch.setattr(Bucket, "list", lambda bucket: listed.append("all") or list_bucket(bucket))
+
+    def counted(bucket: Bucket) -> Any:
+        listed.append("all")
+        return list_bucket(bucket)
+
+    monkeypatch.setattr(Bucket, "list", counted)
     blobs = open_blobs(Settings(state=tmp_path, blobs=s3_server.url_of("swept")))
     disk = Disk(open_storage(f"sqlite:///{tmp_path / 'db'}"), blobs)
     space = Space(disk, quota_bytes=1000, min_free_bytes=2**60)

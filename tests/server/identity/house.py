@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AttributeOID, NameOID
+from grpc import ChannelCredentials
 
 from server.api import create_app
 from server.app.doors import devices_door, listening, peoples_door
@@ -117,7 +118,7 @@ class SecureHouse:
         assert response.status_code == 201, response.text
         return Enrolled(device_id, key, response.json()["certificate_pem"])
 
-    def credentials(self, device: Enrolled) -> grpc.ChannelCredentials:
+    def credentials(self, device: Enrolled) -> ChannelCredentials:
         return grpc.ssl_channel_credentials(
             self.authority.pem, private_pem(device.key), device.certificate_pem.encode()
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_each_small_one_trains(name: str, tmp_path: Path) -> None:
     job.pop("evaluation", None)
 
     with open_dataset("idx", tmp_path, split="train") as dataset:
-        keys = {"rounds": 1, "local_steps": 2, "cohort_size": 0, "quorum": None, "batch_size": 20}
+        keys: dict[str, Any] = {"rounds": 1, "local_steps": 2, "cohort_size": 0, "quorum": None, "batch_size": 20}
         history = federate(job, datasets=[dataset, dataset], evaluation=dataset, threads=1, progress=False, **keys)
 
     assert [round_.updates for round_ in history.rounds] == [2]

@@ -71,7 +71,7 @@ async def test_it_has_the_bits_of_a_simulation_and_leaves_the_running_loop_alone
     loop = asyncio.get_running_loop()
     code = await asyncio.to_thread(main, ["simulate", *options.split()])
 
-    split = {"dataset": train, "num_devices": 5, "alpha": 0.5, "cohort_size": 3, "seed": 7}
+    split: dict[str, Any] = {"dataset": train, "num_devices": 5, "alpha": 0.5, "cohort_size": 3, "seed": 7}
     history = federate(**SMALL, **split, evaluation=test, threads=1, name="simulation")  # messages hold the name
 
     assert asyncio.get_running_loop() is loop
@@ -124,7 +124,7 @@ def test_it_is_drawn_and_told(history: History, monkeypatch: pytest.MonkeyPatch)
     assert history.plot(label="once more", axes=axes) is axes
 
     assert [line.get_label() for line in axes.lines] == ["fedavg", "once more"]
-    assert list(axes.lines[0].get_ydata()) == table["accuracy"]
+    assert list(np.asarray(axes.lines[0].get_ydata())) == table["accuracy"]
     assert axes.get_ylabel() == "accuracy, %"
     assert [line.get_label() for line in history.plot("loss", "training_loss").lines] == ["loss", "training loss"]
     assert {len(column) for column in table.values()} == {1}
@@ -142,7 +142,7 @@ def test_it_is_drawn_and_told(history: History, monkeypatch: pytest.MonkeyPatch)
             history.plot(*columns)
     epochs = (EpochResult(1, 10, 2.0, 50.0, 0.1), EpochResult(2, 10, 1.0, 75.0, 0.1))
     axes = TrainResult(epochs, 20, None).plot("accuracy")
-    assert [list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())] == [[1, 2], [50.0, 75.0]]
+    assert [np.asarray(data).tolist() for data in axes.lines[0].get_data()] == [[1, 2], [50.0, 75.0]]
     assert axes.get_ylabel() == "training accuracy, %"
     for result, column, complaint in [(epochs, "speed", "not 'speed'"), ((), "loss", "nothing to draw")]:
         with pytest.raises(ConfigurationError, match=complaint):

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -52,9 +53,12 @@ def cut_off(replica_id: str, url: str) -> None:
 async def test_messages_reach_whom_they_are_for_in_the_order_in_which_they_were_told(postgres_url: str) -> None:
     heard: dict[str, list[tuple[str, Any]]] = {"a": [], "b": [], "c": []}
 
+    def note(mine: list[tuple[str, Any]], sender: str, body: Body) -> None:
+        mine.append((sender, body["n"]))
+
     async with buses(postgres_url, "a", "b", "c") as (a, b, c):
         for bus in (a, b, c):
-            bus.on("word", lambda sender, body, mine=heard[bus.id]: mine.append((sender, body["n"])))
+            bus.on("word", partial(note, heard[bus.id]))
         for n in range(500):
             a.tell("b", "word", {"n": n})
         a.tell("b", "word", {"n": "ö" * 200_000})  # many payloads

@@ -88,12 +88,15 @@ async def test_heartbeats_cost_no_statement_and_others_are_told_of_news_alone(op
 async def test_a_device_that_comes_in_by_another_door_leaves_the_one_before(open_door: OpenDoor) -> None:
     async with open_door("a") as a, open_door("b") as b, open_door("c") as c:
         doors = (a, b, c)
+
+        async def until_it_is_only_at(here: Door) -> None:
+            wanted = [int(door is here) for door in doors]
+            await until(lambda: [len(door.coordinator.fleet.here) for door in doors] == wanted)
+
         async with ScriptedDevice(a.address, "x") as at_a, ScriptedDevice(b.address, "x") as at_b:
             for device, here in ((at_a, a), (at_b, b), (at_a, a)):
                 await device.connect()
-                await until(lambda here=here: [len(door.coordinator.fleet.here) for door in doors] == [
-                    int(door is here) for door in doors
-                ])  # fmt: skip
+                await until_it_is_only_at(here)
                 await until(lambda: [fleet_of(door) for door in doors] == [{"x"}] * 3)
             for call in at_b._calls:
                 assert await call.code() == grpc.StatusCode.ABORTED

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -18,16 +19,16 @@ from tests.patience import LIMIT_S, until
 from tests.postgres_server import PostgresServer
 from tests.server.api.test_events import device, watching
 from tests.server.api.test_metrics import metrics_asked_for
+from tests.server.browsing import Browser
 from tests.server.conftest import make_job
 from tests.server.identity.house import SecureHouse, ended, make_csr, new_key, open_secure_house
 from tests.server.identity.test_devices import device as device_of
-from tests.server.test_dashboard import Browser
 
 
 @pytest.fixture
 async def pair(postgres_url: str, tmp_path: Path) -> AsyncIterator[tuple[SecureHouse, SecureHouse]]:
     """Two replicas; the first one leads."""
-    shared = {"database": postgres_url, "identity": tmp_path / "identity", "blobs": tmp_path / "blobs"}
+    shared: dict[str, Any] = {"database": postgres_url, "identity": tmp_path / "identity", "blobs": tmp_path / "blobs"}
     async with open_secure_house(tmp_path / "a", **shared) as a, open_secure_house(tmp_path / "b", **shared) as b:
         assert a.replica is not None
         assert b.replica is not None
@@ -143,7 +144,7 @@ async def test_a_change_waits_for_the_next_lead(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distant_jobs, "_NEXT_LEAD_S", 60.0)
-    shared = {"database": postgres_url, "identity": tmp_path / "identity", "blobs": tmp_path / "blobs"}
+    shared: dict[str, Any] = {"database": postgres_url, "identity": tmp_path / "identity", "blobs": tmp_path / "blobs"}
     async with contextlib.AsyncExitStack() as first:
         lead = await first.enter_async_context(open_secure_house(tmp_path / "a", **shared))
         async with open_secure_house(tmp_path / "b", **shared) as door:

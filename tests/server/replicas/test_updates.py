@@ -278,8 +278,8 @@ async def test_a_lead_that_ends_before_it_answers_has_counted_what_it_wrote_down
             await waits_for_lease(postgres, "b", "c")
             write = a.storage.record_updates
 
-            def write_and_end(rows: Iterable[UpdateRecord]) -> None:
-                write(rows)
+            def write_and_end(updates: Iterable[UpdateRecord]) -> None:
+                write(updates)
                 postgres.query(END, application_name("a"))
 
             a.storage.record_updates = write_and_end  # type: ignore[method-assign]

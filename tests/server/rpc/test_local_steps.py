@@ -28,8 +28,8 @@ async def test_steps_follow_the_speed_measured_in_the_latest_accepted_update(ope
             second = await asyncio.gather(take_part(fast), take_part(slow))
             third = [(await device.next_task()).training.local_steps for device in (fast, slow)]
 
-    assert first == [3, 3]  # not measured: a tenth
-    assert second == [16, 1]  # 2 s * 4 / 0.5 s, and 1.78 of the slow one
+    assert list(first) == [3, 3]  # not measured: a tenth
+    assert list(second) == [16, 1]  # 2 s * 4 / 0.5 s, and 1.78 of the slow one
     assert third == [30, 1]  # 32 are more than the job's
 
 

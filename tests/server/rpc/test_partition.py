@@ -29,7 +29,7 @@ async def two_sides(house: House) -> AsyncIterator[tuple[Wire, list[ScriptedDevi
 
 async def deliver(devices: list[ScriptedDevice], tasks: list[pb.Task]) -> list[pb.SubmitUpdateResponse]:
     payloads = [await device.train(task) for device, task in zip(devices, tasks, strict=True)]
-    sent = [device.submit(*what) for device, *what in zip(devices, tasks, payloads, strict=True)]
+    sent = [device.submit(task, payload) for device, task, payload in zip(devices, tasks, payloads, strict=True)]
     return list(await asyncio.gather(*sent))
 
 
@@ -62,7 +62,7 @@ async def test_a_round_without_its_quorum_goes_on_with_what_it_has_when_the_link
         wire.stall()
         answers = await deliver(near, tasks[:2])
         house.pass_time(DEADLINE_S + 1)
-        await until(lambda: house.open_round().round.attempt == 2)
+        await until(lambda: (active := house.open_round()) is not None and active.round.attempt == 2)
         wire.resume()
         for device in far:
             await device.vanish()

@@ -170,7 +170,7 @@ def test_updates_in_the_clear_are_bounded_before_they_are_added(tmp_path: Path, 
         else:
             loud[tensor.name] = np.full(tensor.shape, 50, np.float32)
     if codec == "sign":
-        loud, _ = tell_difference(spec, loud, start, None, get_difference_codec("sign"))  # type: ignore[arg-type, assignment]
+        loud, _ = tell_difference(spec, loud, start, None, get_difference_codec("sign"))  # type: ignore[arg-type]
     for each in (aggregation, again):
         each.add("loud", loud, 1_000_000, base)
     first, _ = aggregation.finish(blobs.put)

@@ -233,7 +233,7 @@ async def test_a_member_that_leaves_while_others_train_is_not_waited_for(open_ho
         members = [Member(device) for device in devices]
         await all_join(members[:3])
         await members[0].device.report(members[0].task, pb.TASK_OUTCOME_FAILED, "why")
-        await until(lambda: bool(house.open_round()._lost))
+        await until(lambda: (active := house.open_round()) is not None and bool(active._lost))
         await all_join(members[3:])
         for step in STEPS:
             await all_take(members[1:], step)
@@ -281,8 +281,10 @@ async def test_after_a_reveal_that_failed_others_are_asked(open_house: OpenHouse
     async with open_house() as house, connected(house.address, *"abcdef") as devices:
         job = await house.coordinator.jobs.create(job_of(min_devices=3, cohort_size=3, max_attempts=2))
         members = {device.device_id: Member(device) for device in devices}
-        await until(lambda: house.open_round() is not None and bool(house.open_round().round.cohort))
-        chosen = sorted(house.open_round().round.cohort)
+        await until(lambda: (active := house.open_round()) is not None and bool(active.round.cohort))
+        active = house.open_round()
+        assert active is not None
+        chosen = sorted(active.round.cohort)
         first = [members[name] for name in chosen]
         await all_join(first)
         await all_take(first, SHARES)

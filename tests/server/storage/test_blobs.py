@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_a_payload_appears_when_it_is_kept(blobs: BlobStore) -> None:
     writer = blobs.writer()
     for start in range(0, len(DATA), 100):
         writer.write(DATA[start : start + 100])
-    assert (writer.size, writer.digest, writer.read()) == (len(DATA), DIGEST, DATA)
+    assert (writer.size, writer.digest, bytes(writer.read())) == (len(DATA), DIGEST, DATA)
     writer.flush()
     assert blobs.digests() == set()
 
@@ -123,7 +124,8 @@ def test_a_deleted_payload_is_not_found(blobs: BlobStore) -> None:
     assert blobs.delete(DIGEST, unless_since=written_at + 10)
     assert not blobs.delete(DIGEST)
 
-    for read in (lambda: blobs.get(DIGEST), lambda: blobs.read(DIGEST, 0, 1)):
+    reads: tuple[Callable[[], bytes], ...] = (lambda: blobs.get(DIGEST), lambda: blobs.read(DIGEST, 0, 1))
+    for read in reads:
         with pytest.raises(NotFoundError, match=DIGEST):
             read()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from alembic import command
@@ -229,7 +230,7 @@ def test_steps_of_an_exchange_come_back_in_order(storage: Storage, reopen: Calla
 
 
 @pytest.mark.parametrize("change", [{"exchange": 3, "state": "OPEN"}, {"state": "FAILED"}])
-def test_steps_of_an_exchange_that_has_ended_are_forgotten(storage: Storage, change: dict[str, object]) -> None:
+def test_steps_of_an_exchange_that_has_ended_are_forgotten(storage: Storage, change: dict[str, Any]) -> None:
     storage.save_round(UNMASKING)
     storage.record_steps([SHARES, replace(SHARES, round_number=2, digest="f" * 64)])
     storage.save_round(replace(UNMASKING, exchange_step="REVEAL"))

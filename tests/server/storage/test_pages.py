@@ -79,13 +79,14 @@ def test_jobs_their_rounds_and_models_come_page_after_page(storage: SqlStorage, 
     ]
     assert [round_.round_number for round_ in pages.committed(["job-9"], [0, 3])] == [3]
 
-    for read, records in (
+    lists: list[tuple[Callable[..., Page[Any]], list[Any]]] = [
         (pages.jobs, jobs),
         (pages.models, all_of(pages.models, limit)),
         (functools.partial(pages.rounds, "job-9"), rounds),
         (functools.partial(pages.versions, "job-9"), storage.list_versions("job-9")),
-    ):
-        assert all_of(functools.partial(read, newest_first=True), limit) == records[::-1]  # type: ignore[operator]
+    ]
+    for read, records in lists:
+        assert all_of(functools.partial(read, newest_first=True), limit) == records[::-1]
     some = all_of(lambda limit, after: pages.rounds("job-9", limit, after, only=[4, 2, 9]), limit)
     assert [round_.round_number for round_ in some] == [2, 4]
     assert [row.round_number for row in pages.updates("job-9", [3, 1], {"b", "c"})] == [1, 3]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
@@ -74,7 +74,8 @@ def test_payloads_survive_the_server_and_a_damaged_one_is_found(
 
     s3_server.client().put_object(Bucket=s3_server.bucket, Key=f"survive/{other[:2]}/{other}", Body=SMALL[:-1] + b"x")
     assert not again.holds(other)
-    for read in (lambda: again.get(other), lambda: again.read(other, 0, 5)):
+    reads: tuple[Callable[[], bytes], ...] = (lambda: again.get(other), lambda: again.read(other, 0, 5))
+    for read in reads:
         with pytest.raises(PayloadLostError, match="damaged"):
             read()
     again.put(SMALL)

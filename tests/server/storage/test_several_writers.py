@@ -46,13 +46,15 @@ def at_once(storages: list[Storage], changes: list[Callable[[Storage], object]])
         return list(pool.map(make, range(len(changes))))
 
 
+def enrolment(device: IdentityRecord) -> Callable[[Storage], object]:
+    return lambda storage: storage.trust.enrol(device, TOKEN.digest, 2.0, ENTRY)
+
+
 def test_twenty_devices_at_once_use_a_token_for_five(storages: list[Storage]) -> None:
     storages[0].trust.add_token(TOKEN, ENTRY)
     devices = [replace(PI, device_id=f"pi-{number}") for number in range(20)]
 
-    found = at_once(
-        storages, [lambda storage, pi=pi: storage.trust.enrol(pi, TOKEN.digest, 2.0, ENTRY) for pi in devices]
-    )
+    found = at_once(storages, [enrolment(device) for device in devices])
 
     enrolled = [record for record in found if isinstance(record, IdentityRecord)]
     assert sorted(record.device_id for record in enrolled) == [
@@ -67,9 +69,7 @@ def test_a_name_is_given_once_and_what_was_not_given_costs_no_use(storages: list
     storages[0].trust.add_token(TOKEN, ENTRY)
     devices = [replace(PI, key_digest=digit * 64) for digit in "abc"]
 
-    found = at_once(
-        storages, [lambda storage, pi=pi: storage.trust.enrol(pi, TOKEN.digest, 2.0, ENTRY) for pi in devices]
-    )
+    found = at_once(storages, [enrolment(device) for device in devices])
 
     (given,) = [record for record in found if isinstance(record, IdentityRecord)]
     assert storages[1].trust.get_identity("pi") == given

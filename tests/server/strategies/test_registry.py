@@ -87,7 +87,7 @@ def test_a_server_optimizer_follows_its_formula_and_remembers() -> None:
 def test_a_step_of_another_shape_or_not_finite_ends_the_job_with_a_word(step: Any) -> None:
     class Wrong(Momentum):
         def step(self, difference: NDArray[np.float64], memory: Slots) -> NDArray[np.float64]:
-            return np.full_like(difference, step) if np.ndim(step) == 0 and step != 0.5 else step  # type: ignore[no-any-return]
+            return np.full_like(difference, step) if np.ndim(step) == 0 and step != 0.5 else step
 
     strategy = Wrong()
     accumulator = strategy.init(SPEC)

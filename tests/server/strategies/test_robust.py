@@ -55,7 +55,8 @@ def test_distances_are_exact_for_weights(dtype: Any) -> None:
     for update in updates:
         for name in update:
             if name.endswith(".beta"):
-                update[name] = np.float32(np.rint(update[name] * 1024) / 1024)  # whole steps of a distance's beta
+                steps = np.rint(update[name] * 1024)  # whole ones of a distance's beta
+                update[name] = (steps / 1024).astype(np.float32)
 
     with tempfile.TemporaryFile() as file:
         spool = Spool(SPEC, file)

@@ -9,6 +9,7 @@ from bnncore.state import State
 from bnncore.zoo import mlp
 from server.strategies import difference_of
 from server.strategies.signvote import SignVote
+from tests.bnncore.random_differences import numbers
 
 SPEC = mlp((2,), (), 2)
 
@@ -30,9 +31,9 @@ def test_the_weighted_majority_of_signs_decides_not_the_size_of_a_difference(as_
     accumulator = strategy.init(SPEC)
     votes = (([1, 127, -126, 5], 0.0, 2), ([-127, 11, -127, 4], 3.0, 1), ([1, -127, -127, 6], 0.0, 3))
     for weights, beta, num_examples in votes:
-        difference = difference_of(SPEC, state_of(weights, beta), base)
+        difference = dict(difference_of(SPEC, state_of(weights, beta), base))
         if as_float:
-            difference["dense1.weight"] = difference["dense1.weight"].astype(np.float32) / np.float32(127)
+            difference["dense1.weight"] = numbers(difference["dense1.weight"]).astype(np.float32) / np.float32(127)
         strategy.fold(accumulator, difference, num_examples)
 
     result, memory = strategy.finish(accumulator, full, None)

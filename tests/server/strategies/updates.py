@@ -56,7 +56,7 @@ def random_difference(seed: int, *, density: float = 1.0) -> Update:
     return difference
 
 
-def densely(difference: Update) -> Update:
+def densely(difference: Update) -> State:
     """Write signs of weights out as int32 in fine units."""
     return {name: array.dense() if isinstance(array, SignTensor) else array for name, array in difference.items()}
 
