@@ -117,7 +117,7 @@ class PostgresServer:
         import psycopg
 
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
-            cursor = connection.execute(statement, values or None)  # type: ignore[arg-type]
+            cursor = connection.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
 
     def _run(self, *command: str | Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import accuracy
+from bnncore.resume import save_training
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, path: Path, *options: str) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pyt
         if len(done) == saves:
             raise KeyboardInterrupt
 
-    keep = accuracy.save_training
+    keep = save_training
     options = ("--state", str(tmp_path / "state"))
     with monkeypatch.context() as patch:
         patch.setattr(accuracy, "SAVE_EVERY_S", 0.0)

@@ -101,7 +101,8 @@ def _problem(words: list[str]) -> str | None:
     "block", named([b for b in BLOCKS if b.language in ("json", "toml", "yaml") and not b.not_run])
 )
 def test_files_are_well_formed_and_jobs_valid(block: Block) -> None:
-    read: Callable[[str], Any] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}[block.language]
+    readers: dict[str, Callable[[str], Any]] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
+    read = readers[block.language]
     is_part = block.language == "json" and block.text.lstrip().startswith('"')  # keys of an object
     value = read(f"{{{block.text}}}" if is_part else block.text)
 

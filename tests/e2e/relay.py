@@ -99,8 +99,9 @@ class _Handler(grpc.GenericRpcHandler):
         self._channel = channel
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        method = handler_call_details.method.removeprefix(_SERVICE)
-        onward = self._channel.stream_stream(handler_call_details.method)
+        called = handler_call_details.method
+        method = called.removeprefix(_SERVICE)
+        onward: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(called)
 
         async def forward(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             number = self._relay.new_call()

@@ -128,7 +128,7 @@ def needles(image: NDArray[np.uint8]) -> Iterator[tuple[str, bytes]]:
             yield f"{what}, {order}, its second row", data.reshape(8, 8)[1].tobytes()
     for threshold in (64, 128):
         for bitorder in ("little", "big"):
-            packed = np.packbits(flat >= threshold, bitorder=bitorder)  # type: ignore[call-overload]
+            packed = np.packbits(flat >= threshold, bitorder=bitorder)
             yield f"bits from {threshold}, {bitorder}", packed.tobytes()
             yield f"bits below {threshold}, {bitorder}", (~packed).tobytes()
 

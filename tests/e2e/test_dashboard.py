@@ -294,7 +294,7 @@ def code_of(text: str) -> list[list[bool]]:
 def drawn(page: Any) -> list[list[bool]]:
     """Read the modules of the QR code that the page shows, as a camera would: dark or light in the middle of each."""
     picture = page.locator(".qr svg").screenshot()
-    return page.evaluate(
+    modules: list[list[bool]] = page.evaluate(
         """async ([bytes, side]) => {
           const image = await createImageBitmap(new Blob([new Uint8Array(bytes)]));
           const canvas = new OffscreenCanvas(image.width, image.height);
@@ -305,4 +305,5 @@ def drawn(page: Any) -> list[list[bool]]:
           return [...Array(side).keys()].map(row => [...Array(side).keys()].map(column => dark(row, column)));
         }""",
         [list(picture), int(page.locator(".qr svg").get_attribute("viewBox").split()[2])],
-    )  # type: ignore[no-any-return]
+    )
+    return modules

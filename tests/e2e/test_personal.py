@@ -39,11 +39,13 @@ def fleets(tmp_path: Path, job: dict[str, Any], shards: dict[str, Path]) -> Iter
 
 
 def test_devices_keep_what_is_theirs_through_a_kill(fleets: list[Fleet], tmp_path: Path) -> None:
+    def in_round_two() -> bool:
+        return fleets[0].devices["device-1"].log.read_text().count("task begins") > 1
+
     for fleet in fleets:
         fleet.start()
         if fleet is fleets[0]:
-            log = fleet.devices["device-1"].log
-            wait_for("round 2", lambda log=log: log.read_text().count("task begins") > 1)
+            wait_for("round 2", in_round_two)
             fleet.devices["device-1"].kill()
             fleet.start_device("device-1")
         fleet.wait_until_completed()

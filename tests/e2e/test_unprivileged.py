@@ -85,7 +85,8 @@ def test_a_fleet_runs_without_root_on_a_read_only_disk(home: Path, shards: dict[
         "evaluation": {"dataset": "digits"},
     }  # fmt: skip
     (home / "job.json").write_text(json.dumps(job))
-    serve = ["-m", "server", "serve", "--state", home / "server", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    serve: list[str | Path] = ["-m", "server", "serve", "--state", home / "server"]
+    serve += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     running: list[subprocess.Popen[bytes]] = []
     try:
         with (home / "server.log").open("wb") as log:
@@ -105,7 +106,7 @@ def test_a_fleet_runs_without_root_on_a_read_only_disk(home: Path, shards: dict[
         )  # fmt: skip
         token = json.loads(told.stdout)["token"]
         enrol = ["-m", "edge_client", "enroll", "--server", found["url"], "--ca-fingerprint", found["fingerprint"]]
-        state = ["--state", home / "client"]
+        state: list[str | Path] = ["--state", home / "client"]
         subprocess.run(
             in_box(home / "client", *enrol, *state, "--token-file", "-"),
             input=token.encode(),

@@ -179,7 +179,7 @@ def fuzz_blindly(name: str, watch: Watch, folder: Path, seed: int) -> int:
 
 def fuzz_guided(name: str, watch: Watch, folder: Path, seed: int) -> int:
     """Let atheris look for new paths through the readers; does not return."""
-    import atheris  # type: ignore[import-not-found]
+    import atheris
 
     ours = ["bnncore", "edge_client", "server", "json", "tomllib"]
     with atheris.instrument_imports(include=ours, exclude=["bnncore._native"]):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bnncore import checkpoint, resume
-from bnncore.codec import CODECS, DifferenceCodec, StateCodec
+from bnncore.codec import CODECS, DifferenceCodec, StateCodec, get_state_codec
 from bnncore.codec.container import pack, unpack
 from bnncore.engine import Engine
 from bnncore.errors import BitfleetError
@@ -186,7 +186,7 @@ def saved_files() -> tuple[bytes, bytes, bytes]:
     """A checkpoint, a run that can go on, and what a device keeps of a job."""
     state = random_state(SPEC, 1)
     progress = Progress(steps=4, epochs=[EpochResult(1, 3, 0.5, 90.0, 1.5)], schedule=[0.5], notes=[{"a": 1}])
-    int8 = CODECS["int8"].decode(SPEC, int8_model(), kind="model")
+    int8 = get_state_codec("int8").decode(SPEC, int8_model(), kind="model")
     weights = [tensor.name for tensor in SPEC.tensors if tensor.role == "weight"]
     kept = LocalState(
         {name: int8[name] for name in weights if name not in LOCAL}, {name: int8[name] for name in sorted(LOCAL)}

@@ -203,7 +203,8 @@ _TEXTS = [
 def _change_message(message: Message, rng: random.Random) -> None:
     """Set, clear, repeat or go down into some field."""
     present = [field for field, _ in message.ListFields()]
-    field = rng.choice(present if present and rng.random() < 0.8 else list(message.DESCRIPTOR.fields))
+    descriptor: Any = message.DESCRIPTOR  # of a class of its own in each of protobuf's implementations
+    field = rng.choice(present if present and rng.random() < 0.8 else list(descriptor.fields))
     if rng.random() < 0.1:
         message.ClearField(field.name)
     elif field.is_repeated:
