@@ -17,12 +17,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from bnncore.errors import ConfigurationError
 from server.cli.connection import DEFAULT_SERVER, KEY_VARIABLE
 from server.client.connection import Connection
+
+_SHORT = 24
+"""Cells of so many characters at most are not folded: a time, a state, a device's name."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,21 @@ def show(arguments: argparse.Namespace, value: Any, print_readable: Any) -> int:
 
 
 def print_table(columns: list[str], rows: Iterable[list[Any]]) -> None:
-    """Print rows under their columns' names."""
+    """Print rows under their columns' names.
+
+    Long texts are folded between words to fit a terminal. A short cell stays whole and a word is never broken, so that
+    what was printed can be searched and copied: a table too wide for the terminal is left to it to fold. Whatever reads
+    the output instead of a terminal gets a line for each row.
+    """
+    lines = [columns, *(["-" if value is None else str(value) for value in row] for row in rows)]
     table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row))
-    Console(markup=False, emoji=False).print(table)  # names and reasons are text, whatever brackets are in them
+    for cells in zip(*lines, strict=True):
+        whole = max(map(cell_len, cells)) <= _SHORT
+        pieces = cells if whole else (word for cell in cells for word in cell.split())
+        table.add_column(cells[0], no_wrap=whole, min_width=max(map(cell_len, pieces), default=0))
+    for row in lines[1:]:
+        table.add_row(*row)
+    console = Console(markup=False, emoji=False)  # names and reasons are text, whatever brackets are in them
+    wanted = Measurement.get(console, console.options.update_width(sys.maxsize), table)
+    console.width = max(console.width, wanted.minimum) if console.is_terminal else wanted.maximum
+    console.print(table)

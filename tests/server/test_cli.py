@@ -256,6 +256,29 @@ def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.split() == ["[red]job", "[/b]", ":smile:"]
 
 
+def test_a_table_has_a_line_for_each_row_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["state", "accuracy", "because"], [["COMMITTED", "96.10 %", "no class of that name " * 9]])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in lines][1:] == ["COMMITTED  96.10 %   " + ("no class of that name " * 9).rstrip()]
+
+
+@pytest.mark.parametrize("columns", [20, 50])
+def test_a_table_in_a_terminal_breaks_no_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    print_table(["state", "accuracy", "because"], [["COMMITTED", "96.10 %", "no class of that name " * 9]])
+
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert lines[1].startswith("COMMITTED  96.10 %   no")
+    assert max(map(len, lines)) <= max(columns, len("COMMITTED  accuracy  because "))
+    assert " ".join(" ".join(lines[1:]).split()[3:]) == ("no class of that name " * 9).rstrip()
+
+
 async def test_jobs_devices_and_models_from_the_command_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, job_file: Path
 ) -> None:
