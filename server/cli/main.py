@@ -11,13 +11,16 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from bnncore.errors import BitfleetError
+from bnncore.errors import BitfleetError, ConfigurationError
 from server.cli.backup import add_backup
 from server.cli.connection import add_connection_options
 from server.cli.limits import add_limit_options
 from server.cli.simulate import add_simulate
 
 _Command = Callable[[argparse.Namespace], int]
+
+_OURS = ("bitfleet", "bnncore", "edge_client", "server")
+"""Packages of this distribution: that one of their modules is missing is no matter of an extra."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,6 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     except BitfleetError as error:
         print(f"bitfleet: error: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", *_OURS):
+            raise
+        advice = "Install what the coordinator needs: pip install 'bitfleet[server]'"
+        print(f"bitfleet: error: {package} is not installed here. {advice}", file=sys.stderr)
+        return ConfigurationError.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -243,6 +243,22 @@ def test_an_address_that_is_no_url_ends_with_3(capsys: pytest.CaptureFixture[str
     assert run(capsys, "jobs", "list", "--server", "localhost:8080")[0] == 3
 
 
+@pytest.mark.parametrize("command", ["serve", "status", "jobs list", "simulate"])
+def test_without_the_extra_of_the_server_a_command_names_it(command: str) -> None:
+    without = "import sys; sys.modules.update(fastapi=None, rich=None); from server.cli import main; sys.exit(main())"
+
+    ended = subprocess.run(
+        [sys.executable, "-c", without, *command.split()], capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+
+    assert ended.returncode == 3
+    assert re.fullmatch(
+        r"bitfleet: error: (rich|fastapi) is not installed here. "
+        r"Install what the coordinator needs: pip install 'bitfleet\[server\]'\n",
+        ended.stderr,
+    )
+
+
 def test_a_limit_below_one_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "audit", "--limit", "-1")
 
