@@ -90,5 +90,12 @@ def enrol_url(settings: Settings, http: Address, trust: Trust | None) -> str:
     return f"{scheme}://{Address(named, http.port)}"
 
 
+def people_url(settings: Settings, http: Address, trust: Trust | None) -> str:
+    """Return what people open in a browser, by the name that is in the certificate; arguments as ``write_endpoint``."""
+    if settings.public_host and _is_everywhere(http):
+        return enrol_url(settings, http, trust)
+    return f"{'http' if trust is None else 'https'}://{http}"
+
+
 def _is_everywhere(address: Address) -> bool:
     return address.host in ("0.0.0.0", "::")

@@ -17,7 +17,7 @@ from bnncore.supervision import ServiceManager
 from server.api import create_app
 from server.app.doors import devices_door, listening, peoples_door
 from server.app.http import Listener
-from server.app.identity import enrol_url, open_trust, write_endpoint
+from server.app.identity import enrol_url, open_trust, people_url, write_endpoint
 from server.app.tracing import traced
 from server.coordinator import Coordinator, JobState
 from server.errors import NotReadyError
@@ -81,8 +81,8 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
                 _by_itself(coordinator, jobs) if replica is None else _among_others(coordinator, replica, jobs, stop),
             ):
                 write_endpoint(settings, http_address, trust)
-                scheme = "http" if trust is None else "https"
-                announce(f"bitfleet-server ready: devices at {grpc_address}, people at {scheme}://{http_address}/")
+                url = people_url(settings, http_address, trust)
+                announce(f"bitfleet-server ready: devices at {grpc_address}, people at {url}/")
                 manager.ready()
                 if trust is not None:
                     _introduce(trust, new_key, settings.state / IDENTITY_FOLDER / ADMIN_KEY_FILE, announce)

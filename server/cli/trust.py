@@ -23,7 +23,8 @@ def create_token(arguments: argparse.Namespace) -> int:
 
     def print_token() -> None:
         print(token["token"])
-        print(f"for {token['uses_left']} devices until {token['expires_at']}; it is shown this once. On each device:")
+        devices = "1 device" if token["uses_left"] == 1 else f"{token['uses_left']} devices"
+        print(f"for {devices} until {token['expires_at']}; it is shown this once. On each device:")
         print(
             f"  bitfleet-client enroll --server {find_endpoint(arguments).enrol_url} "
             f"--ca-fingerprint {token['ca_fingerprint']}"

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from server.app.identity import people_url
 from server.cli import main
+from server.settings import Address, Settings
 from tests.patience import LIMIT_S
 
 READY = re.compile(r"^bitfleet-server ready: devices at (\S+), people at (https://\S+?)/\s*$", re.M)
@@ -170,3 +172,12 @@ def test_the_first_key_is_printed_on_a_terminal_alone(served: Served, tmp_path: 
     assert (seen.state / "identity/admin.key").read_text().strip() in seen.output
     assert "told this once" not in served.output
     assert (served.state / "identity/admin.key").read_text().strip() not in served.output
+
+
+def test_people_are_told_an_address_that_a_browser_takes() -> None:
+    here, everywhere = Address("127.0.0.1", 8080), Address("0.0.0.0", 8080)
+    settings = Settings(http=everywhere, public_host=("fleet.example", "fleet"))
+
+    assert people_url(settings, everywhere, None) == "http://fleet.example:8080"
+    assert people_url(settings, here, None) == "http://127.0.0.1:8080"
+    assert people_url(Settings(http=everywhere), everywhere, None) == "http://0.0.0.0:8080"
