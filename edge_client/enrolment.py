@@ -74,7 +74,8 @@ def enrol(state: StateDir, url: str, token: str, fingerprint: str, device_id: st
     """
     if not token:
         raise SettingsError(
-            "a token is needed; the coordinator's operator makes one with: bitfleet-server token create"
+            "a token is needed, typed when asked, in $BITFLEET_TOKEN or by --token-file (- is standard input); "
+            "the coordinator's operator makes one with: bitfleet-server token create"
         )
     check_device_id(device_id)
     ca_pem, grpc_port = fetch_ca(url, fingerprint)

@@ -184,7 +184,10 @@ class Access:
         if COOKIE in request.cookies and request.method in _LOOKING:
             session = await _session_of(request, trust)
             return await trust.keys.with_digest(session.key_digest, origin_of(request))
-        raise UnauthenticatedError("this needs an API key: Authorization: Bearer KEY (bitfleet-server key create)")
+        raise UnauthenticatedError(
+            "this needs an API key, which bitfleet-server key create makes: send Authorization: Bearer KEY; "
+            "bitfleet-server takes it from $BITFLEET_API_KEY or --key-file"
+        )
 
 
 def origin_of(request: Request) -> str:
