@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ class Classifier:
         Raises:
           DataError: the file is none that this model reads; the message names it and says why.
         """
+        if not path.exists():
+            raise DataError(f"{path} does not exist (seen from {Path.cwd()})")
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
             yield Guess(str(path), self._scores(self._picture(path)))
@@ -110,12 +113,15 @@ class Classifier:
             if path.suffix.lower() == ".npy":
                 values = np.load(path, allow_pickle=False)
             else:
-                values = np.loadtxt(path, delimiter="," if path.suffix.lower() == ".csv" else None, ndmin=2)
+                with warnings.catch_warnings(action="ignore", category=UserWarning):  # of a file without rows
+                    values = np.loadtxt(path, delimiter="," if path.suffix.lower() == ".csv" else None, ndmin=2)
             rows = values.astype(np.float64).reshape(-1, features)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"{path} must be numbers, {features} a row (samples of shape {list(self.spec.input_shape)}): {error}"
             ) from error
+        if not len(rows):
+            raise DataError(f"{path} has no rows")
         if not np.isfinite(rows).all():
             raise DataError(f"{path} has values that are no numbers")
         if self._range is not None:

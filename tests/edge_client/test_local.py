@@ -77,10 +77,15 @@ def test_a_folder_of_pictures_is_learnt_and_new_ones_are_named(
     # What cannot be classified says why.
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
+    sound, words_only, empty = tmp_path / "sound.wav", tmp_path / "words.csv", tmp_path / "empty.csv"
+    for file, text in ((sound, "RIFF"), (words_only, "red,green\n"), (empty, "")):
+        file.write_text(text)
     for file, words in (
         (broken, "cannot be read as a picture"),
-        (tmp_path / "sound.wav", "neither a picture nor a file of rows"),
-        (tmp_path / "gone.csv", "must be numbers, 3072 a row"),
+        (sound, "neither a picture nor a file of rows"),
+        (tmp_path / "gone.csv", f"{tmp_path / 'gone.csv'} does not exist"),
+        (words_only, "must be numbers, 3072 a row"),
+        (empty, f"{empty} has no rows"),
     ):
         assert main(["predict", str(file), "--state", str(state)]) != 0
         assert words in capsys.readouterr().err
