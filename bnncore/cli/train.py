@@ -197,6 +197,8 @@ def _check_files(args: argparse.Namespace) -> None:
     for option, place in options.items():
         if place and (other := taken.setdefault(Path(place).resolve(), option)) != option:
             raise ConfigurationError(f"{other} and {option} are the same file, {place}. Choose another for one of them")
+    if args.resume and not Path(args.resume).exists():
+        raise ConfigurationError(f"there is no run in {args.resume}. Start one with --checkpoint {args.resume}")
 
 
 def _train_and_evaluate(

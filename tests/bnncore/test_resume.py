@@ -197,7 +197,8 @@ def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str]
 
     assert "--checkpoint-every" in fail(capsys, 3, *data, "--checkpoint-every", "5")
     assert "--checkpoint out" in fail(capsys, 3, *data, "--checkpoint", "a", "--resume", "b")
-    assert "cannot be read" in fail(capsys, 3, *data, "--resume", str(tmp_path / "missing"))
+    unkept = ("train", "--data", str(tmp_path / "no-data"), "--resume", str(tmp_path / "missing"))
+    assert "missing. Start one with --checkpoint" in fail(capsys, 3, *unkept)  # before data are looked at
     nowhere = str(tmp_path / "no" / "folder")
     assert "--checkpoint" in fail(capsys, 3, *data, "--checkpoint", nowhere)
 
