@@ -66,7 +66,8 @@ def create_app(
       public_origin: of the dashboard's pages where they come by a proxy.
       limits: of a request's body and of streams of events.
     """
-    from server.dashboard.router import create_dashboard  # here: its pages are made of what this package gives
+    from server.dashboard.page import Pages  # here: its pages are made of what this package gives
+    from server.dashboard.router import create_dashboard
 
     # The interactive documentation pages load scripts from elsewhere; the document itself is at /openapi.json.
     app = FastAPI(title="bitfleet coordinator", version=version, docs_url=None, redoc_url=None, responses=ANY_PROBLEM)
@@ -76,8 +77,9 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=limits.max_request_bytes)
     app.add_middleware(RequestLog)
     queries = Queries(coordinator, version=version, replica=replica)
-    add_problem_handlers(app)
     access = Access(coordinator.disk, trust, public_origin)
+    pages = Pages(access, version=version)
+    add_problem_handlers(app, pages.refuse)
     app.include_router(create_health_router(coordinator.readiness))
     app.include_router(create_router(coordinator.fleet_jobs, queries, access))
     app.include_router(create_event_router(coordinator.disk.feed, access, limits))
@@ -90,9 +92,7 @@ def create_app(
         app.include_router(create_token_router(trust, access, coordinator.disk))
 
     app.include_router(
-        create_dashboard(
-            coordinator, queries, access, version=version, trust=trust, grpc_port=grpc_port, enrol_url=enrol_url
-        )
+        create_dashboard(pages, coordinator, queries, trust=trust, grpc_port=grpc_port, enrol_url=enrol_url)
     )
 
     @app.get(

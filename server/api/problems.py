@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import http
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bnncore.errors import BitfleetError
 from server.api.request_log import HEADER, request_id
-from server.errors import status_of
+from server.errors import NotFoundError, status_of
 from server.storage.refusal import is_refusal
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,13 @@ def problem(status: int, detail: str, *, kind: str = "about:blank", **more: Any)
     return JSONResponse(body, status_code=status, media_type=_MEDIA_TYPE)
 
 
-def add_problem_handlers(app: FastAPI) -> None:
-    """Make every error of the app a problem."""
+def add_problem_handlers(app: FastAPI, show: Callable[[Request, BaseException], Awaitable[Response]]) -> None:
+    """Make every error of the app a problem.
+
+    Args:
+      app: the application.
+      show: tells an error as a page: whoever looks for a page that is not there is a person.
+    """
 
     @app.exception_handler(BitfleetError)
     async def _domain(request: Request, error: BitfleetError) -> JSONResponse:
@@ -67,8 +73,12 @@ def add_problem_handlers(app: FastAPI) -> None:
         return problem(422, f"the request is not valid: {problems}")
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        answer = problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    async def _http(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        looks = "text/html" in request.headers.get("accept", "") and not path.startswith("/api/")
+        if error.status_code == 404 and looks:
+            return await show(request, NotFoundError(f"there is no page {path!r:.200}"))
+        answer = problem(error.status_code, f"{request.method} {path}: {error.detail}")
         answer.headers.update(error.headers or {})
         return answer
 

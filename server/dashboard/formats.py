@@ -25,6 +25,11 @@ def words(state: str) -> str:
     return state.replace("_", " ").lower()
 
 
+def sentence(words: str) -> str:
+    """Make a sentence of an error's words."""
+    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")
+
+
 def integer(value: float | None) -> str:
     """Tell a whole number, in groups of three digits."""
     return UNKNOWN if value is None else f"{value:,.0f}"
@@ -79,6 +84,7 @@ def absolute(iso: str) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     "tone": tone,
     "words": words,
+    "sentence": sentence,
     "integer": integer,
     "number": number,
     "percent": percent,

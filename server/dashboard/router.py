@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
 
-from server.api.access import Access
 from server.api.model_queries import ModelQueries
 from server.api.queries import Queries
 from server.coordinator import Coordinator
@@ -26,11 +25,10 @@ from server.identity.trust import Trust
 
 
 def create_dashboard(
+    pages: Pages,
     coordinator: Coordinator,
     queries: Queries,
-    access: Access,
     *,
-    version: str,
     trust: Trust | None,
     grpc_port: int,
     enrol_url: str = "",
@@ -38,15 +36,13 @@ def create_dashboard(
     """Build the routes of all pages.
 
     Args:
+      pages: how they look, and who may see and change what.
       coordinator: already started, or started before the first request.
       queries: its views.
-      access: who may see and change what.
-      version: of the bitfleet package.
       trust: by which devices enrol; None: served without keys.
       grpc_port: where devices connect.
       enrol_url: where devices reach the REST API; empty: where the browser does.
     """
-    pages = Pages(access, version=version)
     router = APIRouter(include_in_schema=False, default_response_class=Response)
     router.include_router(create_new_job_page(pages, coordinator))
     router.include_router(create_looking_pages(pages, coordinator, queries, trust))

@@ -59,7 +59,7 @@ async def test_a_stranger_is_led_to_the_login_and_from_there_to_the_page_asked_f
     assert led["/jobs/none"] == "/login?next=%2Fjobs%2Fnone"
     assert 'value="/devices?name=pi"' in page.text
     assert wrong.status_code == 401
-    assert "not known here" in wrong.text
+    assert ">The API key is not known here, or was revoked.<" in wrong.text
     assert (right.status_code, right.headers["location"]) == (303, "/devices?name=pi")
     assert shown == [200] * len(PAGES)
     assert [answer.headers["location"] for answer in elsewhere] == ["/"] * 3
@@ -95,6 +95,22 @@ async def test_buttons_change_what_the_keys_scope_allows_and_it_is_written_down(
     changes = [(entry["actor"], entry["action"]) for entry in await house.audit() if job_id in entry["action"]]
     assert changes[:3] == [("key:operate", f"POST /jobs/{job_id}/{change}") for change in ("pause", "resume", "cancel")]
     assert all(actor == "key:operate" for actor, _ in changes)
+
+
+async def test_a_page_that_is_not_there_is_told_as_a_page_to_people_alone(house: SecureHouse) -> None:
+    looking = {"Accept": "text/html,*/*;q=0.8"}
+    async with browsing(house, "read") as reader:
+        person = await reader.http.get("/nothing/<b>", headers=looking)
+        tool = await reader.http.get("/nothing")
+        of_the_api = await reader.http.get("/api/v1/nothing", headers=looking)
+    stranger = await house.stranger.get("/nothing", headers=looking)
+
+    assert [answer.status_code for answer in (person, tool, of_the_api, stranger)] == [404] * 4
+    assert "There is no page &#39;/nothing/&lt;b&gt;&#39;." in person.text
+    assert "Log out" in person.text
+    assert "There is no page" in stranger.text
+    assert tool.json()["detail"] == "GET /nothing: Not Found"
+    assert of_the_api.json()["status"] == 404
 
 
 async def test_a_form_that_no_page_of_the_session_sent_changes_nothing(house: SecureHouse) -> None:
