@@ -46,10 +46,13 @@ def test_the_python_snippet_prints_what_it_says() -> None:
     with contextlib.redirect_stdout(output):
         exec(compile(snippet, "README.md", "exec"), {})
 
-    number = re.compile(r"\d+(?:\.\d+)?")
-    assert number.sub("N", output.getvalue()) == number.sub("N", promised)
-    measured = [float(text) for text in number.findall(output.getvalue())]
-    assert measured == pytest.approx([float(text) for text in number.findall(promised)], rel=0.02)
+    # The accuracy is the same on every machine; how much a processor's kernels want as scratch may differ.
+    (accuracy, kib), (promised_accuracy, promised_kib) = (
+        re.fullmatch(r"(.* % right), trained in (\d+) KiB\n", text).groups()  # type: ignore[union-attr]
+        for text in (output.getvalue(), promised)
+    )
+    assert accuracy == promised_accuracy
+    assert int(kib) == pytest.approx(int(promised_kib), rel=0.02)
 
 
 def test_the_job_is_valid() -> None:
