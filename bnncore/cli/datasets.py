@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bnncore.data import Dataset, InputRange, Split, open_dataset
+from bnncore.data.tables import TABLE_KINDS
 from bnncore.errors import DataError
 
 __all__ = ["open_split", "range_of"]
@@ -21,7 +22,8 @@ def open_split(args: argparse.Namespace, split: Split, input_range: InputRange |
     Args:
       args: the options.
       split: which one.
-      input_range: what real numbers become, where --input-range does not say.
+      input_range: what real numbers become, where --input-range does not say and the data set does not know it: that
+        of a plug-in does.
 
     Raises:
       DataError: the data set is not there, is damaged, or cannot be fetched.
@@ -30,6 +32,8 @@ def open_split(args: argparse.Namespace, split: Split, input_range: InputRange |
         logging.basicConfig(format="%(message)s", level=logging.INFO)
     if args.download:
         _download(args)
+    if args.dataset is not None and args.dataset not in TABLE_KINDS:
+        input_range = None
     return open_dataset(
         args.dataset, args.data, split=split, image_shape=args.image_shape, input_range=args.input_range or input_range
     )

@@ -44,20 +44,36 @@ def record(folder: Path, count: int = 40) -> None:
             writer.add(random.normal(0, 1, (128, 3)).astype(np.float32), "shaking" if number % 2 else "idle")
 
 
-def test_the_plug_in_of_the_page_is_a_data_set_of_the_device(tmp_path: Path) -> None:
-    project = tomllib.loads(block("toml"))["project"]
-    modules = {"bitfleet_vibration": block("python", "`bitfleet_vibration.py`")}
-    install(tmp_path / "site", modules, project["entry-points"]["bitfleet.datasets"], project["name"])
-    record(tmp_path / "data")
-
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "edge_client.inspect", "--dataset", "vibration", "--data", str(tmp_path / "data")],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+def run_beside_the_plug_in_of_the_page(folder: Path, *words: str) -> str:
+    """Run a module where the page's package is installed, on data as the page's writer leaves; gives its output."""
+    if not (folder / "site").exists():
+        project = tomllib.loads(block("toml"))["project"]
+        modules = {"bitfleet_vibration": block("python", "`bitfleet_vibration.py`")}
+        install(folder / "site", modules, project["entry-points"]["bitfleet.datasets"], project["name"])
+        record(folder / "data")
+    return subprocess.run(
+        [sys.executable, "-P", "-m", *words, "--dataset", "vibration", "--data", str(folder / "data")],
+        env={**os.environ, "PYTHONPATH": str(folder / "site")},
         stdout=subprocess.PIPE,
+        text=True,
         check=True,
-    )
+    ).stdout
 
-    survey = json.loads(done.stdout)
+
+def test_the_plug_in_of_the_page_is_trained_on_and_tested_with(tmp_path: Path) -> None:
+    saved = str(tmp_path / "model.safetensors")
+
+    train = ("train", "--model", "sensor1d", "--batch-size", "10", "--max-steps", "2", "--save", saved, "--json", "-")
+    trained = json.loads(run_beside_the_plug_in_of_the_page(tmp_path, "bnncore.cli", *train))
+    again = json.loads(run_beside_the_plug_in_of_the_page(tmp_path, "bnncore.cli", "evaluate", saved, "--json", "-"))
+
+    assert trained["steps"] == 2
+    assert again["accuracy"] == trained["accuracy"]
+
+
+def test_the_plug_in_of_the_page_is_a_data_set_of_the_device(tmp_path: Path) -> None:
+    survey = json.loads(run_beside_the_plug_in_of_the_page(tmp_path, "edge_client.inspect"))
+
     assert (survey["classes"], survey["input_shape"]) == (["idle", "shaking"], [128, 3])
     assert 25 <= survey["num_examples"] < 40  # without the test split
     assert survey["needs_input_range"] is False
