@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from bnncore.errors import BitfleetError, ConfigurationError
+from bnncore.version import add_version
 from edge_client.commands import doctor, enrolment, outbox, peers, policy, predict, run, status, trial, unit
 
 __all__ = ["build_parser", "main"]
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; each leaves what does it in ``act``."""
     parser = argparse.ArgumentParser(prog="bitfleet-client", description=_DESCRIPTION, epilog=_EPILOG)
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (run, doctor, trial, predict, status, outbox, peers, policy, enrolment, unit):
         command.add_parsers(commands)

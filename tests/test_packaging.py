@@ -4,12 +4,18 @@ import re
 import subprocess
 import sys
 import tomllib
+from argparse import ArgumentParser
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bnncore
+from bnncore.cli.main import build_parser as core_parser
+from edge_client.cli import build_parser as device_parser
+from server.cli.main import build_parser as coordinator_parser
 from tests.patience import LIMIT_S
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -85,3 +91,13 @@ def test_a_32_bit_system_is_refused_when_it_installs(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "bitfleet needs a 64-bit system, this one is armv7l" in message
     assert "Raspberry Pi" in message
+
+
+@pytest.mark.parametrize("build_parser", [core_parser, device_parser, coordinator_parser])
+def test_each_command_tells_its_version(
+    build_parser: Callable[[], ArgumentParser], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args(["--version"])
+
+    assert capsys.readouterr().out == f"bitfleet {bnncore.__version__}\n"

@@ -12,6 +12,7 @@ import sys
 
 from bnncore.cli import bench, evaluate, export, info, memory, train
 from bnncore.errors import BitfleetError
+from bnncore.version import add_version
 
 __all__ = ["build_parser", "main"]
 
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (train, evaluate, export, memory, bench, info):
         command.add_parser(commands)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from bnncore.errors import BitfleetError, ConfigurationError
+from bnncore.version import add_version
 from server.cli.backup import add_backup
 from server.cli.connection import add_connection_options
 from server.cli.limits import add_limit_options
@@ -48,10 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    import bnncore
-
     parser = argparse.ArgumentParser(prog="bitfleet-server", description="Coordinate a fleet that learns together.")
-    parser.add_argument("--version", action="version", version=f"bitfleet {bnncore.__version__}")
+    add_version(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_action(commands, "status", "show the fleet, the running jobs and what rounds cost", "show_status")
