@@ -8,9 +8,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import bnncore
 from bnncore.supervision import ServiceManager
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _PAUSE_S = 1.0
 """Between two tries to have the lead create a job."""
 
@@ -43,12 +48,14 @@ _PAUSE_S = 1.0
 async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT, or until all jobs are done when the settings say so.
 
-    After a signal what is under way may come to its end, for ``drain_s`` seconds or until a second signal.
+    After a signal what is under way may come to its end, for ``drain_s`` seconds or until a second signal. Before it is
+    ready nothing is under way: it ends at once, whatever it waits for.
 
     Args:
       settings: addresses, folders and limits.
       jobs: to be created unless they exist.
-      announce: told one line with both addresses when devices and people can connect, then by what they are known.
+      announce: told one line with both addresses when devices and people can connect, then by what they are known; or
+        one line that a signal came before that.
 
     Returns:
       0; 1 when it ended because all jobs were done and one of them had failed.
@@ -56,16 +63,40 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
     Raises:
       ConfigurationError: a port is in use, or the state folder, the database or a certificate cannot be used.
     """
-    stop, hurry = asyncio.Event(), asyncio.Event()
-    manager = ServiceManager()
-    pulse = asyncio.create_task(manager.keep_informed())
+    stop, hurry, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    work = asyncio.create_task(_serve(settings, jobs, announce, stop, hurry, ready))
+
+    def on_signal() -> None:
+        if not stop.is_set() and not ready.is_set():
+            work.cancel()
+        (hurry if stop.is_set() else stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+        loop.add_signal_handler(number, on_signal)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        announce("bitfleet-server was stopped before it was ready")
+        return 0
+
+
+async def _serve(
+    settings: Settings,
+    jobs: list[JobConfig],
+    announce: Callable[[str], None],
+    stop: asyncio.Event,
+    hurry: asyncio.Event,
+    ready: asyncio.Event,
+) -> int:
+    manager = ServiceManager()
+    pulse = asyncio.create_task(manager.keep_informed())
     with owned(settings.state), listening(settings.http, settings) as http_socket:
         replica_id = new_replica_id()
-        blobs = await asyncio.to_thread(open_blobs, settings)
-        storage = await asyncio.to_thread(open_storage, settings.database_url, application_name(replica_id))
+        blobs = await _apart(open_blobs, settings)
+        storage = await _apart(open_storage, settings.database_url, application_name(replica_id))
         coordinator = Coordinator(storage, blobs, limits=settings)
         replica = _replica(coordinator, storage, replica_id, settings) if storage.is_shared else None
         try:
@@ -78,8 +109,9 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
                     replica.share_trust(trust, trust.authority)
             async with (
                 _doors(coordinator, trust, replica, http_socket, settings) as (grpc_address, http_address),
-                _by_itself(coordinator, jobs) if replica is None else _among_others(coordinator, replica, jobs, stop),
+                _by_itself(coordinator, jobs) if replica is None else _among_others(coordinator, replica, jobs),
             ):
+                ready.set()
                 write_endpoint(settings, http_address, trust)
                 url = people_url(settings, http_address, trust)
                 announce(f"bitfleet-server ready: devices at {grpc_address}, people at {url}/")
@@ -97,6 +129,21 @@ async def serve(settings: Settings, jobs: list[JobConfig], announce: Callable[[s
             pulse.cancel()
 
 
+async def _apart(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call what may wait for another machine, on a thread that this process does not wait for when it ends."""
+    answer: Future[_T] = Future()
+    answer.set_running_or_notify_cancel()  # whoever waits may go; the answer may come all the same
+
+    def call() -> None:
+        try:
+            answer.set_result(function(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=call, name=function.__name__, daemon=True).start()
+    return await asyncio.wrap_future(answer)
+
+
 def _replica(coordinator: Coordinator, storage: SqlStorage, replica_id: str, settings: Settings) -> Replica:
     """Make what lets the coordinator work beside others over the same database."""
     from server.replicas.replica import Replica  # with a driver that nobody else needs
@@ -107,25 +154,23 @@ def _replica(coordinator: Coordinator, storage: SqlStorage, replica_id: str, set
 
 
 @contextlib.asynccontextmanager
-async def _among_others(
-    coordinator: Coordinator, replica: Replica, jobs: list[JobConfig], stop: asyncio.Event
-) -> AsyncIterator[None]:
+async def _among_others(coordinator: Coordinator, replica: Replica, jobs: list[JobConfig]) -> AsyncIterator[None]:
     """Work on jobs with others, or wait to be the one that does."""
     async with replica:
         for job in jobs:
-            await _ensure(coordinator, job, stop)
+            await _ensure(coordinator, job)
         yield
 
 
-async def _ensure(coordinator: Coordinator, job: JobConfig, stop: asyncio.Event) -> None:
-    """Have the lead create a job unless it exists; until there is a lead, or a signal to stop."""
-    while not stop.is_set():
+async def _ensure(coordinator: Coordinator, job: JobConfig) -> None:
+    """Have the lead create a job unless it exists; tries until there is a lead."""
+    while True:
         try:
             await coordinator.fleet_jobs.ensure(job)
             return
         except NotReadyError as error:
             _log.warning("event=job_waits_for_lead job=%s reason=%r", job.name, str(error))
-            await _comes_first(stop.wait(), timeout_s=_PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
 
 
 @contextlib.asynccontextmanager

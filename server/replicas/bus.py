@@ -110,7 +110,11 @@ class Bus:
 
     async def __aenter__(self) -> Bus:
         self._keeper = asyncio.create_task(self._keep_connected(), name="bus")
-        await self._connected.wait()
+        try:
+            await self._connected.wait()
+        except asyncio.CancelledError:  # of who enters, while the database is away
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.codec import get_codec
 from bnncore.spec import ModelSpec
-from tests.e2e.processes import Fleet
+from tests.e2e.processes import Fleet, Process
 from tests.patience import LIMIT_S, wait_for
 from tests.server.scripted import CLASSES, SHAPE, ScriptedDevice, train_task
 
@@ -153,3 +154,18 @@ async def test_an_upload_that_stalls_holds_up_nobody(tmp_path: Path, signals: in
         assert list((tmp_path / "coordinator" / "blobs" / "tmp").iterdir()) == []
     finally:
         fleet.close()
+
+
+def test_one_that_waits_for_its_database_ends_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as database:  # takes connections in, and says nothing
+        database.settimeout(LIMIT_S)
+        url = f"postgresql+psycopg://bitfleet@127.0.0.1:{database.getsockname()[1]}/bitfleet"
+        doors = ("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+        coordinator = Process(["-m", "server", "serve", "--insecure", *doors, "--database", url], tmp_path / "log", "")
+        try:
+            with database.accept()[0]:
+                assert coordinator.terminate() == 0
+        finally:
+            coordinator.kill()
+
+    assert (tmp_path / "log").read_text() == "bitfleet-server was stopped before it was ready\n"

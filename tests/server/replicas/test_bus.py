@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from server.replicas.names import application_name
 from server.replicas.replica import conninfo_of
 from server.replicas.wire import error_from_json, error_to_json, from_json, to_json
 from server.storage.sql import open_storage
-from tests.patience import LIMIT_S, until
+from tests.patience import LIMIT_S, patiently, until
 from tests.postgres_server import PostgresServer
 
 
@@ -70,6 +71,20 @@ async def test_messages_reach_whom_they_are_for_in_the_order_in_which_they_were_
     assert heard["c"] == [("a", "all")]
     assert heard["a"] == []  # who tells all is not told
     assert statements < 20  # many messages by one
+
+
+async def test_who_leaves_before_the_database_answers_leaves_nothing_behind() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        bus = Bus("a", f"host=127.0.0.1 port={silent.getsockname()[1]}")
+        before = asyncio.all_tasks()
+        entering = asyncio.create_task(bus.__aenter__())
+        await until(lambda: len(asyncio.all_tasks() - before) == 2)  # it, and what connects
+
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await patiently(entering)
+
+        assert asyncio.all_tasks() == before
 
 
 async def test_a_question_is_answered_or_raises_what_the_other_side_raised(postgres_url: str) -> None:
