@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from server.cli.asking import ask, ask_all, print_table, show
+from server.cli.asking import ask, ask_all, connect, print_table, show
 from server.client.connection import path_of
 
 
@@ -109,19 +109,22 @@ def show_job(arguments: argparse.Namespace) -> int:
 
 def cancel_job(arguments: argparse.Namespace) -> int:
     """Cancel a pending or running job."""
-    job = ask(arguments, "POST", path_of("jobs", arguments.job, "cancel"))
-    return show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+    return _change_job(arguments, "cancel")
 
 
 def pause_job(arguments: argparse.Namespace) -> int:
     """Stop a job where it stands."""
-    job = ask(arguments, "POST", path_of("jobs", arguments.job, "pause"))
-    return show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
+    return _change_job(arguments, "pause")
 
 
 def resume_job(arguments: argparse.Namespace) -> int:
     """Let a paused job go on."""
-    job = ask(arguments, "POST", path_of("jobs", arguments.job, "resume"))
+    return _change_job(arguments, "resume")
+
+
+def _change_job(arguments: argparse.Namespace, change: str) -> int:
+    with connect(arguments) as connection:
+        job = connection.change_job(arguments.job, change)
     return show(arguments, job, lambda: print(f"job {job['id']} is {job['state']}"))
 
 

@@ -8,12 +8,13 @@ import ssl
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import httpx
 
 from bnncore.errors import BitfleetError, ConfigurationError, UnreachableError
+from server.coordinator.job_state import RESULTS
 
 _TIMEOUT_S = 60.0
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
@@ -112,12 +113,35 @@ class Connection:
         While no answer says whether it was made, the request is sent again, under the key that it had before: so it is
         made once.
         """
-        headers, ends_at = {"Idempotency-Key": f'"{uuid.uuid4()}"'}, time.monotonic() + _TIMEOUT_S
-        pauses = iter(_PAUSES_S)
+        headers = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
+        return self._insist(lambda is_repeated: self.json("POST", path, json=body, headers=headers))
+
+    def change_job(self, job_id: str, change: str) -> Any:
+        """Cancel, pause or resume a job, and return it; see ``request``.
+
+        While no answer says whether that was done, the request is sent again; one that was done is not refused then.
+        """
+        path = path_of("jobs", job_id)
+
+        def ask(is_repeated: bool) -> Any:
+            try:
+                return self.json("POST", f"{path}/{change}")
+            except RequestError as error:
+                if is_repeated and error.status == 409:
+                    job = self.json("GET", path)
+                    if job["state"] in RESULTS[change]:
+                        return job
+                raise
+
+        return self._insist(ask)
+
+    def _insist(self, ask: Callable[[bool], Any]) -> Any:
+        """Ask until there is an answer, or for so long; ``ask`` is told whether it was called before."""
+        ends_at, pauses = time.monotonic() + _TIMEOUT_S, iter(_PAUSES_S)
         is_first = True
         while True:
             try:
-                return self.json("POST", path, json=body, headers=headers)
+                return ask(not is_first)
             except (UnreachableError, RequestError) as error:
                 is_away = error.status in _AWAY if isinstance(error, RequestError) else True
                 is_nowhere = is_first and isinstance(error.__cause__, httpx.ConnectError)

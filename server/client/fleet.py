@@ -111,15 +111,15 @@ class Jobs(_Part):
 
     def cancel(self, job_id: str) -> JobView:
         """Cancel a pending or running job; what it committed stays."""
-        return self._post(job_id, "cancel")
+        return self._change(job_id, "cancel")
 
     def pause(self, job_id: str) -> JobView:
         """Stop a pending or running job where it stands."""
-        return self._post(job_id, "pause")
+        return self._change(job_id, "pause")
 
     def resume(self, job_id: str) -> JobView:
         """Let a paused job go on."""
-        return self._post(job_id, "resume")
+        return self._change(job_id, "resume")
 
     def clone(self, job_id: str, changes: Mapping[str, Any] | None = None) -> JobView:
         """Create a job like another one; ``changes`` by key, dotted where it is within a part."""
@@ -149,8 +149,8 @@ class Jobs(_Part):
                     return job
         raise AssertionError("the stream of events has no end")
 
-    def _post(self, *parts: str) -> JobView:
-        return JobView.model_validate(self._connection.json("POST", path_of("jobs", *parts)))
+    def _change(self, job_id: str, change: str) -> JobView:
+        return JobView.model_validate(self._connection.change_job(job_id, change))
 
 
 class Devices(_Part):

@@ -24,3 +24,11 @@ class JobState(StrEnum):
     def is_runnable(self) -> bool:
         """Whether the queue takes the job up when its turn comes."""
         return self in (JobState.PENDING, JobState.RUNNING)
+
+
+RESULTS = {
+    "cancel": (JobState.CANCELLED,),
+    "pause": (JobState.PAUSED,),
+    "resume": (JobState.PENDING, JobState.RUNNING),
+}
+"""Where a job stands after what people ask of it: by that, whoever got no answer sees that it was done."""

@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 from server.coordinator import Coordinator
 from server.coordinator.eligibility import Eligibility, problems_of
 from server.coordinator.fleet_jobs import RunningJob
-from server.coordinator.job_state import JobState
-from server.errors import NotReadyError
+from server.coordinator.job_state import RESULTS, JobState
+from server.errors import ConflictError, NotReadyError
 from server.jobs import JobConfig
 from server.replicas.bus import Body, Bus
 from server.replicas.members import Members
@@ -58,28 +58,19 @@ class DistantJobs:
 
     async def create(self, config: JobConfig, key: str | None = None) -> str:
         body = {"config": config.to_json(), "key": key or str(uuid.uuid4())}
-        while True:
-            await self._wait_for_lead()
-            lead = self._members.lead_id
-            try:
-                return str((await self._bus.ask(lead or "lead", "jobs.create", body, timeout_s=_CHANGE_S))["job_id"])
-            except NotReadyError:
-                await self._wait_for_lead()
-                if self._members.lead_id in (None, lead):
-                    raise
-                # whether the one before has made it the next one sees by the key
+        return str((await self._insist("jobs.create", body))["job_id"])
 
     async def ensure(self, config: JobConfig) -> None:
         await self._bus.ask("lead", "jobs.ensure", {"config": config.to_json()}, timeout_s=_CHANGE_S)
 
     async def cancel(self, job_id: str) -> None:
-        await self._ask_to("cancel", job_id)
+        await self._insist("jobs.change", {"change": "cancel", "job_id": job_id})
 
     async def pause(self, job_id: str) -> None:
-        await self._ask_to("pause", job_id)
+        await self._insist("jobs.change", {"change": "pause", "job_id": job_id})
 
     async def resume(self, job_id: str) -> None:
-        await self._ask_to("resume", job_id)
+        await self._insist("jobs.change", {"change": "resume", "job_id": job_id})
 
     async def wait_until_idle(self) -> None:
         watcher = self._disk.feed.watch()
@@ -122,12 +113,18 @@ class DistantJobs:
         self._demands = demands
         return problems_of(self._coordinator.fleet, device_ids, demands)
 
-    async def _ask_to(self, change: str, job_id: str) -> None:
-        await self._ask("jobs.change", {"change": change, "job_id": job_id})
-
-    async def _ask(self, kind: str, body: Body) -> Body:
-        await self._wait_for_lead()
-        return await self._bus.ask("lead", kind, body, timeout_s=_CHANGE_S)
+    async def _insist(self, kind: str, body: Body) -> Body:
+        """Ask the lead, and the next one where it is gone before it has answered."""
+        while True:
+            await self._wait_for_lead()
+            lead = self._members.lead_id
+            try:
+                return await self._bus.ask(lead or "lead", kind, body, timeout_s=_CHANGE_S)
+            except NotReadyError:
+                await self._wait_for_lead()
+                if self._members.lead_id in (None, lead):
+                    raise
+                body = {**body, "is_repeated": True}  # the one before may have done it
 
     async def _wait_for_lead(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -152,7 +149,12 @@ class DistantJobs:
     async def _change(self, sender: str, body: Body) -> Body:
         self._check_lead()
         changes = {"cancel": self._own.cancel, "pause": self._own.pause, "resume": self._own.resume}
-        await changes[body["change"]](body["job_id"])
+        try:
+            await changes[body["change"]](body["job_id"])
+        except ConflictError:
+            job = await self._coordinator.jobs.get(body["job_id"])
+            if not body.get("is_repeated") or job.state not in RESULTS[body["change"]]:
+                raise
         return {}
 
     async def _running(self, sender: str, body: Body) -> Body:

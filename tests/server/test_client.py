@@ -119,6 +119,59 @@ async def test_lists_longer_than_a_page_are_read_to_their_end(house: SecureHouse
     assert await asyncio.to_thread(read) == 501
 
 
+async def test_what_is_asked_of_a_job_is_done_whatever_answers_are_lost(
+    house: SecureHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.client.connection._PAUSES_S", (0.01,) * 4)
+    lost: list[str] = []
+
+    class LosesAnswers(BaseHTTPRequestHandler):
+        """What stands before the coordinator, and breaks down."""
+
+        def do_POST(self) -> None:
+            self.pass_on(is_lost=self.path not in lost)
+
+        def do_GET(self) -> None:
+            self.pass_on(is_lost=False)
+
+        def pass_on(self, *, is_lost: bool) -> None:
+            try:
+                status, content = 200, behind.request(self.command, self.path.removeprefix("/api/v1")).content
+            except RequestError as error:
+                status, content = error.status, f'{{"detail": "{error}"}}'.encode()
+            if is_lost:
+                lost.append(self.path)
+                self.send_error(503)
+                return
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    ca_pem = (house.state / "identity" / "ca.pem").read_text()
+    with (
+        Connection(house.url, key=house.admin_key, ca_pem=ca_pem) as behind,
+        HTTPServer(("127.0.0.1", 0), LosesAnswers) as server,
+    ):
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with FleetClient(f"http://127.0.0.1:{server.server_port}") as fleet:
+                job_id = (await house.coordinator.jobs.create(make_job(min_devices=9))).job_id
+                changes = (fleet.jobs.pause, fleet.jobs.resume, fleet.jobs.cancel)
+                states = [(await asyncio.to_thread(change, job_id)).state for change in changes]
+                with pytest.raises(RequestError, match="is CANCELLED and can no longer be cancelled"):
+                    await asyncio.to_thread(fleet.jobs.cancel, job_id)  # as it is told to whoever asks once
+        finally:
+            server.shutdown()
+
+    assert [path.rpartition("/")[2] for path in lost] == ["pause", "resume", "cancel"]
+    assert (states[0], states[2]) == ("PAUSED", "CANCELLED")
+    assert states[1] in ("PENDING", "RUNNING")
+
+
 async def test_a_coordinator_that_stays_away_is_given_up(tmp_path: Path) -> None:
     kinds: list[str] = []
     async with open_secure_house(tmp_path / "state") as house:

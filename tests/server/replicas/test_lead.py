@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
 from sqlalchemy import Connection, Engine, event
 
 from bnncore.errors import ConfigurationError
-from server.errors import LeaseLostError
+from server.coordinator.job_state import RESULTS
+from server.errors import ConflictError, LeaseLostError
 from server.replicas.lease import _LOCK
 from server.replicas.members import CONNECTIONS
 from server.replicas.names import application_name
 from server.storage.base import JobRecord
-from tests.patience import until, wait_for
+from tests.patience import LIMIT_S, until, wait_for
 from tests.postgres_server import PostgresServer
 from tests.server.conftest import make_job
 from tests.server.replicas.conftest import OpenDoor, waits_for_lease
@@ -85,6 +87,36 @@ async def test_a_job_is_made_once_though_the_lead_dies_before_it_answers(
 
         await until(lambda: b.leads)
         assert [job.job_id for job in await b.coordinator.disk.run(b.storage.list_jobs)] == [job_id]
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "not done"])
+@pytest.mark.parametrize("change", ["cancel", "pause", "resume"])
+async def test_a_job_is_changed_though_the_lead_dies_before_it_answers(
+    open_door: OpenDoor, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, change: str, is_done: bool
+) -> None:
+    monkeypatch.setattr("server.replicas.distant_jobs._NEXT_LEAD_S", LIMIT_S)
+    async with open_door("a") as a, open_door("b") as b:
+        await waits_for_lease(postgres, "b")
+        job_id = (await a.coordinator.jobs.create(make_job())).job_id
+        await until(lambda: job_id in a.coordinator.jobs.running)
+        if change == "resume":
+            await a.coordinator.jobs.pause(job_id)
+        set_job_state = a.storage.set_job_state
+
+        def set_and_die(*given: Any, **more: Any) -> None:
+            if is_done:
+                set_job_state(*given, **more)
+            postgres.query(END, application_name("a"))
+            if not is_done:
+                raise LeaseLostError("as of one that another one leads instead of")
+
+        monkeypatch.setattr(a.storage, "set_job_state", set_and_die)
+        await getattr(b.coordinator.fleet_jobs, change)(job_id)
+
+        await until(lambda: b.leads)
+        assert (await b.coordinator.jobs.get(job_id)).state in RESULTS[change]
+        with pytest.raises(ConflictError):  # by somebody else, it is refused as ever
+            await getattr(b.coordinator.fleet_jobs, change)(job_id)
 
 
 async def test_what_one_writes_that_does_not_lead_any_more_is_refused(open_door: OpenDoor) -> None:
