@@ -27,7 +27,7 @@ from server.coordinator.fleet_jobs import RunningJob
 from server.errors import NotFoundError
 from server.privacy import PrivacyChoice, privacy_of
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, VersionRecord
-from server.storage.pages import RoundSums
+from server.storage.pages import JobSums, RoundSums
 
 if TYPE_CHECKING:
     from server.replicas.replica import Replica
@@ -226,13 +226,9 @@ class Queries:
         return record
 
     async def _job_views(self, jobs: list[JobRecord]) -> list[JobView]:
-        committed = defaultdict(list)
-        for round_ in await self._disk.run(self._pages.committed, [job.job_id for job in jobs]):
-            committed[round_.job_id].append(round_)
-        return [
-            JobView.of(job, committed[job.job_id], await _privacy_view(privacy_of(job), len(committed[job.job_id])))
-            for job in jobs
-        ]
+        sums = await self._disk.run(self._pages.job_sums, [job.job_id for job in jobs])
+        found = [(job, sums.get(job.job_id, JobSums())) for job in jobs]
+        return [JobView.of(job, its, await _privacy_view(privacy_of(job), its.rounds)) for job, its in found]
 
     async def _round_views(
         self, job: JobRecord, records: list[RoundRecord], *, has_updates: bool = True

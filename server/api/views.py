@@ -12,7 +12,7 @@ from server.api.privacy_view import PrivacyView
 from server.api.view import View
 from server.coordinator.fleet_jobs import RunningExchange
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
-from server.storage.pages import CommittedRound, RoundSums
+from server.storage.pages import CommittedRound, JobSums, RoundSums
 
 
 class UpdateView(View):
@@ -200,22 +200,21 @@ class JobView(View):
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, job: JobRecord, committed: list[CommittedRound], privacy: PrivacyView | None = None) -> JobView:
+    def of(cls, job: JobRecord, sums: JobSums, privacy: PrivacyView | None = None) -> JobView:
         """Build the view of a record."""
         config = json.loads(job.config_json)
-        accuracies = {round_.round_number: round_.accuracy for round_ in committed}
-        local = {round_.round_number: round_.local_accuracy for round_ in committed}
+        is_judged_by_devices = config["evaluation"] is None or config.get("local_tensors")
         return cls(
             id=job.job_id,
             name=job.name,
             state=job.state,
             reason=job.reason,
             rounds_total=config["rounds"],
-            rounds_committed=min(len(committed), config["rounds"]),
-            accuracy=_newest(accuracies),
-            local_accuracy=_newest(local),
-            best_version=_best(local if config["evaluation"] is None or config.get("local_tensors") else accuracies),
-            overhead_s=median_or_none(round_.overhead_s for round_ in committed),
+            rounds_committed=min(sums.rounds, config["rounds"]),
+            accuracy=sums.accuracy,
+            local_accuracy=sums.local_accuracy,
+            best_version=sums.local_best if is_judged_by_devices else sums.best,
+            overhead_s=sums.overhead_s,
             privacy=privacy,
             created_at=iso_time(job.created_at),
             starts_at=None if job.starts_at is None else iso_time(job.starts_at),
@@ -223,16 +222,6 @@ class JobView(View):
             spec=json.loads(job.spec_json),
             config=config,
         )
-
-
-def _newest(by_round: dict[int, float | None]) -> float | None:
-    return next((value for value in reversed(by_round.values()) if value is not None), None)
-
-
-def _best(by_round: dict[int, float | None]) -> int | None:
-    """Return the round of the highest value, the first of several."""
-    known = {number: value for number, value in by_round.items() if value is not None}
-    return max(known, key=lambda number: (known[number], -number), default=None)
 
 
 class DeviceView(View):

@@ -29,7 +29,7 @@ class Page(Generic[_Record]):
 
 @dataclass(frozen=True)
 class CommittedRound:
-    """What a job's summary takes of a committed round."""
+    """What is shown of the round that made a version."""
 
     job_id: str
     round_number: int
@@ -37,12 +37,27 @@ class CommittedRound:
     loss: float | None
     local_examples: int
     local_correct: int
-    overhead_s: float | None
 
     @property
     def local_accuracy(self) -> float | None:
         """Percent of the devices' own validation parts; None while nobody evaluated the version there."""
         return 100.0 * self.local_correct / self.local_examples if self.local_examples else None
+
+
+@dataclass(frozen=True)
+class JobSums:
+    """What a job's summary takes of its committed rounds."""
+
+    rounds: int = 0
+    accuracy: float | None = None
+    """The newest that is known, as the next one."""
+    local_accuracy: float | None = None
+    best: int | None = None
+    """The round of the highest accuracy, the first of several."""
+    local_best: int | None = None
+    """The same of what devices found."""
+    overhead_s: float | None = None
+    """Median over those of which it is known."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,9 @@ class PageStore(Protocol):
 
     def count_jobs(self) -> dict[str, int]:
         """Return how many jobs there are, by state."""
+
+    def job_sums(self, job_ids: Collection[str]) -> dict[str, JobSums]:
+        """Return what the jobs' committed rounds come to, by job."""
 
     def committed(self, job_ids: Collection[str], only: Collection[int] | None = None) -> list[CommittedRound]:
         """Return the jobs' committed rounds by number, or those of some numbers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
+from statistics import median
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Engine, Select, Table, and_, case, func, select
@@ -12,7 +14,7 @@ from server.errors import InvalidCursorError
 from server.storage import tables
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
 from server.storage.mapping import record_of
-from server.storage.pages import CommittedRound, ModelRecord, Page, RoundSums
+from server.storage.pages import CommittedRound, JobSums, ModelRecord, Page, RoundSums
 from server.storage.trust import AuditRecord
 
 _Record = TypeVar("_Record", JobRecord, RoundRecord, UpdateRecord, VersionRecord, DeviceRecord, AuditRecord)
@@ -45,6 +47,34 @@ class SqlPages:
         state = tables.jobs.c.state
         with self._engine.connect() as connection:
             return dict(connection.execute(select(state, func.count()).group_by(state)).all())
+
+    def job_sums(self, job_ids: Collection[str]) -> dict[str, JobSums]:
+        job, columns = tables.jobs.c, tables.rounds.c
+        is_committed = columns.state == "COMMITTED"
+
+        def of_job(value: ColumnElement[Any], *order: ColumnElement[Any], where: ColumnElement[bool]) -> Any:
+            rows = select(value).where(columns.job_id == job.job_id, is_committed, where)
+            return (rows.order_by(*order).limit(1) if order else rows).scalar_subquery()
+
+        accuracy, number = columns.accuracy, columns.round_number
+        local = 100.0 * columns.local_correct / columns.local_examples
+        is_known, is_judged = accuracy.is_not(None), columns.local_examples > 0
+        sums = select(
+            job.job_id,
+            of_job(func.count(), where=is_committed),
+            of_job(accuracy, number.desc(), where=is_known),
+            of_job(local, number.desc(), where=is_judged),
+            of_job(number, accuracy.desc(), number, where=is_known),
+            of_job(number, local.desc(), number, where=is_judged),
+        ).where(job.job_id.in_(job_ids))
+        is_wanted = [is_committed, columns.job_id.in_(job_ids), columns.overhead_s.is_not(None)]
+        overheads = defaultdict[str, list[float]](list)
+        with self._engine.connect() as connection:
+            rows = connection.execute(sums).all()
+            for job_id, overhead_s in connection.execute(select(columns.job_id, columns.overhead_s).where(*is_wanted)):
+                overheads[job_id].append(overhead_s)
+        medians = {job_id: median(known) for job_id, known in overheads.items()}
+        return {job_id: replace(JobSums(*found), overhead_s=medians.get(job_id)) for job_id, *found in rows}
 
     def committed(self, job_ids: Collection[str], only: Collection[int] | None = None) -> list[CommittedRound]:
         columns = tables.rounds.c

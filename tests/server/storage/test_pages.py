@@ -11,7 +11,7 @@ import pytest
 
 from server.errors import InvalidCursorError
 from server.storage.base import Storage
-from server.storage.pages import Page, RoundSums
+from server.storage.pages import JobSums, Page, RoundSums
 from server.storage.sql import SqlStorage, open_storage
 from server.storage.trust import AuditRecord, IdentityRecord, TokenRecord
 from tests.server.storage.test_contract import ACCEPTED, DEVICE, JOB, ROUND, VERSION
@@ -98,6 +98,37 @@ def test_jobs_their_rounds_and_models_come_page_after_page(storage: SqlStorage, 
         (f"job-{number}", 4, 3) for number in (9, 8, 7, 6)
     ]
     assert all_of(lambda limit, after: pages.versions("job-9", limit, after), limit) == storage.list_versions("job-9")
+
+
+def test_what_a_jobs_rounds_come_to_is_summed_up(storage: SqlStorage) -> None:
+    for job_id in ("a", "b", "c"):
+        storage.add_job(replace(JOB, job_id=job_id))
+    rounds = [
+        # accuracy, judged by devices, of which right, overhead
+        (60.0, 0, 0, 0.5),
+        (80.0, 3, 2, None),
+        (80.0, 30, 20, 0.25),
+        (70.0, 3, 1, 0.125),
+        (None, 0, 0, 2.0),
+    ]
+    for number, (accuracy, examples, correct, overhead_s) in enumerate(rounds, start=1):
+        judged: dict[str, Any] = {
+            "accuracy": accuracy,
+            "local_examples": examples,
+            "local_correct": correct,
+            "overhead_s": overhead_s,
+        }
+        round_ = replace(ROUND, job_id="a", round_number=number, state="COMMITTED", **judged)
+        storage.commit_round(round_, replace(VERSION, job_id="a", version=number), [])
+    storage.save_round(replace(ROUND, job_id="a", round_number=6, accuracy=99.0, overhead_s=9.0))
+    only = replace(ROUND, job_id="b", state="COMMITTED", accuracy=None, local_examples=0, local_correct=0)
+    storage.commit_round(replace(only, overhead_s=None), replace(VERSION, job_id="b"), [])
+
+    assert storage.pages.job_sums(["a", "b", "c", "unknown"]) == {
+        "a": JobSums(5, 70.0, 100.0 / 3, best=2, local_best=2, overhead_s=0.375),
+        "b": JobSums(1),
+        "c": JobSums(0),
+    }
 
 
 def test_a_rounds_rows_are_summed_up_and_bytes_only_over_its_cohort(storage: SqlStorage) -> None:
