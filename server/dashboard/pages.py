@@ -15,9 +15,9 @@ from server.coordinator import Coordinator
 from server.dashboard.assets import has_charting
 from server.dashboard.charts import charts_of
 from server.dashboard.history import History
-from server.dashboard.listing import ShownPart, rounds_to_draw
+from server.dashboard.listing import ENTRIES_SHOWN, ShownPart, rounds_to_draw
 from server.dashboard.page import Pages
-from server.errors import ForbiddenError
+from server.errors import ForbiddenError, NotFoundError
 from server.identity.trust import Trust
 
 _HINDERED_SHOWN = 20
@@ -63,6 +63,9 @@ def create_looking_pages(pages: Pages, coordinator: Coordinator, queries: Querie
         connected = state == _CONNECTED or None
         wanted = None if connected or not state else state
         devices = await queries.devices(shown, wanted, is_connected=connected, name=name)
+        unseen = None
+        if trust is not None and visitor.may("admin"):
+            unseen = await coordinator.disk.run(coordinator.disk.storage.pages.unseen, ENTRIES_SHOWN)
         return await pages.show(
             request,
             "devices.html",
@@ -72,6 +75,8 @@ def create_looking_pages(pages: Pages, coordinator: Coordinator, queries: Querie
             devices=devices,
             shown=shown,
             turns=await history.last_turns([device.device_id for device in devices]),
+            unseen=[] if unseen is None else [IdentityView.of(record) for record in unseen.records],
+            num_unseen=0 if unseen is None else unseen.total,
             states=sorted({*status.device_states, _CONNECTED, "OFFLINE", *([state] if state else [])}),
             name=name,
             state=state,
@@ -80,10 +85,16 @@ def create_looking_pages(pages: Pages, coordinator: Coordinator, queries: Querie
 
     @router.get("/devices/{device_id}")
     async def device(request: Request, device_id: str) -> Response:
-        """One device, and its part in the newest rounds."""
+        """One device, and its part in the newest rounds; of one that never connected, what it enrolled with."""
         visitor = await access.visitor(request)
-        found, turns = await queries.device(device_id), await history.of_device(device_id)
         identity = trust.devices.get(device_id) if trust is not None and visitor.may("admin") else None
+        try:
+            found = await queries.device(device_id)
+        except NotFoundError:
+            if identity is None:
+                raise
+            return await pages.show(request, "unseen.html", visitor, identity=IdentityView.of(identity))
+        turns = await history.of_device(device_id)
         return await pages.show(
             request,
             "device.html",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
-from server.storage.trust import AuditRecord
+from server.storage.trust import AuditRecord, IdentityRecord
 
 _Record = TypeVar("_Record")
 
@@ -159,6 +159,9 @@ class PageStore(Protocol):
 
     def count_devices(self) -> int:
         """Return how many devices ever connected."""
+
+    def unseen(self, limit: int, after: str | None = None) -> Page[IdentityRecord]:
+        """Return devices that may connect and never did, by id."""
 
     def labels(self, device_ids: Collection[str] | None = None) -> dict[str, dict[str, str]]:
         """Return the labels of enrolled devices, of some ids or of all, by id."""

@@ -15,9 +15,11 @@ from server.storage import tables
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
 from server.storage.mapping import record_of
 from server.storage.pages import CommittedRound, JobSums, ModelRecord, Page, RoundSums
-from server.storage.trust import AuditRecord
+from server.storage.trust import AuditRecord, IdentityRecord
 
-_Record = TypeVar("_Record", JobRecord, RoundRecord, UpdateRecord, VersionRecord, DeviceRecord, AuditRecord)
+_Record = TypeVar(
+    "_Record", JobRecord, RoundRecord, UpdateRecord, VersionRecord, DeviceRecord, IdentityRecord, AuditRecord
+)
 
 _AT_ONCE = 500
 """Rows that are fetched at a time."""
@@ -202,6 +204,11 @@ class SqlPages:
     def count_devices(self) -> int:
         with self._engine.connect() as connection:
             return connection.execute(select(func.count()).select_from(tables.devices)).scalar_one()
+
+    def unseen(self, limit: int, after: str | None = None) -> Page[IdentityRecord]:
+        columns, device_id = tables.identities.c, tables.devices.c.device_id
+        has_connected = select(device_id).where(device_id == columns.device_id).exists()
+        return self._page(IdentityRecord, columns.device_id, [columns.state == "ACTIVE", ~has_connected], limit, after)
 
     def labels(self, device_ids: Collection[str] | None = None) -> dict[str, dict[str, str]]:
         columns = tables.identities.c

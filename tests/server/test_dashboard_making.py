@@ -104,6 +104,27 @@ async def test_a_job_is_made_like_another_one_from_a_template_or_a_file(house: S
     }  # fmt: skip
 
 
+async def test_a_device_that_never_connected_is_seen_and_revoked_by_an_administrator(house: SecureHouse) -> None:
+    await house.enrol("new", token=await house.token(labels={"site": "lab"}))
+    async with browsing(house) as admin, browsing(house, "operate") as operator:
+        hidden = [await operator.http.get(path) for path in ("/devices", "/devices/new")]
+        listed, page = await admin.http.get("/devices"), await admin.http.get("/devices/new")
+        revoked = await admin.send("/devices/new/revoke")
+        after = [await admin.http.get(path) for path in ("/devices", str(revoked.headers["location"]))]
+        unknown = await admin.http.get("/devices/none")
+
+    assert ([answer.status_code for answer in hidden], "never connected" in hidden[0].text) == ([200, 404], False)
+    assert 'href="/devices/new"' in listed.text
+    assert "site=lab" in listed.text
+    assert "It never connected" in page.text
+    assert "Revoke the device" in page.text
+    assert 'href="/devices/new"' not in after[0].text
+    assert after[1].status_code == 200
+    assert "revoked" in after[1].text
+    assert "Revoke the device" not in after[1].text
+    assert unknown.status_code == 404
+
+
 async def test_a_device_is_revoked_and_keys_are_made_and_revoked_by_an_administrator(house: SecureHouse) -> None:
     await house.enrol("a")
     await house.coordinator.disk.run(house.coordinator.disk.storage.save_device, STORED_DEVICE)

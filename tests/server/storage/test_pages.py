@@ -204,6 +204,18 @@ def test_labels_are_those_of_the_tokens_that_devices_enrolled_with(storage: SqlS
     assert storage.pages.labels(["b", "c"]) == {"b": {"site": "lab"}}
 
 
+@pytest.mark.parametrize("limit", [1, 3])
+def test_devices_that_enrolled_and_never_connected_come_page_after_page(storage: SqlStorage, limit: int) -> None:
+    entry = AuditRecord(0.0, "device", "enrol", "")
+    storage.trust.add_token(TokenRecord("t", "digest", {}, 9, 0.0, 9.0), entry)
+    for name in "dcba":
+        storage.trust.enrol(IdentityRecord(name, name, "ACTIVE", {}, 0.0, 9.0), "digest", 1.0, entry)
+    storage.save_device(replace(DEVICE, device_id="b"))
+    storage.trust.change_identity("d", {"state": "REVOKED"}, entry)
+
+    assert [record.device_id for record in all_of(storage.pages.unseen, limit)] == ["a", "c"]
+
+
 def test_a_cursor_that_no_page_gave_is_refused(storage: SqlStorage) -> None:
     pages = storage.pages
     for after in ("", "x", "-1", "1e3", "9" * 20, "²"):
