@@ -7,6 +7,7 @@ that watches it tells of what has come.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from pathlib import Path
@@ -21,6 +22,11 @@ from bnncore.errors import DataError
 
 __all__ = ["SampleWriter"]
 
+logger = logging.getLogger(__name__)
+
+_MOST_FILES_WAITING = 10
+"""So many files' samples are kept in memory while none can be written."""
+
 _OWN_FILE = re.compile(r"\d{20}\.npz")
 
 
@@ -31,7 +37,10 @@ class SampleWriter:
       folder: made when it is missing. Files in it that are not the writer's own are left alone.
       max_bytes: most that its files may take together; None: as much as there is.
       samples_per_file: so many are gathered in memory before they are written; what is gathered is lost when the power
-        is cut.
+        is cut. While the disk takes nothing ten times as many are kept, and the oldest go first.
+
+    Attributes:
+      num_dropped: samples that went because the disk took nothing for too long; the log tells of them too.
 
     Raises:
       DataError: a number is below 1.
@@ -48,6 +57,8 @@ class SampleWriter:
         self._samples_per_file = samples_per_file
         self._samples: list[NDArray[Any]] = []
         self._labels: list[str] = []
+        self.num_dropped = 0
+        self._num_told = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, sample: NDArray[Any], label: str) -> None:
@@ -59,7 +70,7 @@ class SampleWriter:
 
         Raises:
           DataError: the sample has another shape or dtype than those before, or is no array of numbers.
-          OSError: a file cannot be written; the samples are kept, and the next call tries again.
+          OSError: a file cannot be written; the newest samples are kept, and the next call tries again.
         """
         first = self._samples[0] if self._samples else sample
         if sample.dtype.kind not in "fiub" or not sample.size or not label:
@@ -74,7 +85,11 @@ class SampleWriter:
         self._samples.append(sample.copy())
         self._labels.append(label)
         if len(self._samples) >= self._samples_per_file:
-            self.flush()
+            try:
+                self.flush()
+            except OSError as error:
+                self._drop_oldest(error)
+                raise
 
     def flush(self) -> None:
         """Write what is gathered, and remove the oldest files while there is too much.
@@ -91,7 +106,20 @@ class SampleWriter:
         with replace_file(path) as file:
             np.savez(file, x=np.stack([one.reshape(shape) for one in self._samples]), y=np.array(self._labels))
         self._samples, self._labels = [], []
+        if self.num_dropped > self._num_told:
+            lost, self._num_told = self.num_dropped - self._num_told, self.num_dropped
+            logger.warning("%s is written to again; %d samples were dropped meanwhile", self._folder, lost)
         self._make_room([*own, path])
+
+    def _drop_oldest(self, error: OSError) -> None:
+        """Let those go that are too many to be kept while the disk takes nothing."""
+        excess = len(self._samples) - _MOST_FILES_WAITING * self._samples_per_file
+        if excess <= 0:
+            return
+        if self.num_dropped == self._num_told:
+            logger.warning("%s cannot be written to, the oldest samples are dropped: %s", self._folder, error)
+        del self._samples[:excess], self._labels[:excess]
+        self.num_dropped += excess
 
     def _own_files(self) -> list[Path]:
         return sorted(path for path in self._folder.iterdir() if _OWN_FILE.fullmatch(path.name))

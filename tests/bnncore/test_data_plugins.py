@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -101,6 +102,29 @@ def test_whatever_goes_wrong_in_a_plug_in_is_an_error_of_the_data(
         open_dataset("absent", None, split="train")
     with pytest.raises(DataError, match=r"must be one of \[.*'cifar10'.*'raises'.*\], got 'other'"):
         open_dataset("other", None, split="train")
+
+
+def test_the_writer_keeps_the_newest_samples_while_the_disk_takes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, most = tmp_path / "samples", 10 * 3
+    with SampleWriter(folder, samples_per_file=3) as writer:
+        folder.rename(tmp_path / "pulled out")
+        for number in range(most + 7):
+            with pytest.raises(FileNotFoundError) if number >= 2 else contextlib.nullcontext():
+                writer.add(np.full(4, number, np.int32), "a")
+        (tmp_path / "pulled out").rename(folder)
+        writer.add(np.full(4, most + 7, np.int32), "a")
+        dropped = writer.num_dropped
+        writer.add(np.full(4, 0, np.int32), "a")
+
+    files = [np.load(path)["x"][:, 0].tolist() for path in sorted(folder.glob("*.npz"))]
+    assert files == [[*range(7, most + 8)], [0]]
+    assert dropped == writer.num_dropped == 7
+    assert [message.partition(": ")[0] for message in caplog.messages] == [
+        f"{folder} cannot be written to, the oldest samples are dropped",
+        f"{folder} is written to again; 7 samples were dropped meanwhile",
+    ]
 
 
 def test_the_writer_keeps_within_its_part_of_the_disk(tmp_path: Path) -> None:
