@@ -8,7 +8,10 @@ what is asked and when (``challenge``): it is the proof of who asks, at renewal 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from edge_client.child import EventWriter, bind_to_parent, child_parser
 from edge_client.errors import IdentityRefusedError, SettingsError, StateFolderError
 from edge_client.https import Coordinator, fetch_ca
 from edge_client.identity import Identity, IdentityFolder
+from edge_client.outbox import Request, utc_now
 from edge_client.settings import check_device_id
 from edge_client.state_dir import StateDir
 
@@ -87,8 +91,7 @@ def enrol(state: StateDir, url: str, token: str, fingerprint: str, device_id: st
     except OSError as error:
         raise StateFolderError(f"the device's key cannot be kept in {folder.root}: {error}") from error
     coordinator = Coordinator(url, ca_pem)
-    csr = _request(coordinator, key, device_id, "enrol")
-    given = read_certificate(coordinator.ask("POST", _PATH, {"csr": csr, "token": token}).value)
+    given = read_certificate(_ask(coordinator, key, device_id, "enrol", _ledger(state), token=token))
     host = f"[{coordinator.host}]" if ":" in coordinator.host else coordinator.host
     state.settle_device_id(device_id)
     identity = Identity(device_id, f"{host}:{grpc_port}", url, given.not_before, given.not_after)
@@ -96,8 +99,12 @@ def enrol(state: StateDir, url: str, token: str, fingerprint: str, device_id: st
     return identity
 
 
-def renew(folder: IdentityFolder) -> Identity:
+def renew(folder: IdentityFolder, note: Callable[[Request], None] = lambda request: None) -> Identity:
     """Get the next certificate, for the same key; this works for some time after the last one's end too.
+
+    Args:
+      folder: with the identity.
+      note: told what is about to leave.
 
     Raises:
       IdentityRefusedError: the coordinator gives none (any more).
@@ -105,24 +112,37 @@ def renew(folder: IdentityFolder) -> Identity:
       StateFolderError: the device is not enrolled, or its files are damaged.
     """
     identity, coordinator = _known(folder)
-    csr = _request(coordinator, _key(folder), identity.device_id, "renew")
-    given = read_certificate(coordinator.ask("POST", f"{_PATH}/renew", {"csr": csr}).value)
+    given = read_certificate(_ask(coordinator, _key(folder), identity.device_id, "renew", note))
     renewed = replace(identity, not_before=given.not_before, not_after=given.not_after)
     folder.keep(renewed, given.pem, folder.credentials().ca_pem)
     return renewed
 
 
-def leave(folder: IdentityFolder) -> None:
+def leave(state: StateDir) -> None:
     """Tell the coordinator that this device leaves; its files stay.
+
+    Args:
+      state: the state folder, locked by this process.
 
     Raises:
       IdentityRefusedError: the coordinator does not know this device (any more).
       UnreachableError: nobody answers, or this device's clock is wrong.
-      StateFolderError: the device is not enrolled, or its files are damaged.
+      StateFolderError: the device is not enrolled, its files are damaged, or its ledger cannot be written.
     """
-    identity, coordinator = _known(folder)
-    csr = _request(coordinator, _key(folder), identity.device_id, "leave")
-    coordinator.ask("POST", f"{_PATH}/leave", {"csr": csr})
+    identity, coordinator = _known(state.identity)
+    _ask(coordinator, _key(state.identity), identity.device_id, "leave", _ledger(state))
+
+
+def _ledger(state: StateDir) -> Callable[[Request], None]:
+    """Return what writes a request down in the outbox ledger before it leaves."""
+
+    def note(request: Request) -> None:
+        try:
+            state.outbox.requesting(request)
+        except OSError as error:
+            raise StateFolderError(f"the outbox ledger cannot be written, so nothing was sent: {error}") from error
+
+    return note
 
 
 def _known(folder: IdentityFolder) -> tuple[Identity, Coordinator]:
@@ -151,6 +171,23 @@ def _key(folder: IdentityFolder) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def _ask(
+    coordinator: Coordinator,
+    key: ec.EllipticCurvePrivateKey,
+    device_id: str,
+    purpose: str,
+    note: Callable[[Request], None],
+    **token: str,
+) -> Any:
+    """Ask, once ``note`` has been told what leaves; gives the answer."""
+    csr = _request(coordinator, key, device_id, purpose)
+    body = {"csr": csr, **token}
+    holds = "certificate request and token" if token else "certificate request"
+    num_bytes, digest = len(json.dumps(body).encode()), hashlib.sha256(csr.encode()).hexdigest()
+    note(Request(utc_now(), purpose, coordinator.url, holds, num_bytes, digest))
+    return coordinator.ask("POST", _PATH if purpose == "enrol" else f"{_PATH}/{purpose}", body).value
+
+
 def _request(coordinator: Coordinator, key: ec.EllipticCurvePrivateKey, device_id: str, purpose: str) -> str:
     """Sign what is asked, with the time of the coordinator's clock."""
     at = int(coordinator.ask("GET", "/healthz").at)
@@ -170,14 +207,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("state", type=Path)
     arguments = parser.parse_args(argv)
     bind_to_parent(arguments.parent)
-    events = EventWriter()
+    sent: list[int] = []
+    outcome: dict[str, Any] = {"outcome": "renewed"}
     try:
-        renew(StateDir(arguments.state).identity)
-        events.write({"outcome": "renewed"})
+        renew(StateDir(arguments.state).identity, lambda request: sent.append(request.bytes))
     except IdentityRefusedError as error:
-        events.write({"outcome": "refused", "reason": str(error)})
+        outcome = {"outcome": "refused", "reason": str(error)}
     except (BitfleetError, OSError) as error:
-        events.write({"outcome": "failed", "reason": str(error)})
+        outcome = {"outcome": "failed", "reason": str(error)}
+    EventWriter().write({**outcome, "bytes": sum(sent)})  # the ledger is the agent's
     return 0
 
 

@@ -5,12 +5,13 @@
     sending    a payload is about to leave: the digest of its bytes, what it is, and what protects it
     answered   what the coordinator said to it
     reporting  a task's end without an update is about to be told: the digest of the message
+    requesting a request to enrol or to leave is about to be sent: what it holds, where it goes, its digest
     talked     what else left in some time: how many messages of which kind, and their bytes
 
-``sending`` and ``reporting`` are on the disk before the first byte leaves, so an upload that a power cut or a broken
-link ended is in the ledger too: it stays UNANSWERED. The rest (hellos, heartbeats, requests, what frames a payload) has
-nothing of the data in it and comes every few seconds: it is counted, and the counts are written once an hour and at the
-agent's end; a power cut loses those of an hour at most.
+These but the last are on the disk before the first byte leaves, so an upload that a power cut or a broken link ended is
+in the ledger too: it stays UNANSWERED. The rest (hellos, heartbeats, requests, what frames a payload) has nothing of
+the data in it and comes every few seconds: it is counted, and the counts are written once an hour and at the agent's
+end; a power cut loses those of an hour at most.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edge_client.chain import Chain, Verdict
 from edge_client.errors import StateFolderError
 from edge_client.records import as_record
 
-__all__ = ["UNANSWERED", "Dispatch", "Outbox", "Privacy", "Report", "Talk", "utc_now"]
+__all__ = ["UNANSWERED", "Dispatch", "Outbox", "Privacy", "Report", "Request", "Talk", "utc_now"]
 
 UNANSWERED = "UNANSWERED"
 """Status of a dispatch whose answer never came: some or all of its bytes left the device."""
@@ -87,6 +88,23 @@ class Report:
     """SHA-256 of the message."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """One time that the coordinator was asked to let this device in, or go; its token and its key are not here."""
+
+    at: str
+    purpose: str
+    """enrol, leave."""
+    to: str
+    """``https://HOST:PORT``."""
+    holds: str
+    """What it consists of."""
+    bytes: int
+    """Size of its body."""
+    digest: str
+    """SHA-256 of the certificate request in it."""
+
+
 @dataclass
 class Talk:
     """Messages without a payload, counted."""
@@ -96,7 +114,7 @@ class Talk:
     messages: dict[str, int] = field(default_factory=dict)
     """How many, by kind: hello, heartbeat, request, header, renewal."""
     bytes: int = 0
-    """Of all of them. Requests to renew a certificate, which go over HTTPS, are not among them."""
+    """Of all of them; of a renewal, which goes over HTTPS, those of the request's body."""
 
     def add(self, kind: str, num_bytes: int, *, messages: int = 1) -> None:
         """Count a message that leaves."""
@@ -105,7 +123,7 @@ class Talk:
         self.bytes += num_bytes
 
 
-Entry = Dispatch | Report | Talk
+Entry = Dispatch | Report | Request | Talk
 
 
 class Outbox:
@@ -162,6 +180,14 @@ class Outbox:
         """
         self._chain.append({"event": "reporting", **asdict(report)})
 
+    def requesting(self, request: Request) -> None:
+        """Record that this device is about to ask to come, or to go.
+
+        Raises:
+          OSError: the line could not be made durable; nothing may be sent then.
+        """
+        self._chain.append({"event": "requesting", **asdict(request)})
+
     def talked(self, talk: Talk) -> None:
         """Record what else left; ``talk`` counts anew then.
 
@@ -205,11 +231,13 @@ def _dispatch_of(facts: dict[str, Any]) -> Dispatch | None:
         return None
 
 
-def _entry_of(event: object, facts: dict[str, Any]) -> Report | Talk | None:
+def _entry_of(event: object, facts: dict[str, Any]) -> Report | Request | Talk | None:
     """Read a line of another event; None where the disk has damaged it, or a later version wrote it."""
     try:
         if event == "reporting":
             return as_record(Report, facts)
+        if event == "requesting":
+            return as_record(Request, facts)
         if event == "talked":
             messages = facts.pop("messages", None)
             if isinstance(messages, dict) and all(type(number) is int for number in messages.values()):

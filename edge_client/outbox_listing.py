@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edge_client.errors import StateFolderError
-from edge_client.outbox import UNANSWERED, Dispatch, Report, Talk
+from edge_client.outbox import UNANSWERED, Dispatch, Report, Request, Talk
 from edge_client.state_dir import StateDir
 
 __all__ = ["list_outbox", "verify_outbox"]
@@ -18,11 +18,12 @@ def list_outbox(state: StateDir) -> tuple[dict[str, Any], str]:
     """List what left.
 
     Returns:
-      For machines ``payloads`` and ``reports``, oldest first, and the sum of all ``other`` messages; and for people a
-      table of the first and the sums of the rest.
+      For machines ``payloads``, ``reports`` and ``requests`` to enrol or leave, oldest first, and the sum of all
+      ``other`` messages; and for people a table of the first, the requests, and the sums of the rest.
     """
     payloads: list[dict[str, Any]] = []
     reports: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
     other = Talk()
     for entry in state.outbox.entries():
         match entry:
@@ -31,16 +32,20 @@ def list_outbox(state: StateDir) -> tuple[dict[str, Any], str]:
                 payloads.append({"round": facts.pop("round_number"), **facts})
             case Report():
                 reports.append(asdict(entry))
+            case Request():
+                requests.append(asdict(entry))
             case Talk():
                 other.at = other.at or entry.at
                 other.bytes += entry.bytes
                 for kind, count in entry.messages.items():
                     other.messages[kind] = other.messages.get(kind, 0) + count
-    facts = {"payloads": payloads, "reports": reports, "other": asdict(other)}
-    return facts, "\n".join(_table(payloads, reports, other))
+    facts = {"payloads": payloads, "reports": reports, "requests": requests, "other": asdict(other)}
+    return facts, "\n".join(_table(payloads, reports, requests, other))
 
 
-def _table(payloads: list[dict[str, Any]], reports: list[dict[str, Any]], other: Talk) -> list[str]:
+def _table(
+    payloads: list[dict[str, Any]], reports: list[dict[str, Any]], requests: list[dict[str, Any]], other: Talk
+) -> list[str]:
     lines = [f"{'at':<25} {'kind':<7} {'bytes':>10} {'status':<10} {'round':>5}  {'digest':<12}  {'noise':<9} job"]
     for row in payloads:
         privacy = row["privacy"]
@@ -57,6 +62,7 @@ def _table(payloads: list[dict[str, Any]], reports: list[dict[str, Any]], other:
         lines.append(
             f"{sum(row['bytes'] for row in reports)} bytes in {len(reports)} reports of tasks that ended without"
         )
+    lines += ["{at:<25} {purpose}: {bytes} bytes to {to}, {holds}".format(**row) for row in requests]
     if other.messages:
         kinds = ", ".join(f"{count} of {kind}" for kind, count in other.messages.items())
         lines.append(f"{other.bytes} bytes in other messages since {other.at}: {kinds}")

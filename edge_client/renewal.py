@@ -82,8 +82,8 @@ class Renewal:
     async def _renew(self) -> str:
         """Renew; returns why it could not be done, empty when it was."""
         async with self._working:
-            self._transport.talk.add("renewal", 0)
             event: dict[str, Any] = await ask_child("edge_client.enrolment", "renew", str(self._state.root)) or {}
+            self._transport.talk.add("renewal", event.get("bytes", 0))
             reason = str(event.get("reason", "the process that renews certificates ended without an answer"))
             match event.get("outcome"):
                 case "renewed":

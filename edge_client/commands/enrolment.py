@@ -58,7 +58,7 @@ def _leave(arguments: argparse.Namespace) -> int:
     with state.lock():
         if not arguments.offline and state.identity.read() is not None:
             try:
-                leave(state.identity)
+                leave(state)
             except BitfleetError as error:
                 print(f"bitfleet: nothing was removed; --offline removes without telling: {error}", file=sys.stderr)
                 return error.exit_code

@@ -24,7 +24,10 @@ from edge_client.enrolment import renew
 from edge_client.errors import ClockError, IdentityRefusedError, SettingsError
 from edge_client.https import Coordinator, fetch_ca
 from edge_client.identity import IdentityFolder
+from edge_client.outbox import Request
+from edge_client.renewal import Renewal
 from edge_client.state_dir import StateDir
+from edge_client.transport import Transport
 from server.identity.authority import key_digest, load_key
 from tests.patience import LIMIT_S, patiently, until
 from tests.server.conftest import make_job
@@ -206,6 +209,18 @@ async def test_the_agent_renews_and_goes_on_with_the_new_certificate(house: Secu
     assert state.identity.credentials().key_pem == old.key_pem
 
 
+async def test_what_a_renewal_sends_is_counted(house: SecureHouse, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "device")
+    await enrol(house, state.root)
+    transport = Transport(str(house.grpc), state.identity.credentials())
+
+    await Renewal(state, transport).look_into(failures=2)
+    await transport.close()
+
+    assert transport.talk.messages == {"renewal": 1}
+    assert transport.talk.bytes > 400  # a certificate request
+
+
 async def test_a_device_that_was_away_comes_back_by_its_key(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     lifetime = 1e-5  # days: a second
     async with open_secure_house(tmp_path / "coordinator", device_certificate_days=lifetime) as house:
@@ -281,12 +296,23 @@ async def test_a_revoked_device_gets_no_new_certificate(house: SecureHouse, tmp_
 
 
 async def test_leaving_tells_the_coordinator_and_removes_the_key(house: SecureHouse, tmp_path: Path) -> None:
-    state = tmp_path / "device"
-    await enrol(house, state, "--device-id", "a")
+    state, token = tmp_path / "device", await house.token()
+    await enrol(house, state, "--device-id", "a", token=token)
 
     code, output = await client("leave", "--state", str(state))
+    _, listed = await client("outbox", "--state", str(state))
+    _, verified = await client("outbox", "--verify", "--state", str(state))
 
     assert code == 0, output
+    asked = [entry for entry in StateDir(state).outbox.entries() if isinstance(entry, Request)]
+    assert [(entry.purpose, entry.to, entry.holds) for entry in asked] == [
+        ("enrol", house.url, "certificate request and token"),
+        ("leave", house.url, "certificate request"),
+    ]
+    assert asked[0].bytes - asked[1].bytes in range(len(token), len(token) + 20)
+    assert f"enrol: {asked[0].bytes} bytes to {house.url}, certificate request and token" in listed
+    assert verified.startswith("intact: 2 lines")
+    assert token not in (state / "outbox.jsonl").read_text()
     assert [(device.device_id, device.state) for device in house.trust.devices.list()] == [("a", "LEFT")]
     assert not (state / "identity").exists()
     assert (state / "device_id").exists()
