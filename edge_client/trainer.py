@@ -28,7 +28,7 @@ from typing import Any
 
 from bnncore.bench.counting import count_step
 from bnncore.checkpoint import load_checkpoint, save_checkpoint
-from bnncore.codec import payload_digest
+from bnncore.codec import PayloadKind, payload_digest
 from bnncore.data import Dataset, InputRange, open_for_job
 from bnncore.durable import WRITTEN, replace_file
 from bnncore.energy.model import modelled_energy
@@ -166,6 +166,7 @@ def check_memory(task: LocalTask, spec: ModelSpec, num_examples: int, threads: i
       BitfleetError: the engine cannot train this at all.
     """
     training = task.training
+    kind: PayloadKind = "update" if training.local_steps else "statistics"
     parts = task_memory(
         spec,
         preset=training.preset,
@@ -175,8 +176,7 @@ def check_memory(task: LocalTask, spec: ModelSpec, num_examples: int, threads: i
         # Statistics alone, which follow the last round, are small whatever their codec.
         up_codec=task.up_codec if training.local_steps else "int8",
         down_codec=task.down_codec,
-        is_summed=task.summed is not None and training.local_steps > 0,
-        is_private=task.summed is not None and task.summed.privacy is not None,
+        form=None if task.summed is None else task.summed.form(spec, kind, task.local_tensors),
     )
     needed = sum(parts.values())
     if needed > max_memory:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Context, Decimal
 
 import numpy as np
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from bnncore.errors import ConfigurationError
 
-__all__ = ["Randomness", "SeededRandomness", "closeness", "draw_noise", "tail_bound"]
+__all__ = ["Randomness", "SeededRandomness", "closeness", "draw_noise", "table_bytes", "tail_bound"]
 
 Randomness = Callable[[int], bytes]
 """Gives so many random bytes; that of a device is ``os.urandom``."""
@@ -39,7 +39,7 @@ _WORD = 64
 _BITS = 2 * _WORD
 _GUARD = 64
 """Bits beyond ``_BITS`` that the table is worked out in."""
-_WEIGHT_BYTES = (_BITS + _GUARD) // 8 + 1
+_UNIT = 1 << (_BITS + _GUARD)
 _MAX_SIGMA = 2.0**17
 _DRAWN_AT_ONCE = 1 << 16
 
@@ -69,7 +69,7 @@ def draw_noise(sigma: float, size: int, randomness: Randomness = os.urandom) -> 
     Raises:
       ConfigurationError: sigma is out of range.
     """
-    high, low, first = _table(sigma)
+    high, first = _table(sigma)
     drawn = np.empty(size, np.int64)
     for start in range(0, size, _DRAWN_AT_ONCE):
         block = drawn[start : start + _DRAWN_AT_ONCE]
@@ -77,51 +77,71 @@ def draw_noise(sigma: float, size: int, randomness: Randomness = os.urandom) -> 
         found = np.searchsorted(high, uniform, side="left")
         block[:] = found
         for place in np.flatnonzero(high[np.minimum(found, len(high) - 1)] == uniform):
-            block[place] = _settle(high, low, int(uniform[place]), randomness)
+            block[place] = _settle(sigma, int(uniform[place]), randomness)
     drawn += first
     return drawn
 
 
-def _settle(high: NDArray[np.uint64], low: NDArray[np.uint64], word: int, randomness: Randomness) -> int:
+def _settle(sigma: float, word: int, randomness: Randomness) -> int:
     """Find a number's place by 128 bits, whose upper 64 equal those of a step."""
     value = (word << _WORD) | int.from_bytes(randomness(8), "little")
-    place = int(np.searchsorted(high, np.uint64(word), side="left"))
-    while place < len(high) and (int(high[place]) << _WORD) | int(low[place]) <= value:
-        place += 1
-    return place
+    return sum(step <= value for _, step in _steps(sigma))
 
 
 @functools.lru_cache(maxsize=32)
-def _table(sigma: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
-    """Give the cumulative distribution below each step as two words of 64 bits, and the first number.
+def _table(sigma: float) -> tuple[NDArray[np.uint64], int]:
+    """Give the upper 64 bits of the cumulative distribution at each step, and the first number.
 
-    The number drawn is ``first`` and as many more as there are entries that the uniform number reaches.
+    The number drawn is ``first`` and as many more as there are steps that the uniform number reaches.
     """
+    last = _last(sigma)
+    high = np.empty(2 * last, np.uint64)
+    for place, step in _steps(sigma):
+        high[place] = step >> _WORD
+    return high, -last
+
+
+def table_bytes(sigma: float) -> int:
+    """Say what drawing noise of this sigma keeps in memory; raises ConfigurationError where sigma is out of range."""
+    return 2 * _last(sigma) * (_WORD // 8)
+
+
+def _last(sigma: float) -> int:
+    """Give the largest number that is drawn."""
     if not 0 < sigma <= _MAX_SIGMA:
         raise ConfigurationError(f"sigma of discrete noise must lie above 0 and at most {_MAX_SIGMA:g}, got {sigma}")
-    last = math.ceil(sigma * math.sqrt(2 * (_BITS + 2) * math.log(2))) + 1
-    # w(x) = q^(x^2) with q = exp(-1 / (2 sigma^2)), by w(x + 1) = w(x) q^(2x + 1): two products of integers a step.
-    unit = 1 << (_BITS + _GUARD)
+    return math.ceil(sigma * math.sqrt(2 * (_BITS + 2) * math.log(2))) + 1
+
+
+def _steps(sigma: float) -> Iterator[tuple[int, int]]:
+    """Give the cumulative distribution in 128 bits, from the middle outwards: each step's place, and itself.
+
+    Nothing is kept: of sigma 10^5 there are millions.
+    """
+    last = _last(sigma)
+    total = 2 * sum(_weights(sigma, last)) - _UNIT
+    most = (1 << _BITS) - 1
+    reached = (total - _UNIT) // 2  # by all numbers below x
+    for x, weight in enumerate(_weights(sigma, last)):
+        if x:
+            yield last - x, min((total - reached << _BITS) // total, most)  # -x and less are as likely as x and more
+        reached += weight
+        if x < last:
+            yield last + x, min((reached << _BITS) // total, most)
+
+
+def _weights(sigma: float, last: int) -> Iterator[int]:
+    """Give ``exp(-x^2 / (2 sigma^2))`` of x from 0 to ``last``, in units of ``1 / _UNIT``."""
     exact = Context(prec=80, Emin=-999_999, Emax=999_999)
     ratio = int(
-        exact.multiply(exact.exp(exact.divide(Decimal(-1), exact.multiply(2, Decimal(sigma) ** 2))), Decimal(unit))
+        exact.multiply(exact.exp(exact.divide(Decimal(-1), exact.multiply(2, Decimal(sigma) ** 2))), Decimal(_UNIT))
     )
-    square = ratio * ratio // unit
-    # Kept as bytes: as a list of Python's numbers, sigma 50,000 would take a quarter of a gigabyte.
-    weights, weight, total = bytearray(), unit, -unit
+    # w(x) = q^(x^2) with q = exp(-1 / (2 sigma^2)), by w(x + 1) = w(x) q^(2x + 1): two products of integers a step.
+    square, weight = ratio * ratio // _UNIT, _UNIT
     for _ in range(last + 1):
-        weights += weight.to_bytes(_WEIGHT_BYTES, "little")
-        total += 2 * weight
-        weight = weight * ratio // unit
-        ratio = ratio * square // unit
-    cumulative, most, word = 0, (1 << _BITS) - 1, (1 << _WORD) - 1
-    high, low = np.empty(2 * last, np.uint64), np.empty(2 * last, np.uint64)
-    for place, x in enumerate(range(-last, last)):
-        start = abs(x) * _WEIGHT_BYTES
-        cumulative += int.from_bytes(weights[start : start + _WEIGHT_BYTES], "little")
-        step = min((cumulative << _BITS) // total, most)
-        high[place], low[place] = step >> _WORD, step & word
-    return high, low, -last
+        yield weight
+        weight = weight * ratio // _UNIT
+        ratio = ratio * square // _UNIT
 
 
 def closeness(sigma: float, members: int) -> float:

@@ -53,7 +53,7 @@ __all__ = ["Told", "ValueForm", "ValueSum", "Vector"]
 _MAGIC = b"bfv1"
 _HEADER = struct.Struct("<4s32s")
 _CHECKSUM = struct.Struct("<I")
-_AT_ONCE = 1024 * BLOCK
+_AT_ONCE = 128 * BLOCK
 """Numbers on the way into the ring, as int64."""
 _LEAST_DEVIATION = 1 / 64
 """Under privacy, of a typical size."""

@@ -17,8 +17,7 @@ def training_memory(config: JobConfig, *, num_examples: int, threads: int) -> di
         threads=threads,
         up_codec=config.up_codec,
         down_codec=config.down_codec,
-        is_summed=config.secure_aggregation is not None,
-        is_private=config.privacy is not None,
+        form=None if config.secure_aggregation is None else config.value_form(1),
     )
 
 

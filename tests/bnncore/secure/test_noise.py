@@ -10,6 +10,7 @@ from scipy import stats
 
 from bnncore.errors import ConfigurationError
 from bnncore.secure.noise import SeededRandomness, closeness, draw_noise, tail_bound
+from bnncore.secure.noise import _steps as steps_of
 from bnncore.secure.noise import _table as table_of
 
 SIGMAS = (0.3, 1.0, 5.6, 40.0, 700.0)
@@ -46,8 +47,9 @@ def test_numbers_follow_the_exact_distribution(sigma: float, seed: int) -> None:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_table_holds_the_probabilities_to_64_bits_and_more(sigma: float) -> None:
-    high, low, first = table_of(sigma)
-    steps = [int(h) << 64 | int(w) for h, w in zip(high, low, strict=True)]
+    high, first = table_of(sigma)
+    steps = [step for _, step in sorted(steps_of(sigma))]
+    assert high.tolist() == [step >> 64 for step in steps]
     masses = np.array([float(Fraction(b - a, 2**128)) for a, b in zip([0, *steps], [*steps, 2**128], strict=True)])
 
     numbers = np.arange(first, first + len(masses))
@@ -60,10 +62,10 @@ def test_the_table_holds_the_probabilities_to_64_bits_and_more(sigma: float) -> 
 
 
 def test_words_that_equal_a_step_are_settled_by_64_bits_more() -> None:
-    high, low, first = table_of(5.6)
+    high, first = table_of(5.6)
     place = len(high) // 2
-    word = int(high[place]).to_bytes(8, "little")
-    below, at = (int(low[place]) - 1).to_bytes(8, "little"), int(low[place]).to_bytes(8, "little")
+    word, low = int(high[place]).to_bytes(8, "little"), dict(steps_of(5.6))[place] % 2**64
+    below, at = (low - 1).to_bytes(8, "little"), low.to_bytes(8, "little")
 
     for rest, expected in ((below, place), (at, place + 1)):
         given = iter([word, rest])

@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 
+from bitfleet.v1 import fleet_pb2 as pb
 from bnncore.codec import payload_digest
 from bnncore.data import write_idx
 from bnncore.federated.memory import TRAINER_BYTES
 from bnncore.federated.replica import model_codec
 from bnncore.plan import plan_memory
 from edge_client.child import LOCAL_STATE_FILE
+from edge_client.exchange_child import answer_step
+from edge_client.state_dir import StateDir
 from server.coordinator.memory import training_memory, why_too_large
 from server.coordinator.versions import initial_state
 from server.jobs import JobConfig
+from server.simulate.exchange import form_of
+from tests.edge_client.cohort import DEVICE, Cohort
 from tests.patience import LIMIT_S
 from tests.server.conftest import make_job
+from tests.server.member import random_vector
 from tests.server.scripted import CLASSES, samples_of
 
 WIDE = {"zoo": "mlp", "params": {"widths": [2048, 2048, 2048]}}
@@ -79,7 +85,7 @@ def test_the_estimate_is_close_to_what_a_trainer_takes(tmp_path: Path, up: str, 
     assert 0.83 < measured_bytes(job, tmp_path) / estimated_bytes(job) < 1.1
 
 
-@pytest.mark.parametrize(
+MASKED = pytest.mark.parametrize(
     "settings",
     [
         {"up_codec": "int8"},
@@ -97,14 +103,73 @@ def test_the_estimate_is_close_to_what_a_trainer_takes(tmp_path: Path, up: str, 
     ],
     ids=["int8", "onebit", "private"],
 )
+
+
+@MASKED
 def test_under_masks_the_estimate_is_above_what_a_trainer_takes(tmp_path: Path, settings: dict[str, Any]) -> None:
     job = make_job(model=WIDE, statistics_batches=1, secure_aggregation={}, **settings)
 
-    assert 0.8 < measured_bytes(job, tmp_path) / estimated_bytes(job) < 1.05
+    assert 0.8 < measured_bytes(job, tmp_path) / estimated_bytes(job, without="masks") < 1.05
 
 
-def estimated_bytes(job: JobConfig) -> int:
-    return sum(training_memory(job, num_examples=40, threads=1).values())
+@MASKED
+@pytest.mark.parametrize("model", [WIDE, {"zoo": "mlp", "params": {"widths": [64]}}], ids=["wide", "narrow"])
+def test_the_estimate_is_above_what_the_process_that_masks_takes(
+    tmp_path: Path, settings: dict[str, Any], model: dict[str, Any]
+) -> None:
+    job = make_job(model=model, secure_aggregation={}, **settings)
+
+    assert 0 < masking_bytes(job, tmp_path) < estimated_bytes(job)
+
+
+_MASKER = """
+import sys
+from edge_client.exchange_child import main
+
+main(sys.argv[1:])
+status = dict(line.split(":") for line in open("/proc/self/status"))
+own = int(status["VmHWM"].split()[0]) - int(status["RssFile"].split()[0])
+print(1024 * own, file=sys.stderr)
+"""
+"""What counts of the files that it maps depends on who else maps them; what is its own does not."""
+
+
+def masking_bytes(config: JobConfig, folder: Path) -> int:
+    """Mask an update as a device does, in a process of its own; returns the peak of what is that process's own."""
+    told, choice = told_sum(config), config.secure_aggregation
+    assert told is not None
+    assert choice is not None
+    secure = pb.SecureAggregation(
+        attempt=1, min_members=3, threshold=choice.threshold, weights=told["weights"], clip=told["clip"]
+    )
+    if told["privacy"] is not None:
+        privacy = told["privacy"]
+        secure.privacy.mechanism, secure.privacy.clip = privacy["mechanism"], privacy["clip"]
+        secure.privacy.noise_multiplier = privacy["noise_multiplier"]
+    training = pb.TrainingConfig(local_steps=1)
+    task = pb.Task(task_id="t", job_id="j", spec_json=config.spec.to_json(), training=training, secure=secure)
+    state = StateDir(folder / "device")
+    with state.lock():
+        state.settle_device_id(DEVICE)
+    exchange = state.exchange
+    exchange.root.mkdir()
+    exchange.begin_attempt(task.SerializeToString())
+    exchange.vector_file.write_bytes(random_vector(form_of(task), 1).to_bytes())
+    answer_step(state, "keys")
+    cohort = Cohort(task, exchange.payload("keys").read_bytes(), exchange.vector_file.read_bytes())
+    exchange.keep_order(cohort.shares_order().SerializeToString())
+    answer_step(state, "shares")
+    exchange.keep_order(cohort.masked_order(exchange.payload("shares").read_bytes()).SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", _MASKER, str(state.root), "masked"], capture_output=True, timeout=LIMIT_S, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "done", done
+    return int(done.stderr.splitlines()[-1])
+
+
+def estimated_bytes(job: JobConfig, without: str = "") -> int:
+    parts = training_memory(job, num_examples=40, threads=1)
+    return sum(num_bytes for name, num_bytes in parts.items() if name != without)
 
 
 def test_a_batch_is_no_larger_than_the_device_has_samples() -> None:
