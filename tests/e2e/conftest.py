@@ -29,8 +29,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def job() -> dict[str, Any]:
-    # A round takes about two seconds, so that there is a middle to be killed in. All devices must take part, so the
-    # result is a function of the job and the data alone.
+    # A round takes about two seconds, so that there mostly is a middle to be killed in. All devices must take part, so
+    # the result is a function of the job and the data alone.
     return {
         "name": "e2e",
         "model": {"zoo": "mlp", "params": {"widths": [256, 256]}},
@@ -67,6 +67,17 @@ def fleet(make_fleet: FleetFactory) -> Iterator[Fleet]:
     fleet = make_fleet()
     try:
         fleet.start()
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@pytest.fixture
+def held(make_fleet: FleetFactory) -> Iterator[Fleet]:
+    """A fleet of this test's own, in its job's second round, which stays open until it is let go."""
+    fleet = make_fleet()
+    try:
+        fleet.start_held()
         yield fleet
     finally:
         fleet.close()

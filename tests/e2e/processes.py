@@ -82,6 +82,7 @@ class Fleet:
         self.grpc = self._http = "127.0.0.1:0"
         self._data_folders = data_folders
         self._options = options
+        self._device_options: tuple[str, ...] = ()
         self._mark = uuid.uuid4().hex
         self._started: list[Process] = []
         # One for all requests: who asks ten times a second would otherwise read the system's certificates each time.
@@ -94,6 +95,34 @@ class Fleet:
         self.start_coordinator()
         for name in self._data_folders:
             self.start_device(name)
+
+    def start_held(self) -> None:
+        """Start with three devices, and hold all jobs in their second rounds.
+
+        These stay open until ``let_go``: they need all devices, and the second one's trainer was stopped before they
+        began. That it was in time does not depend on how fast anything is: the first device is stopped until the others
+        have nothing to do but to wait for it.
+        """
+        self._options += ("--heartbeat-interval", "60")  # who is stopped is not gone
+        self._device_options = ("--keep-trainer", "3600")
+        first, *others = self._data_folders
+        self.start_coordinator()
+        self.start_device(first)
+        wait_for(f"{first} to connect", lambda: any(row["connected"] for row in self.get("/api/v1/devices")))
+        os.kill(self.devices[first].pid, signal.SIGSTOP)
+        for name in others:
+            self.start_device(name)
+        self.wait_until_accepted(1, len(others))
+        self._held = self.trainer_of(others[0])
+        os.kill(self._held, signal.SIGSTOP)
+        self._worked_ticks = _ticks(self.trainer_of(others[-1]))
+        os.kill(self.devices[first].pid, signal.SIGCONT)
+        for job in self.jobs():
+            self.wait_until_committed(1, job["id"])
+
+    def let_go(self) -> None:
+        """End what ``start_held`` began."""
+        os.kill(self._held, signal.SIGCONT)
 
     def start_coordinator(self) -> None:
         """Start it; a second time at the same addresses, over the same state."""
@@ -122,6 +151,7 @@ class Fleet:
             [
                 *("-m", "edge_client", "run", "--insecure", "--server", self.grpc, "--device-id", name),
                 *("--data", str(self._data_folders[name]), "--state", str(self.state_folder(name))),
+                *self._device_options,
             ],
             self.root / f"{name}.log",
         )
@@ -175,19 +205,35 @@ class Fleet:
         ).stdout
         return dict(json.loads(output))
 
-    def wait_until_training(self, name: str, round_number: int) -> int:
-        """Wait until a device is in the middle of its steps of a round; return its trainer's PID."""
+    def wait_until_at_work(self) -> tuple[str, int]:
+        """Wait until the last device of a fleet that is held is in the middle of its steps, or past them.
 
-        def trainer() -> int | None:
-            device = next((row for row in self.get("/api/v1/devices") if row["device_id"] == name), None)
-            if device is None or device["step"] == 0 or self.job()["rounds_committed"] != round_number - 1:
-                return None
-            return self.trainer_pid(name)
+        Returns:
+          Its name, and its trainer's PID.
+        """
+        name = list(self._data_folders)[-1]
+        trainer, enough = self.trainer_of(name), self._worked_ticks + 0.3 * os.sysconf("SC_CLK_TCK")
 
-        return wait_for(f"{name} to train in round {round_number}", trainer)
+        def is_at_work() -> bool:
+            updates = self.rounds()[1]["updates"]
+            is_past = any((row["device_id"], row["status"]) == (name, "ACCEPTED") for row in updates)
+            return _ticks(trainer) > enough or is_past
 
-    def wait_until_committed(self, round_number: int) -> None:
-        wait_for(f"round {round_number} to be committed", lambda: self.job()["rounds_committed"] >= round_number)
+        wait_for(f"{name} to train", is_at_work)
+        return name, trainer
+
+    def wait_until_accepted(self, round_number: int, count: int) -> None:
+        """Wait until so many updates are in every job's round; they must not be enough to close it."""
+
+        def are_accepted() -> bool:
+            rounds = [self.rounds(job["id"]) for job in self.jobs()]
+            return all(len(its) >= round_number and its[round_number - 1]["accepted"] == count for its in rounds)
+
+        wait_for(f"{count} updates of round {round_number}", are_accepted)
+
+    def wait_until_committed(self, round_number: int, job_id: str | None = None) -> None:
+        path = f"/api/v1/jobs/{job_id or self.job()['id']}"
+        wait_for(f"round {round_number} to be committed", lambda: self.get(path)["rounds_committed"] >= round_number)
 
     def wait_until_completed(self) -> list[dict[str, Any]]:
         def ended() -> list[dict[str, Any]] | None:
@@ -198,10 +244,10 @@ class Fleet:
         assert [(job["state"], job["reason"]) for job in jobs] == [("COMPLETED", "")] * len(jobs)
         return jobs
 
-    def trainer_pid(self, name: str) -> int | None:
-        """Find the trainer that a device's agent has started; None when there is none now."""
+    def trainer_of(self, name: str) -> int:
+        """Find the trainer that a device's agent has started."""
         children = (pid for pid in self._marked() if _parent(pid) == self.devices[name].pid)
-        return next((pid for pid in children if b"edge_client.trainer" in _read(pid, "cmdline")), None)
+        return next(pid for pid in children if b"edge_client.trainer" in _read(pid, "cmdline"))
 
     def stop(self) -> list[int]:
         """End all processes in order by SIGTERM and return their exit statuses: devices, then the coordinator."""
@@ -238,6 +284,12 @@ def _read(pid: int, file: str) -> bytes:
         return Path(f"/proc/{pid}/{file}").read_bytes()
     except OSError:
         return b""
+
+
+def _ticks(pid: int) -> int:
+    """Clock ticks that a process has worked, 0 when it is gone."""
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[11]) + int(fields[12]) if fields else 0
 
 
 def _parent(pid: int) -> int:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.conftest import DEVICES, ROUNDS
+from tests.e2e.conftest import ROUNDS
 from tests.e2e.processes import Fleet
 from tests.patience import LIMIT_S
 
@@ -18,19 +18,20 @@ def server(*arguments: str | Path) -> str:
     return result.stderr.decode()
 
 
-def test_a_fleet_goes_on_from_a_backup(fleet: Fleet, undisturbed: Fleet, tmp_path: Path) -> None:
-    state, file = fleet.root / "coordinator", tmp_path / "fleet.tar"
-    fleet.wait_until_training(DEVICES[0], 2)
+def test_a_fleet_goes_on_from_a_backup(held: Fleet, undisturbed: Fleet, tmp_path: Path) -> None:
+    state, file = held.root / "coordinator", tmp_path / "fleet.tar"
+    held.wait_until_at_work()
 
     said = server("backup", "--state", state, file)
     assert said.startswith("bitfleet: 1 jobs and ")
     assert file.stat().st_mode & 0o777 == 0o600
-    fleet.wait_until_committed(ROUNDS)  # what the backup does not know
-    fleet.coordinator.kill()
+    held.let_go()
+    held.wait_until_committed(ROUNDS)  # what the backup does not know
+    held.coordinator.kill()
     shutil.rmtree(state)
     server("restore", "--state", state, file)
-    fleet.start_coordinator()
+    held.start_coordinator()
 
-    (job,) = fleet.wait_until_completed()
+    (job,) = held.wait_until_completed()
     assert job["rounds_committed"] == ROUNDS
-    assert fleet.digests() == undisturbed.digests()
+    assert held.digests() == undisturbed.digests()

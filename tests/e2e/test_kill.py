@@ -30,53 +30,54 @@ def test_coordinator_killed_between_rounds(fleet: Fleet, undisturbed: Fleet) -> 
     assert_as_if_nothing_had_happened(fleet, undisturbed)
 
 
-def test_coordinator_killed_while_devices_train(fleet: Fleet, undisturbed: Fleet) -> None:
-    fleet.wait_until_training("device-1", round_number=2)
+def test_coordinator_killed_while_devices_train(held: Fleet, undisturbed: Fleet) -> None:
+    held.wait_until_at_work()
 
-    fleet.coordinator.kill()
-    fleet.start_coordinator()
+    held.coordinator.kill()
+    held.start_coordinator()
+    held.let_go()
 
-    assert_as_if_nothing_had_happened(fleet, undisturbed)
+    assert_as_if_nothing_had_happened(held, undisturbed)
 
 
-def test_coordinator_killed_with_acknowledged_updates(fleet: Fleet, undisturbed: Fleet) -> None:
-    held = fleet.wait_until_training("device-1", round_number=2)
-    os.kill(held, signal.SIGSTOP)  # the round stays open until it goes on
-    wait_for("two updates of round 2", lambda: fleet.rounds()[1]["accepted"] == 2)
+def test_coordinator_killed_with_acknowledged_updates(held: Fleet, undisturbed: Fleet) -> None:
+    held.wait_until_accepted(2, 2)
 
-    fleet.coordinator.kill()
-    fleet.start_coordinator()
-    open_round = fleet.rounds()[1]
-    os.kill(held, signal.SIGCONT)
+    held.coordinator.kill()
+    held.start_coordinator()
+    open_round = held.rounds()[1]
+    held.let_go()
 
     assert (open_round["state"], open_round["accepted"]) == ("COLLECTING", 2)
-    assert_as_if_nothing_had_happened(fleet, undisturbed)
+    assert_as_if_nothing_had_happened(held, undisturbed)
 
 
-def test_agent_killed_while_it_trains(fleet: Fleet, undisturbed: Fleet) -> None:
-    trainer = fleet.wait_until_training("device-2", round_number=2)
+def test_agent_killed_while_it_trains(held: Fleet, undisturbed: Fleet) -> None:
+    name, trainer = held.wait_until_at_work()
 
-    fleet.devices["device-2"].kill()
+    held.devices[name].kill()
 
     wait_for("the trainer to end with its agent", lambda: not Path(f"/proc/{trainer}").exists())
-    fleet.start_device("device-2")
-    assert_as_if_nothing_had_happened(fleet, undisturbed)
+    held.start_device(name)
+    held.let_go()
+    assert_as_if_nothing_had_happened(held, undisturbed)
 
 
-def test_trainer_killed_while_it_trains(fleet: Fleet, undisturbed: Fleet) -> None:
-    trainer = fleet.wait_until_training("device-3", round_number=2)
+def test_trainer_killed_while_it_trains(held: Fleet, undisturbed: Fleet) -> None:
+    name, trainer = held.wait_until_at_work()
 
     os.kill(trainer, signal.SIGKILL)
+    held.let_go()
 
-    assert_as_if_nothing_had_happened(fleet, undisturbed)
-    assert fleet.devices["device-3"].is_alive()
+    assert_as_if_nothing_had_happened(held, undisturbed)
+    assert held.devices[name].is_alive()
 
 
-def test_everything_killed_at_once(fleet: Fleet, undisturbed: Fleet) -> None:
-    fleet.wait_until_training("device-1", round_number=2)
+def test_everything_killed_at_once(held: Fleet, undisturbed: Fleet) -> None:
+    held.wait_until_at_work()
 
-    for process in [fleet.coordinator, *fleet.devices.values()]:
+    for process in [held.coordinator, *held.devices.values()]:
         process.kill()
-    fleet.start()
+    held.start()
 
-    assert_as_if_nothing_had_happened(fleet, undisturbed)
+    assert_as_if_nothing_had_happened(held, undisturbed)

@@ -4,7 +4,6 @@ from typing import Any
 
 from tests.e2e.conftest import DEVICES, ROUNDS, FleetFactory
 from tests.e2e.processes import Fleet
-from tests.patience import wait_for
 
 
 def test_a_coordinator_killed_with_two_running_jobs_ends_both_as_if_they_were_alone(
@@ -15,20 +14,14 @@ def test_a_coordinator_killed_with_two_running_jobs_ends_both_as_if_they_were_al
     second = {**job, "name": "second", "local_steps": 100, "seed": 7, "recipe": "onebit"}
     expected = [digests_alone(make_fleet(job)) for job in (first, second)]
     fleet = make_fleet(first, second)
-    fleet.start()
-
-    def both_at_work() -> bool:
-        jobs = fleet.jobs()
-        devices = fleet.get("/api/v1/devices")
-        return {job["rounds_committed"] >= 1 for job in jobs} == {True} and any(row["step"] for row in devices)
-
-    wait_for("both jobs to be past their first rounds and devices to train", both_at_work)
-    states = [job["state"] for job in fleet.jobs()]
+    fleet.start_held()
+    before = fleet.jobs()
     fleet.coordinator.kill()
     fleet.start_coordinator()
+    fleet.let_go()
     jobs = fleet.wait_until_completed()
 
-    assert states == ["RUNNING", "RUNNING"]
+    assert [(job["state"], job["rounds_committed"]) for job in before] == [("RUNNING", 1)] * 2
     assert [job["rounds_committed"] for job in jobs] == [ROUNDS, ROUNDS]
     assert [fleet.digests(job["id"]) for job in jobs] == expected
     for name in DEVICES:
