@@ -198,6 +198,10 @@ def test_a_small_process_stays_small(statement: str) -> None:
     assert loaded_by(statement) & heavy == set()
 
 
+def test_who_only_asks_a_coordinator_loads_none() -> None:
+    assert loaded_by("import server.client") & {"cryptography", "fastapi", "grpc", "numpy", "sqlalchemy"} == set()
+
+
 def test_the_core_needs_neither_torch_nor_scikit_learn() -> None:
     assert (
         loaded_by("import bnncore\nfor name in bnncore.__all__: getattr(bnncore, name)") & {"torch", "sklearn"} == set()

@@ -1,5 +1,5 @@
-"""People's side: REST under ``/api/v1``, health, metrics and the dashboard, over the coordinator."""
+"""People's side: REST under ``/api/v1``, health, metrics and the dashboard, over the coordinator.
 
-from server.api.app import create_app
-
-__all__ = ["create_app"]
+``server.api.app`` puts it together. Nothing is imported here: what it answers with, the views, is ``server.client``'s
+too, which serves nobody.
+"""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from server.api.view import View
-from server.privacy import PrivacyChoice
+
+if TYPE_CHECKING:
+    from server.privacy import PrivacyChoice
 
 
 class PrivacyView(View):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from server.api.view import View
 from server.api.views import iso_time
-from server.identity.devices import IssuedCertificate
 from server.storage.trust import AuditRecord, IdentityRecord, KeyRecord, TokenRecord
+
+if TYPE_CHECKING:
+    from server.identity.devices import IssuedCertificate
 
 
 class _Request(BaseModel):

@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.api.privacy_view import PrivacyView
 from server.api.view import View
-from server.coordinator.fleet_jobs import RunningExchange
 from server.storage.base import DeviceRecord, JobRecord, RoundRecord, UpdateRecord, VersionRecord
 from server.storage.pages import CommittedRound, JobSums, RoundSums
+
+if TYPE_CHECKING:
+    from server.coordinator.fleet_jobs import RunningExchange
 
 
 class UpdateView(View):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import bnncore
 from bnncore.supervision import ServiceManager
-from server.api import create_app
+from server.api.app import create_app
 from server.app.doors import devices_door, listening, peoples_door
 from server.app.http import Listener
 from server.app.identity import enrol_url, open_trust, people_url, write_endpoint

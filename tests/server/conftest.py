@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api import create_app
+from server.api.app import create_app
 from server.coordinator import Coordinator
 from server.coordinator.events import TimePassed
 from server.coordinator.round_runner import RoundRunner

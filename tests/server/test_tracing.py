@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api import create_app
+from server.api.app import create_app
 from server.app.tracing import traced
 from tests.server.conftest import OpenHouse, make_job
 from tests.server.scripted import connected

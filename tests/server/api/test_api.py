@@ -352,7 +352,7 @@ async def test_metrics_tell_each_running_jobs_round_and_what_rounds_cost(open_ho
 
 
 async def test_two_coordinators_have_two_registries(open_house: OpenHouse) -> None:
-    from server.api import create_app
+    from server.api.app import create_app
 
     async with open_house() as house:
         create_app(house.coordinator, version="0.1.0")  # a global registry would refuse the same names again

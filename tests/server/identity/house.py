@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import AttributeOID, NameOID
 from grpc import ChannelCredentials
 
-from server.api import create_app
+from server.api.app import create_app
 from server.app.doors import devices_door, listening, peoples_door
 from server.app.http import Listener
 from server.app.identity import open_trust, write_endpoint
