@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from server.cli import main
 from server.storage.sql import open_storage
 from tests.patience import LIMIT_S
 
@@ -32,13 +35,27 @@ def start(*options: str, json_path: Path) -> subprocess.Popen[bytes]:
 
 
 def run(folder: Path, *options: str) -> dict[str, Any]:
-    """Run a simulation to its end; later options win over those of ``SMALL``."""
+    """Run a simulation to its end, in this process; later options win over those of ``SMALL``."""
+    path = folder / "result.json"
+    assert main(["simulate", *SMALL, *STEPS, *options, "--json", str(path)]) == 0
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def run_apart(folder: Path, *options: str) -> dict[str, Any]:
+    """Run a simulation to its end in a process of its own, whose memory is nobody else's."""
     path = folder / "result.json"
     process = start(*options, json_path=path)
     _, complaints = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, complaints.decode()
     result: dict[str, Any] = json.loads(path.read_text())
     return result
+
+
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Return what a simulation says, in this process, of options that it refuses."""
+    assert main(["simulate", *SMALL, *STEPS, *options, "--json", str(folder / "never.json")]) == 3
+    return capsys.readouterr().err
 
 
 def outcome(result: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.patience import LIMIT_S
-from tests.server.simulate.federations import outcome, run, start, wait_for
+from tests.server.simulate.federations import outcome, refusal, run, start, wait_for
 
 EVALUATED = ("--local-validation", "0.2", "--statistics", "5", "--alpha", "0.5", "--local-steps", "60")
 
@@ -37,12 +37,10 @@ def test_a_killed_simulation_counts_every_judgement_once(tmp_path: Path, evaluat
     assert outcome(result) == outcome(evaluated)
 
 
-def test_without_statistics_there_is_nothing_to_evaluate_with(tmp_path: Path) -> None:
-    process = start("--local-validation", "0.2", json_path=tmp_path / "never.json")
-    _, complaints = process.communicate(timeout=LIMIT_S)
-
-    assert process.returncode == 3
-    assert b"set statistics_batches" in complaints
+def test_without_statistics_there_is_nothing_to_evaluate_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "set statistics_batches" in refusal(tmp_path, capsys, "--local-validation", "0.2")
 
 
 PERSONAL = (*EVALUATED, "--local-tensors", "*.beta", "--local-tensors", "dense2.weight")

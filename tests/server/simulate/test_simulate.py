@@ -1,4 +1,4 @@
-"""Simulations as users run them: whole processes, real coordinator, real training."""
+"""Simulations as users run them: by the command line, real coordinator, real training."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 from bnncore.codec import get_codec
 from bnncore.zoo import mlp
 from tests.patience import LIMIT_S
-from tests.server.simulate.federations import outcome, run, start, wait_for
+from tests.server.simulate.federations import outcome, refusal, run, run_apart, start, wait_for
 
 UNEVEN = ("--alpha", "0.5", "--seed", "5", "--local-steps", "400")
 """Steps enough that a signal finds the simulation at work."""
@@ -107,14 +107,10 @@ def test_a_finished_simulation_tells_its_result_again(tmp_path: Path) -> None:
     assert outcome(first) == outcome(second)
 
 
-def test_a_work_folder_of_other_options_is_refused(tmp_path: Path) -> None:
+def test_a_work_folder_of_other_options_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "--state", str(tmp_path / "work"), "--rounds", "1")
 
-    process = start("--state", str(tmp_path / "work"), "--rounds", "2", json_path=tmp_path / "never.json")
-    _, complaints = process.communicate(timeout=LIMIT_S)
-
-    assert process.returncode == 3
-    assert b"other options" in complaints
+    assert "other options" in refusal(tmp_path, capsys, "--state", str(tmp_path / "work"), "--rounds", "2")
 
 
 def test_absent_devices_send_and_receive_nothing(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
@@ -140,7 +136,7 @@ def test_attackers_do_harm_and_more_with_more_force(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_fleet(tmp_path: Path) -> None:
     few, many = (
-        run(tmp_path, "--devices", devices, "--rounds", "2", "--threads", "1")["rss_peak_bytes"]
+        run_apart(tmp_path, "--devices", devices, "--rounds", "2", "--threads", "1")["rss_peak_bytes"]
         for devices in ("4", "200")
     )
 
@@ -163,12 +159,10 @@ def test_memory_does_not_grow_with_the_fleet(tmp_path: Path) -> None:
         (("--devices", "5000", "--cohort", "1"), "number of shards"),
     ],
 )
-def test_wrong_options_are_told_by_name(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
-    process = start(*options, json_path=tmp_path / "never.json")
-    _, complaints = process.communicate(timeout=LIMIT_S)
-
-    assert process.returncode == 3
-    assert words in complaints.decode()
+def test_wrong_options_are_told_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    assert words in refusal(tmp_path, capsys, *options)
 
 
 ONEBIT = ("--recipe", "onebit", "--alpha", "0.5", "--absent", "0.3", "--seed", "2", "--local-steps", "400")
@@ -210,9 +204,5 @@ def test_a_killed_onebit_simulation_forgets_and_doubles_nothing(
     assert outcome(result) == outcome(undisturbed_onebit)
 
 
-def test_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:
-    process = start("--recipe", "twobit", json_path=tmp_path / "never.json")
-    _, complaints = process.communicate(timeout=LIMIT_S)
-
-    assert process.returncode == 3
-    assert b"recipe must be one of onebit" in complaints
+def test_a_recipe_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "recipe must be one of onebit" in refusal(tmp_path, capsys, "--recipe", "twobit")
