@@ -1,7 +1,6 @@
 """What every test can rely on: where the data are, folders of its own, and the same random examples every time."""
 
 import itertools
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.logs import logs_as_before
 from tests.s3_server import S3Server, why_no_s3
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,13 +38,10 @@ def own_folders(homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """Undo how a command that ran in this process set its logs up: a later test would look for lines in vain."""
-    loggers = [logging.getLogger(name) for name in (None, "bnncore", "edge_client", "server")]
-    before = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
+def own_logs() -> Iterator[None]:
+    """Undo how a command that ran in this process set its logs up."""
+    with logs_as_before():
+        yield
 
 
 @pytest.fixture(autouse=True)

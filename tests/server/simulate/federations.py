@@ -11,6 +11,7 @@ import pytest
 
 from server.cli import main
 from server.storage.sql import open_storage
+from tests.logs import logs_as_before
 from tests.patience import LIMIT_S
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -37,7 +38,8 @@ def start(*options: str, json_path: Path) -> subprocess.Popen[bytes]:
 def run(folder: Path, *options: str) -> dict[str, Any]:
     """Run a simulation to its end, in this process; later options win over those of ``SMALL``."""
     path = folder / "result.json"
-    assert main(["simulate", *SMALL, *STEPS, *options, "--json", str(path)]) == 0
+    with logs_as_before():  # also where a fixture of many tests runs it
+        assert main(["simulate", *SMALL, *STEPS, *options, "--json", str(path)]) == 0
     result: dict[str, Any] = json.loads(path.read_text())
     return result
 
