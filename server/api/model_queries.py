@@ -27,7 +27,7 @@ from server.api.model_views import (
 )
 from server.api.views import VersionView, iso_time
 from server.coordinator import Coordinator
-from server.coordinator.versions import read_exported_state
+from server.coordinator.versions import read_exported_state, statistics_version
 from server.errors import NotFoundError
 from server.privacy import privacy_of
 from server.storage.base import JobRecord, VersionRecord
@@ -184,14 +184,12 @@ class ModelQueries:
         return await asyncio.to_thread(_into_file, kind, write)
 
     async def _statistics_of(self, job: JobRecord, version: int) -> VersionRecord | None:
-        """Find the version whose statistics are of the weights of another: the next one, where devices take them anew.
-
-        None: its own are, or the next one is not there (any more).
-        """
+        """Find the version whose statistics are of the weights of another; None: its own, or not there (any more)."""
         config = json.loads(job.config_json)
-        if not config["statistics_batches"] or version > config["rounds"]:
+        taken = statistics_version(version, rounds=config["rounds"], statistics_batches=config["statistics_batches"])
+        if taken == version:
             return None
-        record = await self._disk.run(self._storage.get_version, job.job_id, version + 1)
+        record = await self._disk.run(self._storage.get_version, job.job_id, taken)
         return record if record is not None and record.is_kept else None
 
     def _state(self, job: JobRecord, record: VersionRecord, statistics: VersionRecord | None = None) -> State:

@@ -24,7 +24,7 @@ from bnncore.state import State
 from bnncore.training import evaluate
 from server.coordinator.cohort import why_ineligible
 from server.coordinator.disk import Disk
-from server.coordinator.versions import read_deployed_state
+from server.coordinator.versions import read_deployed_state, statistics_version
 from server.errors import InvalidJobError
 from server.job_parts import EvaluationChoice
 from server.jobs import JobConfig
@@ -138,10 +138,9 @@ class Evaluator:
         record = await self._disk.run(self._disk.storage.get_version, self._job_id, version)
         if record is None:
             return
-        spec = self._config.spec
-        statistics = None
-        if self._config.statistics_batches and version <= self._config.rounds:
-            statistics = await self._disk.run(self._disk.storage.get_version, self._job_id, version + 1)
+        spec, config = self._config.spec, self._config
+        taken = statistics_version(version, rounds=config.rounds, statistics_batches=config.statistics_batches)
+        statistics = await self._disk.run(self._disk.storage.get_version, self._job_id, taken)
         state = await asyncio.to_thread(read_deployed_state, self._disk.blobs, spec, record, statistics)
         accuracy, loss = await asyncio.to_thread(held_out.evaluate, state)
         await self._disk.run(self._disk.storage.set_evaluation, self._job_id, version, accuracy=accuracy, loss=loss)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from server.coordinator.job_state import JobState
-from server.coordinator.versions import MOST_STEPS
+from server.coordinator.versions import MOST_STEPS, statistics_version
 from server.jobs import JobConfig
 from server.storage.base import JobRecord, RoundRecord, Storage, VersionRecord
 from server.storage.payloads import BlobStore
@@ -67,8 +67,10 @@ def _removable_of(job: JobRecord, storage: Storage, wanted: set[tuple[str, int]]
         return
     newest, rounds = versions[-1].version, storage.list_rounds(job.job_id)
     needed = _best(rounds) | {version for job_id, version in wanted if job_id == job.job_id}
-    if json.loads(job.config_json)["statistics_batches"]:  # an export takes them from there
-        needed |= {version + 1 for version in needed}
+    told = json.loads(job.config_json)
+    rounds_total, batches = told["rounds"], told["statistics_batches"]
+    # An export takes them from there.
+    needed |= {statistics_version(version, rounds=rounds_total, statistics_batches=batches) for version in needed}
     oldest = newest - _NEWEST + 1
     first_step = newest + 1
     if not JobState(job.state).is_over:

@@ -119,6 +119,14 @@ def read_state(blobs: BlobStore, spec: ModelSpec, record: VersionRecord) -> Stat
     return get_state_codec(FULL_CODEC).decode(spec, blobs.get(record.state_digest), kind="update")
 
 
+def statistics_version(version: int, *, rounds: int, statistics_batches: int) -> int:
+    """Say which version has the statistics of a version's weights.
+
+    Itself, unless devices take them of what they are sent: then the next one, but where the closing exchange made it.
+    """
+    return version + 1 if statistics_batches and version <= rounds else version
+
+
 def read_deployed_state(
     blobs: BlobStore, spec: ModelSpec, record: VersionRecord, statistics: VersionRecord | None = None
 ) -> State:
@@ -128,8 +136,7 @@ def read_deployed_state(
       blobs: where payloads are.
       spec: the network.
       record: the version.
-      statistics: the version whose statistics are of ``record``'s weights: the next one, where devices take them of the
-        model that they are sent. None: its own.
+      statistics: the version whose statistics are of ``record``'s weights (``statistics_version``). None: its own.
     """
     full = read_state(blobs, spec, statistics or record)
     deployed = get_state_codec(record.codec).decode(spec, blobs.get(record.payload_digest), kind="model")
