@@ -132,6 +132,13 @@ class Exchange:
         """Say whether the task that is added up is asked for in another attempt."""
         return self.task is not None and task.secure.attempt > self.task.secure.attempt
 
+    def passes_over(self, task: wire.Task) -> bool:
+        """Say whether a task asks for an attempt before the one that is added up: it came late, as orders do."""
+        if not self.takes(task) or self.task is None or task.secure.attempt >= self.task.secure.attempt:
+            return False
+        logger.warning("task of an earlier attempt passed over task=%s attempt=%d", self.task_id, task.secure.attempt)
+        return True
+
     def begin(self, update: PendingUpdate, task: wire.Task) -> None:
         """Take in what a task came to, from the task's folder.
 

@@ -119,7 +119,8 @@ class Worker:
 
     def offer(self, task: wire.Task) -> None:
         """Take a task in. The same one again changes nothing; a newer one of its job takes the older one's place."""
-        if task.task_id == self.activity.task_id and not self._is_wanted_again(task):
+        at_hand = task.task_id == self.activity.task_id
+        if self._exchange.passes_over(task) or (at_hand and not self._is_wanted_again(task)):
             return
         if not is_well_named(task):
             logger.warning("a task is passed over: its id or its job's is none that a coordinator makes")
@@ -282,10 +283,8 @@ class Worker:
         except TimeoutError:
             name = wire.DeviceState.Name(self.activity.state).removeprefix("DEVICE_STATE_")
             if own_limit < job.expires_at:
-                seconds = self._rules.policy.max_seconds
-                raise TaskFailedError(
-                    f"the device's owner lets a task take {seconds:g} s; they passed while {name}"
-                ) from None
+                limit = f"{self._rules.policy.max_seconds:g} s"
+                raise TaskFailedError(f"the device's owner lets a task take {limit}, passed while {name}") from None
             raise TaskFailedError(f"the round's deadline passed while {name}") from None
 
     async def _make_update(self, task: wire.Task) -> None:

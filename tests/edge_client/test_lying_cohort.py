@@ -181,10 +181,12 @@ async def test_an_attempt_is_not_gone_back_to_and_its_terms_stay(coordinator: Co
     device = start(coordinator.port, "--device-id", DEVICE)
     task = await coordinator.give(secure_task(attempt=2))
     await bring_to(coordinator, device, task, SHARES)
+    await device.until(lambda: device.log.count("edge_client.exchange shares") == 1)
     older, laxer = secure_task(attempt=1), again(task)
     laxer.secure.threshold = 0.6
 
-    await coordinator.give(older)  # of an attempt that is over: passed over
+    await coordinator.give(older)
+    await device.until(lambda: "task of an earlier attempt passed over" in device.log)
     await coordinator.give(laxer)
     await coordinator.until(lambda: coordinator.reports)
 
