@@ -44,22 +44,29 @@ class Case:
     isa: str | None = None
     batch_size: int = 100
     against: str | None = "torch"
+    keeps: bool = False
     draws: bool = False
 
     @property
     def name(self) -> str:
         parts = [self.model, f"b{self.batch_size}", f"t{self.threads}", self.isa, self.against]
+        parts += ["kept"] * self.keeps
         return "-".join(part for part in parts if part)
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, products kept" if self.keeps else self.model
 
     def command(self) -> list[str]:
         words = ["bench", "--model", self.model, "--batch-size", str(self.batch_size)]
-        words += ["--threads", str(self.threads)]
+        words += ["--threads", str(self.threads)] + ["--keep-products"] * self.keeps
         return words + (["--against", self.against] if self.against else [])
 
 
 CASES = [
     *(Case(model, draws=True) for model in MODELS),
     *(Case(model, threads=2) for model in MODELS),
+    *(Case("mlp", threads=threads, keeps=True) for threads in (1, 2)),
     *(Case(model, isa="avx2") for model in MODELS),
     *(Case(model, against=other) for model in MODELS for other in ("standard", "paper")),
     Case("mlp", isa="portable", against=None),
@@ -108,7 +115,7 @@ def speed_table(results: dict[Case, dict[str, Any]]) -> str:
     lines = [row("network", "threads", "ISA", "bitfleet, ms", "PyTorch, ms", "its fastest way", "**times faster**")]
     for case, result in results.items():
         if case.against == "torch":
-            cells = [case.model, str(case.threads), result["isa"], ms(result["bitfleet"]), ms(result["torch"])]
+            cells = [case.title, str(case.threads), result["isa"], ms(result["bitfleet"]), ms(result["torch"])]
             spread = f"({result['speedup_p10']:.2f} to {result['speedup_p90']:.2f})"
             lines.append(row(*cells, result["torch"]["variant"], f"**{result['speedup']:.2f}** {spread}"))
     return table(*lines)
@@ -120,7 +127,7 @@ def memory_table(results: dict[Case, dict[str, Any]]) -> str:
         if case.against == "torch" and case.threads == 1 and case.isa is None:
             ours, theirs = result["bitfleet"], result["torch"]
             tried = [v["peak_bytes"] for v in theirs["variants"].values() if "peak_bytes" in v]
-            cells = [case.model, format_bytes(ours["peak_bytes"]), format_bytes(min([theirs["peak_bytes"], *tried]))]
+            cells = [case.title, format_bytes(ours["peak_bytes"]), format_bytes(min([theirs["peak_bytes"], *tried]))]
             processes = [format_bytes(side["process_peak_bytes"]) for side in (ours, theirs)]
             lines.append(row(*cells, f"**{result['memory_ratio']:.3g}**", *processes))
     return table(*lines)
@@ -134,7 +141,7 @@ def phases_table(results: dict[Case, dict[str, Any]]) -> str:
         phases = ours["phases"]
         if case.against == "torch" and case.threads == 1 and phases:
             times = [f"{phases[name]['ms']:.3g}" if name in phases else "" for name in PHASES]
-            lines.append(row(case.model, result["isa"], *times, rates(phases), rates(ours["deep_phases"])))
+            lines.append(row(case.title, result["isa"], *times, rates(phases), rates(ours["deep_phases"])))
     return table(*lines)
 
 
@@ -163,7 +170,7 @@ def presets_table(results: dict[Case, dict[str, Any]]) -> str:
     lines = [row("network", "against", "bitfleet, ms", "the other, ms", "**times faster**", "times less memory")]
     for case, result in results.items():
         if case.against in ("standard", "paper"):
-            cells = [case.model, case.against, ms(result["bitfleet"]), ms(result[case.against])]
+            cells = [case.title, case.against, ms(result["bitfleet"]), ms(result[case.against])]
             lines.append(row(*cells, f"**{result['speedup']:.2f}**", f"{result['memory_ratio']:.3g}"))
     return table(*lines)
 
@@ -195,7 +202,7 @@ def energy_table(results: dict[Case, dict[str, Any]]) -> str:
                 "no counters" if measured is None else ", ".join(f"{n} {j * 1e3:.3g} mJ" for n, j in measured.items())
             )
             times = modelled["torch"]["total_j"] / modelled["bitfleet"]["total_j"]
-            lines.append(row(case.model, *cells, f"{times:.1f}", found))
+            lines.append(row(case.title, *cells, f"{times:.1f}", found))
     return table(*lines)
 
 

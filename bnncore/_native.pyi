@@ -31,7 +31,12 @@ class BlockSpec:
 
 class Engine:
     def __init__(
-        self, blocks: Sequence[BlockSpec], optimizer: OptimizerParams, batch_size: int, num_threads: int
+        self,
+        blocks: Sequence[BlockSpec],
+        optimizer: OptimizerParams,
+        batch_size: int,
+        num_threads: int,
+        keep_products: bool = False,
     ) -> None: ...
     def initialise(self, seed: int) -> None: ...
     def reset(self, seed: int) -> None: ...
@@ -116,7 +121,11 @@ def plan_standard_residual(
     network: ResidualSpec, optimizer: OptimizerParams, batch_size: int, num_threads: int
 ) -> tuple[list[tuple[Any, ...]], int]: ...
 def plan(
-    blocks: Sequence[BlockSpec], optimizer: OptimizerParams, batch_size: int, num_threads: int
+    blocks: Sequence[BlockSpec],
+    optimizer: OptimizerParams,
+    batch_size: int,
+    num_threads: int,
+    keep_products: bool = False,
 ) -> tuple[list[tuple[Any, ...]], int]: ...
 def plan_standard(
     blocks: Sequence[BlockSpec], optimizer: OptimizerParams, batch_size: int, num_threads: int

@@ -206,7 +206,9 @@ def planned_memory(plan: MemoryPlan) -> MemoryUse:
     return MemoryUse({**fullest, "unused": plan.peak_bytes - sum(fullest.values())})
 
 
-def compare_memory(spec: ModelSpec, *, batch_size: int, preset: Preset, threads: int = 1) -> dict[str, Any]:
+def compare_memory(
+    spec: ModelSpec, *, batch_size: int, preset: Preset, threads: int = 1, keep_products: bool = False
+) -> dict[str, Any]:
     """Put the three side by side, as JSON values.
 
     Returns:
@@ -218,6 +220,7 @@ def compare_memory(spec: ModelSpec, *, batch_size: int, preset: Preset, threads:
 
     Raises:
       BudgetError: batch_size is out of range.
+      ConfigurationError: there are no products to keep.
     """
     counts = count_layers(spec)
     standard = standard_memory(counts, batch_size)
@@ -230,6 +233,7 @@ def compare_memory(spec: ModelSpec, *, batch_size: int, preset: Preset, threads:
         "preset": preset.name,
         "optimizer": preset.optimizer.name,
         "preset_digest": preset.digest,
+        "keep_products": keep_products,
         "standard": standard.to_dict(),
         "standard_same_optimizer": standard_memory(counts, batch_size, preset.optimizer.name).to_dict(),
         "paper": {
@@ -242,11 +246,12 @@ def compare_memory(spec: ModelSpec, *, batch_size: int, preset: Preset, threads:
         "ratio": None,
     }
     try:
-        planned = planned_memory(plan_memory(spec, batch_size=batch_size, preset=preset, threads=threads))
+        plan = plan_memory(spec, batch_size=batch_size, preset=preset, threads=threads, keep_products=keep_products)
     except (BudgetError, SpecError) as error:
         if spec.residual is None:
             raise
         return {**result, "not_planned": str(error)}
+    planned = planned_memory(plan)
     return {**result, "bitfleet": planned.to_dict(), "ratio": standard.total_bytes / planned.total_bytes}
 
 
@@ -257,36 +262,42 @@ def describe_ratio(ratio: float) -> str:
     return f"{100 * abs(1 / ratio - 1):.1f} % {'less' if ratio > 1 else 'more'}"
 
 
-def largest_batch_size(spec: ModelSpec, *, budget_bytes: int, preset: Preset, threads: int = 1) -> int:
+def largest_batch_size(
+    spec: ModelSpec, *, budget_bytes: int, preset: Preset, threads: int = 1, keep_products: bool = False
+) -> int:
     """Find the largest batch whose plan fits in a memory budget.
 
     Raises:
       BudgetError: not even one sample fits; the message says what would.
     """
-    if _peak(spec, 1, preset, threads) > budget_bytes:
-        raise BudgetError(_what_would_fit(spec, budget_bytes, preset, threads))
+    if _peak(spec, 1, preset, threads, keep_products) > budget_bytes:
+        raise BudgetError(_what_would_fit(spec, budget_bytes, preset, threads, keep_products))
     fits, too_large = 1, max_batch_size(spec) + 1
     while too_large - fits > 1:
         middle = (fits + too_large) // 2
-        if _peak(spec, middle, preset, threads) <= budget_bytes:
+        if _peak(spec, middle, preset, threads, keep_products) <= budget_bytes:
             fits = middle
         else:
             too_large = middle
     return fits
 
 
-def _peak(spec: ModelSpec, batch_size: int, preset: Preset, threads: int) -> int:
-    return plan_memory(spec, batch_size=batch_size, preset=preset, threads=threads).peak_bytes
+def _peak(spec: ModelSpec, batch_size: int, preset: Preset, threads: int, keep_products: bool) -> int:
+    return plan_memory(
+        spec, batch_size=batch_size, preset=preset, threads=threads, keep_products=keep_products
+    ).peak_bytes
 
 
-def _what_would_fit(spec: ModelSpec, budget_bytes: int, preset: Preset, threads: int) -> str:
-    needed = _peak(spec, 1, preset, threads)
+def _what_would_fit(spec: ModelSpec, budget_bytes: int, preset: Preset, threads: int, keep_products: bool) -> str:
+    needed = _peak(spec, 1, preset, threads, keep_products)
     optimizers = OPTIMIZERS if preset.name == "bitfleet" else FLOAT_OPTIMIZERS
-    others = {f"--optimizer {name}": (resolve_preset(preset.name, name), threads) for name in optimizers}
-    others["--threads 1"] = (preset, 1)
+    given = (preset, threads, keep_products)
+    others = {f"--optimizer {name}": (resolve_preset(preset.name, name), threads, keep_products) for name in optimizers}
+    others["--threads 1"] = (preset, 1, keep_products)
+    others["no --keep-products"] = (preset, threads, False)
     if preset.name != "bitfleet":
-        others["--preset bitfleet"] = (resolve_preset(), threads)
-    peaks = {option: _peak(spec, 1, *other) for option, other in others.items() if other != (preset, threads)}
+        others["--preset bitfleet"] = (resolve_preset(), threads, False)
+    peaks = {option: _peak(spec, 1, *other) for option, other in others.items() if other != given}
     advice = [f"{option} needs {_kib(peak)} KiB" for option, peak in peaks.items() if peak <= budget_bytes]
     advice.append(f"give --budget {_kib(needed)}KiB or more, or take a narrower model")
     return (

@@ -18,6 +18,7 @@ __all__ = [
     "MAX_BATCH_SIZE",
     "MemoryPlan",
     "PlanEntry",
+    "check_keeping",
     "check_residual_preset",
     "check_threads",
     "describe_plan",
@@ -71,14 +72,23 @@ class MemoryPlan:
     peak_bytes: int
 
 
-def plan_memory(spec: ModelSpec, *, batch_size: int, preset: Preset | None = None, threads: int = 1) -> MemoryPlan:
-    """Lay out the arena of an engine without allocating it.
+def plan_memory(
+    spec: ModelSpec,
+    *,
+    batch_size: int,
+    preset: Preset | None = None,
+    threads: int = 1,
+    keep_products: bool = False,
+) -> MemoryPlan:
+    """Lay out the arena of an engine without allocating it. The arguments are those of ``Engine``.
 
     Raises:
       BudgetError: batch_size is out of range.
+      ConfigurationError: products cannot be kept by this preset, or in this network.
       SpecError: a layer has more inputs than the engine takes.
     """
     preset = preset or resolve_preset()
+    check_keeping(spec, preset, keep_products)
     if spec.residual is not None:
         check_residual_preset(spec, preset)
         check_threads(batch_size, threads)
@@ -87,8 +97,11 @@ def plan_memory(spec: ModelSpec, *, batch_size: int, preset: Preset | None = Non
         lay_out = {"bitfleet": _native.plan_residual, "standard": _native.plan_standard_residual}[preset.name]
         return describe_plan(*lay_out(network, params, batch_size, threads))
     blocks = native_blocks(spec, batch_size=batch_size, threads=threads)
-    plan = {"bitfleet": _native.plan, "standard": _native.plan_standard, "paper": _native.plan_paper}[preset.name]
-    return describe_plan(*plan(blocks, native_params(preset.optimizer), batch_size, threads))
+    params = native_params(preset.optimizer)
+    if preset.name == "bitfleet":
+        return describe_plan(*_native.plan(blocks, params, batch_size, threads, keep_products))
+    plan = {"standard": _native.plan_standard, "paper": _native.plan_paper}[preset.name]
+    return describe_plan(*plan(blocks, params, batch_size, threads))
 
 
 def describe_plan(entries: list[tuple[Any, ...]], peak_bytes: int) -> MemoryPlan:
@@ -141,6 +154,25 @@ def check_residual_preset(spec: ModelSpec, preset: Preset) -> None:
         raise SpecError(
             f"preset {preset.name!r} trains chains of binary blocks only, and model {spec.name!r} is a residual "
             "network. Leave --preset out, or give --preset standard"
+        )
+
+
+def check_keeping(spec: ModelSpec, preset: Preset, keep_products: bool) -> None:
+    """Check that there are products to keep where they are to be kept.
+
+    Raises:
+      ConfigurationError: there are none.
+    """
+    if not keep_products:
+        return
+    if preset.name != "bitfleet":
+        raise ConfigurationError(
+            f"products are kept by choice under the preset bitfleet alone, not under {preset.name!r}. Leave "
+            "--keep-products out"
+        )
+    if spec.residual is not None or all(block.is_conv for block in spec.blocks):
+        raise ConfigurationError(
+            f"products are kept of binary dense layers, and model {spec.name!r} has none. Leave --keep-products out"
         )
 
 

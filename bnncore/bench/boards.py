@@ -69,14 +69,14 @@ PAPER_ON_3B_PLUS: dict[tuple[str, int], dict[str, float]] = {
 """What the authors of arXiv 2102.04270 measured for a batch of their prototype, by network and batch size."""
 
 
-def model_boards(spec: ModelSpec, batch_size: int, preset: Preset) -> dict[str, Any]:
+def model_boards(spec: ModelSpec, batch_size: int, preset: Preset, *, keep_products: bool = False) -> dict[str, Any]:
     """Model a training step on each board, all cores at work.
 
     Returns:
       JSON values: by board ``seconds`` with its parts, ``joules`` and ``net_joules``; ``paper``, the prototype's
       measured figures where the network and batch are the paper's, else None; and the ``assumptions``.
     """
-    work = count_step(spec, batch_size, preset)
+    work = count_step(spec, batch_size, preset, keep_products=keep_products)
     elements = batch_size * count_elements(spec) + spec.num_binary_weights
     num_bytes = sum(phase.num_bytes for phase in work.values())
     boards: dict[str, Any] = {}
@@ -101,6 +101,7 @@ def model_boards(spec: ModelSpec, batch_size: int, preset: Preset) -> dict[str, 
         "batch_size": batch_size,
         "preset": preset.name,
         "preset_digest": preset.digest,
+        "keep_products": keep_products,
         "modelled": True,
         "boards": boards,
         "paper": PAPER_ON_3B_PLUS.get((spec.name, batch_size)) if is_papers else None,

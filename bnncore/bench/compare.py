@@ -46,6 +46,7 @@ class Settings:
       against: one of ``AGAINST``, or None to measure one side alone.
       rounds: blocks of each side; None: ten seconds of them, at least 9 and at most 99.
       steps: steps a block; None: as many as take about a tenth of a second.
+      keep_products: whether this engine's side keeps the products of dense layers.
       seed: of samples and weights.
     """
 
@@ -56,11 +57,14 @@ class Settings:
     against: str | None = None
     rounds: int | None = None
     steps: int | None = None
+    keep_products: bool = False
     seed: int = 0
 
     def engine_side(self, preset: Preset) -> dict[str, Any]:
         """Describe a side of this engine to a worker."""
-        return {**self._side("engine"), "preset": preset.name, "optimizer": preset.optimizer.name}
+        keeps = self.keep_products and preset == self.preset
+        chosen = {"preset": preset.name, "optimizer": preset.optimizer.name, "keep_products": keeps}
+        return {**self._side("engine"), **chosen}
 
     def torch_side(self, variant: str) -> dict[str, Any]:
         """Describe a side of PyTorch to a worker."""
@@ -191,10 +195,10 @@ def _gather(
 ) -> dict[str, Any]:
     ours, preset = reports["bitfleet"], settings.preset
     isa = ours.pop("isa")
-    work = count_step(settings.spec, settings.batch_size, preset)
+    work = count_step(settings.spec, settings.batch_size, preset, keep_products=settings.keep_products)
     achieved = Achieved(steps=ours["steps"], isa=isa, clock_hz=machine["clock_hz"], threads=settings.threads)
     ours["phases"] = achieved.phases(work, sides["bitfleet"].phases)
-    layers = count_layers(settings.spec, settings.batch_size, preset)
+    layers = count_layers(settings.spec, settings.batch_size, preset, keep_products=settings.keep_products)
     ours |= achieved.layers(settings.spec, layers, sides["bitfleet"].layers)
     result: dict[str, Any] = {
         "model": settings.spec.name,
@@ -203,6 +207,7 @@ def _gather(
         "preset": preset.name,
         "optimizer": preset.optimizer.name,
         "preset_digest": preset.digest,
+        "keep_products": settings.keep_products,
         "isa": isa,
         "rounds": len(sides["bitfleet"].blocks),
         "machine": machine,

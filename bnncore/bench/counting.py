@@ -79,15 +79,19 @@ def _widths(preset: Preset) -> _Widths:
     return _Widths(32, 32, 32, 32, gradient=32, weight=32, weight_grad=32, state=state)
 
 
-def count_step(spec: ModelSpec, batch_size: int, preset: Preset) -> dict[str, PhaseWork]:
+def count_step(
+    spec: ModelSpec, batch_size: int, preset: Preset, *, keep_products: bool = False
+) -> dict[str, PhaseWork]:
     """Count a step's work by phase, for all phases that the preset has.
 
     PyTorch's step of the standard algorithm is that of the preset ``standard``.
     """
-    return add_work(count_layers(spec, batch_size, preset))
+    return add_work(count_layers(spec, batch_size, preset, keep_products=keep_products))
 
 
-def count_layers(spec: ModelSpec, batch_size: int, preset: Preset) -> list[dict[str, PhaseWork]]:
+def count_layers(
+    spec: ModelSpec, batch_size: int, preset: Preset, *, keep_products: bool = False
+) -> list[dict[str, PhaseWork]]:
     """Count the same layer by layer, in the order of the spec's blocks; of a residual network, nothing."""
     if spec.residual is not None:
         return []
@@ -99,6 +103,9 @@ def count_layers(spec: ModelSpec, batch_size: int, preset: Preset) -> list[dict[
         layer = {}
         for name in names:
             macs: dict[Kind, int] = {}
+            if name == "recompute" and keep_products and not block.is_conv:
+                layer[name] = PhaseWork()
+                continue
             if name != "rest" and not (name == "grad_x" and block.is_first):
                 macs[_kind(name, block) if preset.name == "bitfleet" else "float"] = products
             layer[name] = PhaseWork(macs, bits[name] // 8)

@@ -33,6 +33,7 @@ def bench_table(result: Mapping[str, Any]) -> str:
     heading = (
         f"{result['model']}, batch {result['batch_size']}, preset {result['preset']} ({result['optimizer']}), "
         f"{result['isa']}, {result['threads']} thread(s) at {result['machine']['clock_hz'] / 1e9:.2f} GHz"
+        + (", products kept" if result["keep_products"] else "")
     )
     sides = {"bitfleet": result["bitfleet"]}
     if "against" in result:

@@ -59,8 +59,11 @@ class Side(Protocol):
 class EngineSide:
     """The native engine under one preset."""
 
-    def __init__(self, spec: ModelSpec, preset: Preset, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, preset: Preset, batch_size: int, threads: int, *, keep_products: bool = False
+    ) -> None:
         self.spec, self._preset, self._batch_size, self._threads = spec, preset, batch_size, threads
+        self._keep_products = keep_products
         self._batches: list[Batch] = []
         self._engine: Engine | None = None
         self._make(_toy(spec), 2).step()
@@ -100,7 +103,13 @@ class EngineSide:
     def _make(self, spec: ModelSpec, batch_size: int) -> Engine:
         from bnncore.engine import Engine
 
-        engine = Engine(spec, batch_size=batch_size, preset=self._preset, threads=self._threads)
+        engine = Engine(
+            spec,
+            batch_size=batch_size,
+            preset=self._preset,
+            threads=self._threads,
+            keep_products=self._keep_products,
+        )
         engine.initialise()
         return engine
 
@@ -169,7 +178,8 @@ def make_side(description: dict[str, Any]) -> Side:
 
         return TorchSide(spec, VARIANTS[description["variant"]], description["threads"])
     preset = resolve_preset(description["preset"], description["optimizer"])
-    return EngineSide(spec, preset, description["batch_size"], description["threads"])
+    sizes = description["batch_size"], description["threads"]
+    return EngineSide(spec, preset, *sizes, keep_products=description["keep_products"])
 
 
 def _toy(spec: ModelSpec) -> ModelSpec:

@@ -96,6 +96,7 @@ def _model_boards(args: argparse.Namespace) -> None:
     from bnncore.bench.boards import model_boards
     from bnncore.bench.report import boards_table
     from bnncore.optimizer import resolve_preset
+    from bnncore.plan import check_keeping
 
     for option, given in (("--against", args.against), ("--plot", args.plot)):
         if given is not None:
@@ -103,7 +104,9 @@ def _model_boards(args: argparse.Namespace) -> None:
     preset = resolve_preset(args.preset, args.optimizer)
     if preset.name != "bitfleet":
         raise ConfigurationError(f"--pi models the preset bitfleet, got {preset.name!r}. Leave --preset out")
-    result = model_boards(build_model(args), args.batch_size, preset)
+    spec = build_model(args)
+    check_keeping(spec, preset, args.keep_products)
+    result = model_boards(spec, args.batch_size, preset, keep_products=args.keep_products)
     say(boards_table(result), args.json)
     write_json(result, args.json)
 
@@ -121,8 +124,19 @@ def _measure(args: argparse.Namespace) -> None:
     preset = resolve_preset(args.preset, args.optimizer)
     spec = build_model(args)
     warn_about_threads(args.threads)
-    settings = Settings(spec, preset, args.batch_size, args.threads, args.against, rounds=args.rounds, steps=args.steps)
-    plan_memory(spec, batch_size=args.batch_size, preset=preset, threads=args.threads)  # refuses what does not fit
+    settings = Settings(
+        spec,
+        preset,
+        args.batch_size,
+        args.threads,
+        args.against,
+        rounds=args.rounds,
+        steps=args.steps,
+        keep_products=args.keep_products,
+    )
+    plan_memory(  # refuses what does not fit
+        spec, batch_size=args.batch_size, preset=preset, threads=args.threads, keep_products=args.keep_products
+    )
     if args.plot:
         check_picture(args.plot)
     with tqdm(unit="round", leave=False, disable=not sys.stderr.isatty()) as bar:

@@ -110,7 +110,9 @@ def run(args: argparse.Namespace) -> None:
     preset = resolve_preset(args.preset, args.optimizer)
     spec = build_model(args, input_shape=args.input_shape, classes=args.classes)
     batch_size = _batch_size(args, spec, preset)
-    result = compare_memory(spec, batch_size=batch_size, preset=preset, threads=args.threads)
+    result = compare_memory(
+        spec, batch_size=batch_size, preset=preset, threads=args.threads, keep_products=args.keep_products
+    )
     if args.budget is not None:
         result["budget_bytes"] = args.budget
     if args.plot:
@@ -127,7 +129,9 @@ def _batch_size(args: argparse.Namespace, spec: ModelSpec, preset: Preset) -> in
 
     if args.budget is None:
         return args.batch_size or DEFAULT_BATCH_SIZE
-    largest = largest_batch_size(spec, budget_bytes=args.budget, preset=preset, threads=args.threads)
+    largest = largest_batch_size(
+        spec, budget_bytes=args.budget, preset=preset, threads=args.threads, keep_products=args.keep_products
+    )
     if args.batch_size is not None and args.batch_size > largest:
         raise BudgetError(
             f"a batch of {args.batch_size} does not fit in {format_bytes(args.budget)}; the largest that does is "
@@ -170,6 +174,7 @@ def _table(result: dict[str, Any], widths: str) -> str:
     heading = (
         f"{result['model']} {widths}, batch {result['batch_size']}, preset {result['preset']} "
         f"({result['optimizer']}), {result['threads']} thread(s)"
+        + (", products kept" if result["keep_products"] else "")
     )
     lines = [heading, "", f"{'variable':<16}{'standard':>12}{'same opt.':>12}{'paper':>12}"]
     for key, title in _VARIABLES.items():

@@ -158,7 +158,14 @@ def run(args: argparse.Namespace) -> None:
         check_destination(args.checkpoint, "--checkpoint", 12 * spec.num_binary_weights + (1 << 16))
         check_destination(args.save, "--save", 4 * spec.num_binary_weights + (1 << 16))
         warn_about_threads(args.threads)
-        engine = Engine(spec, batch_size=args.batch_size, preset=preset, seed=args.seed, threads=args.threads)
+        engine = Engine(
+            spec,
+            batch_size=args.batch_size,
+            preset=preset,
+            seed=args.seed,
+            threads=args.threads,
+            keep_products=args.keep_products,
+        )
         result = _train_and_evaluate(args, engine, schedule, train_set, test_set)
     if args.max_steps != 0 or args.save:
         result["weights_digest"] = engine.weights_digest()

@@ -176,6 +176,8 @@ NB_MODULE(_native, m) {
           "conv_width"_a, "pool"_a, "pool_height"_a, "pool_width"_a);
 
   bind_engine<Engine>(m, "Engine")
+      .def(nb::init<std::vector<BlockSpec>, const OptimizerParams&, int, int, bool>(), "blocks"_a, "optimizer"_a,
+           "batch_size"_a, "num_threads"_a, "keep_products"_a)
       .def("step_traced", &step_traced, "step_scale"_a)
       .def("phase_seconds",
            [](const Engine& self) {
@@ -225,11 +227,12 @@ NB_MODULE(_native, m) {
 
   m.def(
       "plan",
-      [](const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size, int num_threads) {
-        const EngineLayout layout = lay_out_engine(blocks, optimizer, batch_size, num_threads);
+      [](const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
+         bool keep_products) {
+        const EngineLayout layout = lay_out_engine(blocks, optimizer, batch_size, num_threads, keep_products);
         return nb::make_tuple(describe(layout.plan), layout.plan.peak_bytes());
       },
-      "blocks"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a);
+      "blocks"_a, "optimizer"_a, "batch_size"_a, "num_threads"_a, "keep_products"_a = false);
   m.def("isa_available", &available_isas);
   m.def("isa_selected", [] { return std::string(selected_kernels().isa); });
   m.def("measure_clock_hz", &measure_clock_hz, nb::call_guard<nb::gil_scoped_release>());

@@ -95,6 +95,17 @@ void check_preset(const std::string& preset, const Kernels& kernels, const std::
 }  // namespace
 
 KERNEL_TEST(training_with_bitfleet) { check_preset<Engine>("bitfleet", kernels, optimizers()); }
+KERNEL_TEST(training_with_kept_products) {
+  const ForcedIsa forced(kernels.isa);
+  const NamedOptimizer optimizer = optimizers().front();
+  for (const NamedNetwork& network : networks()) {
+    for (int threads : {1, 2}) {
+      Engine engine(network.blocks, optimizer.params, kBatch, threads, /*keep_products=*/true);
+      Golden::instance().meet("bitfleet/" + network.name + "/" + optimizer.name, trained_digest(engine));
+    }
+  }
+}
+
 KERNEL_TEST(training_with_standard) { check_preset<StandardEngine>("standard", kernels, float_optimizers()); }
 KERNEL_TEST(training_with_paper) { check_preset<PaperEngine>("paper", kernels, float_optimizers()); }
 

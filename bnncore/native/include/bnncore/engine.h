@@ -3,7 +3,8 @@
 // Forward, tile by tile of up to 16 output channels: integer products over the whole batch, statistics, sign bits; the
 // products are dropped. Backward computes a tile's products again, which gives the exact batch-norm gradient and the
 // mask without having stored either, rounds it to 8 bits, multiplies it with the inputs and folds the result into the
-// optimizer state; then the gradient for the layer below replaces it, in the same slot.
+// optimizer state; then the gradient for the layer below replaces it, in the same slot. Dense layers may keep their
+// products instead: few beside a map's, and most of what a network without maps would compute again.
 #pragma once
 
 #include <chrono>
@@ -44,6 +45,7 @@ struct BlockScales {
 struct BlockGeometry {
   bool whole_map;  // the kernel covers the input map once, as in a dense layer: nothing to gather
   bool wide;       // products take 32 bits, not 16
+  bool kept;       // forward leaves its products for backward, which need not compute them again
   int tile_rows;   // output channels handled at once: 16, or less where their products would take too much memory
   int y_stride;    // products a channel in a tile: batch x normalised positions, rounded up
   // A row of weights in bits is a run of segments, each filled up to whole words: one a tap, but one in all in the
@@ -78,6 +80,8 @@ struct BlockLayout {
   size_t beta = kAbsent, beta_mean = kAbsent, beta_square = kAbsent;  // float32 [out]
   size_t running_mean = kAbsent, running_mean_abs_dev = kAbsent;      // float32 [out]
   size_t signs = kAbsent;  // uint64 [batch][out positions][words]; none in the last block
+  // Where its products are kept: int16 or int32 [out][y_stride], and ChannelStatistics of them [out].
+  size_t products = kAbsent, statistics = kAbsent;
 };
 
 // A thread's own; "rows" are those of a tile.
@@ -120,9 +124,10 @@ struct EngineLayout {
   size_t gradient_stride = 0;
 };
 
-// Lays out everything without allocating any of it.
+// Lays out everything without allocating any of it. With `keep_products` those of dense layers stay until backward,
+// which takes more memory and computes nothing again; the results are the same.
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
-                            int num_threads);
+                            int num_threads, bool keep_products = false);
 
 // A block's parts of the steps: products forward and again, both backward products (with the update, and the rounding,
 // of what they give).
@@ -142,7 +147,8 @@ struct EngineCounters {
 
 class Engine {
  public:
-  Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads);
+  Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
+         bool keep_products = false);
   virtual ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -283,6 +289,13 @@ class Engine {
                       const Y* excess, Y* y, size_t y_stride) const;
   template <typename Y>
   void find_padding(size_t block, const uint64_t* weights, int rows, int member, Y* padding) const;
+  // Where the products of a tile are that begins with this channel.
+  template <typename Y>
+  Y* tile_products(size_t block, int first, int member) const {
+    const BlockGeometry& g = geometry(block);
+    if (!g.kept) return at<Y>(layout_.scratch[member].y);
+    return at<Y>(layout_.blocks[block].products) + static_cast<size_t>(first) * g.y_stride;
+  }
   // What a part of a mean of `count` leaves of the others before it.
   static float kept_share(int count) { return 1.0f - 1.0f / static_cast<float>(count); }
   // `kept` is the share of the running statistics that a batch's own leave, below 0 where those are not taken.

@@ -16,6 +16,7 @@ namespace bitfleet::avx512 {
 namespace {
 
 constexpr int kShorts = 32;  // int16 lanes
+constexpr int kBytes = 64;   // int8 lanes
 
 // Products, or bytes, as int32; 0 outside the mask.
 BITFLEET_AVX512 inline __m512i load(__mmask16 lanes, const int16_t* y) {
@@ -233,8 +234,16 @@ BITFLEET_AVX512_LOOPS int32_t integer_max(const int32_t* sums, int32_t whole, in
   return loops::integer_max(sums, whole, count);
 }
 
-BITFLEET_AVX512_LOOPS void byte_sums(const int8_t* values, size_t stride, int rows, int count, int32_t* sums) {
-  loops::byte_sums(values, stride, rows, count, sums);
+BITFLEET_AVX512 void byte_sums(const int8_t* values, size_t stride, int rows, int count, int32_t* sums) {
+  const __m512i one = _mm512_set1_epi8(1);
+  for (int r = 0; r < rows; ++r, values += stride) {
+    __m512i sum = _mm512_setzero_si512();
+    int k = 0;
+    for (; k + kBytes <= count; k += kBytes) sum = _mm512_dpbusd_epi32(sum, one, _mm512_loadu_si512(values + k));
+    const __mmask64 left = (__mmask64{1} << (count - k)) - 1;
+    sum = _mm512_dpbusd_epi32(sum, one, _mm512_maskz_loadu_epi8(left, values + k));
+    sums[r] = _mm512_reduce_add_epi32(sum);
+  }
 }
 
 BITFLEET_AVX512_LOOPS int64_t integer_abs_sum(const int32_t* sums, int32_t factor, int32_t offset, int count) {

@@ -91,18 +91,23 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
                              static_cast<size_t>(spec.out_channels));
   }
   const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
-  Y* y = at<Y>(scratch.y);
+  Y* y = tile_products<Y>(block, first, member);
   uint8_t* choice = spec.pool == Pool::kBeforeNorm ? at<uint8_t>(scratch.choice) : nullptr;
-  timed(phase_seconds_[block].recompute, member,
-        [&] { multiply(block, weights, rows, batch_size_, member, y, choice); });
+  ChannelStatistics own[kTileRows];
+  const ChannelStatistics* statistics_of = own;
+  if (g.kept) {
+    statistics_of = at<ChannelStatistics>(layout_.blocks[block].statistics) + first;
+  } else {
+    timed(phase_seconds_[block].recompute, member,
+          [&] { multiply(block, weights, rows, batch_size_, member, y, choice); });
+    for (int r = 0; r < rows; ++r) own[r] = kernels.statistics(y + size_t(r) * g.y_stride, values);
+  }
   int8_t* grad_t = at<int8_t>(scratch.grad_t);
 
   const float scale_in = grad_x_scale(block);
   const float scale_y = grad_y_scale(block);
   const RandomStream random = stream(block, Purpose::kGradY);
   const float* beta = at<float>(layout_.blocks[block].beta) + first;
-  ChannelStatistics statistics_of[kTileRows];
-  for (int r = 0; r < rows; ++r) statistics_of[r] = kernels.statistics(y + size_t(r) * g.y_stride, values);
   ChannelNorms norms;
   kernels_.channel->moments(statistics_of, values, rows, norms);
   kernels_.channel->thresholds(beta, rows, norms);

@@ -9,8 +9,10 @@
 
 namespace bitfleet {
 
-Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads)
-    : Engine(blocks, optimizer, batch_size, num_threads, lay_out_engine(blocks, optimizer, batch_size, num_threads)) {}
+Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
+               bool keep_products)
+    : Engine(blocks, optimizer, batch_size, num_threads,
+             lay_out_engine(blocks, optimizer, batch_size, num_threads, keep_products)) {}
 
 Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
                EngineLayout layout)

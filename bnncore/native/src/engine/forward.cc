@@ -38,7 +38,6 @@ void Engine::forward_group(size_t block, int group, int count, float kept, int m
   const bool last = block + 1 == block_count();
   const int values = norm_count(block, count);
   const ProductKernels<Y>& kernels = kernels_.channel->of<Y>();
-  Y* y = at<Y>(scratch.y);
   float* mean = at<float>(layout.running_mean);
   float* deviation = at<float>(layout.running_mean_abs_dev);
   const float* beta = at<float>(layout.beta);
@@ -47,10 +46,12 @@ void Engine::forward_group(size_t block, int group, int count, float kept, int m
   for (int first = group * kTileRows; first < end; first += g.tile_rows) {
     const int rows = std::min(g.tile_rows, end - first);
     const uint64_t* weights = pack_rows(block, first, rows, at<uint64_t>(scratch.weights));
+    Y* y = tile_products<Y>(block, first, member);
     timed(phase_seconds_[block].forward, member, [&] { multiply(block, weights, rows, count, member, y, nullptr); });
     ChannelNorms norms;
     if (kept >= 0.0f) {
-      ChannelStatistics statistics[kTileRows];
+      ChannelStatistics own[kTileRows];
+      ChannelStatistics* statistics = g.kept ? at<ChannelStatistics>(layout.statistics) + first : own;
       for (int r = 0; r < rows; ++r) statistics[r] = kernels.statistics(y + size_t(r) * g.y_stride, values);
       kernels_.channel->moments(statistics, values, rows, norms);
       for (int r = 0; r < rows; ++r) {

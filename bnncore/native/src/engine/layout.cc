@@ -85,6 +85,12 @@ BlockLayout add_block(MemoryPlan& plan, const BlockSpec& block, const BlockGeome
       break;
   }
   BlockLayout layout = add_norm(plan, block, kind, number, last, batch_size);
+  if (geometry.kept) {
+    layout.products = plan.add(block.linear + ".products", "activations", geometry.wide ? "int32" : "int16",
+                               {block.out_channels, geometry.y_stride}, kPersistent);
+    layout.statistics =
+        plan.add(block.linear + ".statistics", "activations", "int64", {block.out_channels, 2}, kPersistent);
+  }
   layout.latent = w.latent, layout.momentum = w.momentum, layout.square = w.square, layout.packed = w.packed;
   return layout;
 }
@@ -108,7 +114,7 @@ struct ScratchSizes {
     const size_t in = static_cast<size_t>(block.in_positions()), fan_in = static_cast<size_t>(block.fan_in());
     const size_t weight_rows_at_once = static_cast<size_t>(g.weight_rows);
     const bool pads = block.pad_height + block.pad_width > 0;
-    most(y, rows * static_cast<size_t>(g.y_stride) * g.y_bytes());
+    if (!g.kept) most(y, rows * static_cast<size_t>(g.y_stride) * g.y_bytes());
     most(grad_t, rows * static_cast<size_t>(g.y_stride));
     most(weights, rows * g.row_words());
     if (first) most(expanded_weights, expanded_input_bytes(block, g));
@@ -321,16 +327,17 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, bool takes_w
 }  // namespace
 
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
-                            int num_threads) {
-  return lay_out_engine(blocks, optimizer, batch_size, num_threads, nullptr);
+                            int num_threads, bool keep_products) {
+  return lay_out_engine(blocks, optimizer, batch_size, num_threads, keep_products, nullptr);
 }
 
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
-                            int num_threads, const LayoutExtras* extras) {
+                            int num_threads, bool keep_products, const LayoutExtras* extras) {
   EngineLayout layout{};
   MemoryPlan& plan = layout.plan;
   size_t largest_map = 0, inner_words = 0, budget = kLeastBudget;
   ScratchSizes sizes{};
+  const bool trains = optimizer.kind != OptimizerKind::kFrozen;
   for (size_t i = 0; i < blocks.size(); ++i) {
     const BlockSpec& block = blocks[i];
     const bool first = i == 0, last = i + 1 == blocks.size();
@@ -341,6 +348,7 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     }
     layout.geometry.push_back(block_geometry(block, first, extras == nullptr, batch_size));
     const BlockGeometry& geometry = layout.geometry.back();
+    layout.geometry.back().kept = keep_products && trains && geometry.whole_map && block.pool == Pool::kNone;
     layout.blocks.push_back(add_block(plan, block, geometry, optimizer.kind, i, last, batch_size));
     budget = std::max(budget, geometry.y_bytes() * geometry.tile_rows * geometry.y_stride);
     largest_map = std::max(largest_map, static_cast<size_t>(block.conv_positions()) * block.out_channels);
@@ -350,7 +358,6 @@ EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const Optimize
     share_budget(layout.geometry[i], blocks[i], i == 0, batch_size, num_threads, budget);
     sizes.fit(blocks[i], layout.geometry[i], i == 0 ? nullptr : &blocks[i - 1], i + 1 == blocks.size(), batch_size);
   }
-  const bool trains = optimizer.kind != OptimizerKind::kFrozen;
   int input_features = blocks[0].in_features(), classes = blocks.back().out_channels;
   size_t num_scales = blocks.size();
   if (extras != nullptr) {

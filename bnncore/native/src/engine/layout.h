@@ -19,6 +19,6 @@ struct LayoutExtras {
 };
 
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
-                            int num_threads, const LayoutExtras* extras);
+                            int num_threads, bool keep_products, const LayoutExtras* extras);
 
 }  // namespace bitfleet

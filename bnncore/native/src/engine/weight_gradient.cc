@@ -71,11 +71,9 @@ void Engine::add_positions(size_t block, const int8_t* rows, size_t stride, int 
   const BlockSpec& spec = blocks_[block];
   const int count = positions.end - positions.begin;
   if (spec.pad_height + spec.pad_width == 0) {
-    for (int r = 0; r < row_count; ++r) {
-      int32_t sum = 0;
-      for (int p = 0; p < count; ++p) sum += rows[r * stride + p];
-      sums[r] += sum;
-    }
+    int32_t some[kWeightRows];
+    kernels_.channel->byte_sums(rows, stride, row_count, count, some);
+    for (int r = 0; r < row_count; ++r) sums[r] += some[r];
     return;
   }
   const int conv = spec.conv_positions();

@@ -190,7 +190,7 @@ ResidualLayout lay_out_residual(const ResidualSpec& network, const OptimizerPara
       layout.scratch.push_back(s);
     }
   };
-  layout.engine = lay_out_engine(blocks, optimizer, batch_size, num_threads, &extras);
+  layout.engine = lay_out_engine(blocks, optimizer, batch_size, num_threads, /*keep_products=*/false, &extras);
 
   const MemoryPlan& plan = layout.engine.plan;
   for (StreamLayout& s : layout.streams) resolve(plan, s.values);
