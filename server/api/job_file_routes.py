@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.access import Access
@@ -40,11 +40,14 @@ def create_job_file_router(coordinator: Coordinator, queries: Queries, access: A
         """The job as one would write it: without what is a default or follows from the rest."""
         return await written(job_id)
 
-    @router.post("/{job_id}/clone", status_code=201, dependencies=[Depends(access.needs("operate"))])
-    async def clone_job(job_id: str, wanted: CloneRequest, response: Response, key: IdempotencyKey) -> JobView:
+    @router.post("/{job_id}/clone", status_code=201, dependencies=[Depends(access.needs("operate", is_recorded=True))])
+    async def clone_job(
+        job_id: str, wanted: CloneRequest, request: Request, response: Response, key: IdempotencyKey
+    ) -> JobView:
         """Create a job like another one, which begins at once unless ``starts_at`` is set; 422 says what is wrong."""
         changes = {"starts_at": None, **wanted.set}
         config = await asyncio.to_thread(parse_job, apply_changes(await written(job_id), changes))
+        await access.record(request, f"name={config.name}")
         created = await coordinator.fleet_jobs.create(config, key)
         response.headers["Location"] = f"/api/v1/jobs/{created}"
         return await queries.job(created)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from server.api.access import Access
 from server.api.examples import JOB_EXAMPLE
@@ -39,12 +39,17 @@ def create_router(jobs: FleetJobs, queries: Queries, access: Access) -> APIRoute
         """Jobs, in the order in which they were created."""
         return await queries.jobs(paging, state, name)
 
-    @router.post("/jobs", status_code=201, dependencies=operate)
+    @router.post("/jobs", status_code=201, dependencies=[Depends(access.needs("operate", is_recorded=True))])
     async def create_job(
-        job: Annotated[dict[str, Any], Body(examples=[JOB_EXAMPLE])], response: Response, key: IdempotencyKey
+        job: Annotated[dict[str, Any], Body(examples=[JOB_EXAMPLE])],
+        request: Request,
+        response: Response,
+        key: IdempotencyKey,
     ) -> JobView:
         """Create a job from the same object that a job file holds; 422 says what is wrong with it."""
-        job_id = await jobs.create(parse_job(job), key)
+        config = parse_job(job)
+        await access.record(request, f"name={config.name}")
+        job_id = await jobs.create(config, key)
         response.headers["Location"] = f"/api/v1/jobs/{job_id}"
         return await queries.job(job_id)
 

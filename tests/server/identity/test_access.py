@@ -144,7 +144,9 @@ async def test_the_dashboards_cookie_may_look_at_the_api_and_nothing_else(house:
 
 async def test_every_change_is_in_the_audit_log(house: SecureHouse) -> None:
     operator = await house.with_scope("operate")
-    await operator.post("/api/v1/jobs", json=JOB)
+    job = (await operator.post("/api/v1/jobs", json=JOB)).json()["id"]
+    await operator.post(f"/api/v1/jobs/{job}/clone", json={"set": {"name": "another"}})
+    await operator.post("/api/v1/jobs", json={**JOB, "rounds": 0})  # refused too
     token = await house.token(uses=2, labels={"site": "lab"})
     a = await house.enrol("a", token=token)
     await house.stranger.post("/api/v1/enrolments/renew", json={"csr": make_csr("a", a.key, "renew")})
@@ -159,6 +161,7 @@ async def test_every_change_is_in_the_audit_log(house: SecureHouse) -> None:
         ("coordinator", "make an admin key for this machine"),
         ("key:first", "POST /api/v1/keys"),
         ("key:operate", "POST /api/v1/jobs"),
+        ("key:operate", f"POST /api/v1/jobs/{job}/clone"),
         ("key:first", "POST /api/v1/tokens"),
         ("device:a", "enrol"),
         ("device:a", "renew"),
@@ -167,7 +170,8 @@ async def test_every_change_is_in_the_audit_log(house: SecureHouse) -> None:
         ("key:first", "POST /api/v1/identities/b/revoke"),
     ]
     assert {entry["origin"] for entry in entries[1:]} == {"127.0.0.1"}
-    assert f"token={token.split('_')[1]}" in entries[4]["detail"]
+    assert [entry["detail"] for entry in entries[2:4]] == [f"name={JOB['name']}", "name=another"]
+    assert f"token={token.split('_')[1]}" in entries[5]["detail"]
 
 
 @pytest.mark.parametrize("statement", ["UPDATE audit_log SET actor = 'x'", "DELETE FROM audit_log"])
