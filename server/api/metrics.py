@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from server.coordinator import Coordinator
 from server.coordinator.events import ExchangeStep, SubmitStatus
-from server.storage.pages import CommittedRound
+from server.storage.pages import JobSums
 
 if TYPE_CHECKING:
     from server.replicas.replica import Replica
@@ -27,7 +27,7 @@ class Observed:
     jobs: dict[str, int]
     """By state."""
     devices_known: int
-    committed: dict[str, list[CommittedRound]]
+    sums: dict[str, JobSums]
     """Of the running jobs."""
     epsilons: dict[str, float]
     """Spent, by running job that has a budget."""
@@ -37,14 +37,12 @@ async def observe(coordinator: Coordinator) -> Observed:
     """Read what metrics need of the database."""
     disk, pages = coordinator.disk, coordinator.disk.storage.pages
     running = dict(coordinator.jobs.running)
-    committed: dict[str, list[CommittedRound]] = {job_id: [] for job_id in running}
-    for round_ in await disk.run(pages.committed, list(running)):
-        committed[round_.job_id].append(round_)
+    sums = await disk.run(pages.job_sums, list(running))
     epsilons = {}
     for job_id, runner in running.items():
         if runner.config.privacy is not None:  # the first time its library is loaded, which takes a second
             epsilons[job_id] = await asyncio.to_thread(runner.config.privacy.spent, runner.rounds_committed)
-    return Observed(await disk.run(pages.count_jobs), await disk.run(pages.count_devices), committed, epsilons)
+    return Observed(await disk.run(pages.count_jobs), await disk.run(pages.count_devices), sums, epsilons)
 
 
 class CoordinatorCollector(Collector):
@@ -92,12 +90,12 @@ class CoordinatorCollector(Collector):
         for job_id, runner in running.items():
             total.add_metric([job_id], runner.config.rounds)
             done.add_metric([job_id], min(runner.rounds_committed, runner.config.rounds))
-            rounds = observed.committed.get(job_id, [])
-            for evaluated in [round_ for round_ in rounds if round_.accuracy is not None][-1:]:
-                accuracy.add_metric([job_id], (evaluated.accuracy or 0.0) / 100)
-                loss.add_metric([job_id], evaluated.loss or 0.0)
-            for judged in [round_ for round_ in rounds if round_.local_accuracy is not None][-1:]:
-                local.add_metric([job_id], (judged.local_accuracy or 0.0) / 100)
+            sums = observed.sums.get(job_id, JobSums())
+            if sums.accuracy is not None:
+                accuracy.add_metric([job_id], sums.accuracy / 100)
+                loss.add_metric([job_id], sums.loss or 0.0)
+            if sums.local_accuracy is not None:
+                local.add_metric([job_id], sums.local_accuracy / 100)
             if runner.config.privacy is not None and job_id in observed.epsilons:
                 epsilon.add_metric([job_id], observed.epsilons[job_id])
                 budget.add_metric([job_id], runner.config.privacy.epsilon)

@@ -50,7 +50,8 @@ class JobSums:
 
     rounds: int = 0
     accuracy: float | None = None
-    """The newest that is known, as the next one."""
+    """The newest that is known, as the next two."""
+    loss: float | None = None
     local_accuracy: float | None = None
     best: int | None = None
     """The round of the highest accuracy, the first of several."""
@@ -115,8 +116,8 @@ class PageStore(Protocol):
     def job_sums(self, job_ids: Collection[str]) -> dict[str, JobSums]:
         """Return what the jobs' committed rounds come to, by job."""
 
-    def committed(self, job_ids: Collection[str], only: Collection[int] | None = None) -> list[CommittedRound]:
-        """Return the jobs' committed rounds by number, or those of some numbers."""
+    def committed(self, job_ids: Collection[str], numbers: Collection[int]) -> list[CommittedRound]:
+        """Return the jobs' committed rounds of some numbers, by number."""
 
     def rounds(
         self,

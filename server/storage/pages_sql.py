@@ -65,6 +65,7 @@ class SqlPages:
             job.job_id,
             of_job(func.count(), where=is_committed),
             of_job(accuracy, number.desc(), where=is_known),
+            of_job(columns.loss, number.desc(), where=is_known),
             of_job(local, number.desc(), where=is_judged),
             of_job(number, accuracy.desc(), number, where=is_known),
             of_job(number, local.desc(), number, where=is_judged),
@@ -78,12 +79,11 @@ class SqlPages:
         medians = {job_id: median(known) for job_id, known in overheads.items()}
         return {job_id: replace(JobSums(*found), overhead_s=medians.get(job_id)) for job_id, *found in rows}
 
-    def committed(self, job_ids: Collection[str], only: Collection[int] | None = None) -> list[CommittedRound]:
+    def committed(self, job_ids: Collection[str], numbers: Collection[int]) -> list[CommittedRound]:
         columns = tables.rounds.c
         light = select(*(columns[field.name] for field in fields(CommittedRound)))
         light = light.where(columns.state == "COMMITTED", columns.job_id.in_(job_ids))
-        if only is not None:
-            light = light.where(columns.round_number.in_(only))
+        light = light.where(columns.round_number.in_(numbers))
         with self._engine.connect() as connection:
             rows = connection.execute(light.order_by(columns.job_id, columns.round_number)).all()
         return [CommittedRound(*row) for row in rows]

@@ -68,7 +68,7 @@ async def test_a_list_of_jobs_asks_the_database_as_often_however_many_there_are(
         for _ in range(6):
             await house.coordinator.jobs.create(make_job(min_devices=9))
         await until(lambda: len(house.coordinator.jobs.running) == house.coordinator.limits.max_jobs)
-        await house.coordinator.jobs.stop()  # it asks the database too
+        await house.coordinator.jobs.stop()  # they ask the database too, and what was asked last is still being read
         event.listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
 
         async def statements(limit: int) -> int:
@@ -77,7 +77,10 @@ async def test_a_list_of_jobs_asks_the_database_as_often_however_many_there_are(
             await house.get(f"/api/v1/models?limit={limit}")
             return len(asked)
 
-        assert await statements(1) == await statements(6)
+        few = [await statements(1) for _ in range(9)]
+        many = [await statements(6) for _ in range(9)]
+
+        assert min(few) == min(many)
 
 
 async def test_what_has_not_changed_is_not_sent_again(open_house: OpenHouse) -> None:

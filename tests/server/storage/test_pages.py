@@ -73,7 +73,7 @@ def test_jobs_their_rounds_and_models_come_page_after_page(storage: SqlStorage, 
     assert [(row.round_number, row.device_id) for row in pages.updates("job-9", [3, 1, 7])] == [
         (1, "a"), (1, "b"), (3, "a"), (3, "b")
     ]  # fmt: skip
-    committed = pages.committed(["job-9", "job-7"])
+    committed = pages.committed(["job-9", "job-7"], range(10))
     assert [(round_.job_id, round_.round_number, round_.accuracy) for round_ in committed] == [
         (job_id, number, 50.0) for job_id in ("job-7", "job-9") for number in (1, 2, 3)
     ]
@@ -114,6 +114,7 @@ def test_what_a_jobs_rounds_come_to_is_summed_up(storage: SqlStorage) -> None:
     for number, (accuracy, examples, correct, overhead_s) in enumerate(rounds, start=1):
         judged: dict[str, Any] = {
             "accuracy": accuracy,
+            "loss": None if accuracy is None else accuracy / 8,
             "local_examples": examples,
             "local_correct": correct,
             "overhead_s": overhead_s,
@@ -125,7 +126,7 @@ def test_what_a_jobs_rounds_come_to_is_summed_up(storage: SqlStorage) -> None:
     storage.commit_round(replace(only, overhead_s=None), replace(VERSION, job_id="b"), [])
 
     assert storage.pages.job_sums(["a", "b", "c", "unknown"]) == {
-        "a": JobSums(5, 70.0, 100.0 / 3, best=2, local_best=2, overhead_s=0.375),
+        "a": JobSums(5, 70.0, 8.75, 100.0 / 3, best=2, local_best=2, overhead_s=0.375),
         "b": JobSums(1),
         "c": JobSums(0),
     }
