@@ -91,7 +91,12 @@ def enrol_url(settings: Settings, http: Address, trust: Trust | None) -> str:
 
 
 def people_url(settings: Settings, http: Address, trust: Trust | None) -> str:
-    """Return what people open in a browser, by the name that is in the certificate; arguments as ``write_endpoint``."""
+    """Return what people open in a browser: as the operator says, or by the name that is in the certificate.
+
+    Arguments as those of ``write_endpoint``.
+    """
+    if settings.public_origin:
+        return settings.public_origin
     if settings.public_host and _is_everywhere(http):
         return enrol_url(settings, http, trust)
     return f"{'http' if trust is None else 'https'}://{http}"

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -181,3 +181,5 @@ def test_people_are_told_an_address_that_a_browser_takes() -> None:
     assert people_url(settings, everywhere, None) == "http://fleet.example:8080"
     assert people_url(settings, here, None) == "http://127.0.0.1:8080"
     assert people_url(Settings(http=everywhere), everywhere, None) == "http://0.0.0.0:8080"
+    by_proxy = replace(settings, public_url="https://People.example:8443/")
+    assert people_url(by_proxy, everywhere, None) == "https://people.example:8443"
