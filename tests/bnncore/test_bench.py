@@ -30,7 +30,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 def engine_side(**changes: Any) -> dict[str, Any]:
     side = {"kind": "engine", "spec": mlp(widths=(8,)).to_json(), "preset": "bitfleet", "optimizer": "latent8"}
-    return {**side, "batch_size": 4, "threads": 1, "seed": 0, **changes}
+    return {**side, "batch_size": 4, "threads": 1, "seed": 0, "keep_products": False, **changes}
 
 
 def python(code: str) -> tuple[str, ...]:

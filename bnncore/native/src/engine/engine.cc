@@ -7,7 +7,14 @@
 #include <new>
 #include <stdexcept>
 
+#include "layout.h"
+
 namespace bitfleet {
+
+EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
+                            int num_threads, bool keep_products) {
+  return lay_out_engine(blocks, optimizer, batch_size, num_threads, keep_products, nullptr);
+}
 
 Engine::Engine(std::vector<BlockSpec> blocks, const OptimizerParams& optimizer, int batch_size, int num_threads,
                bool keep_products)

@@ -327,11 +327,6 @@ BlockGeometry block_geometry(const BlockSpec& block, bool is_first, bool takes_w
 }  // namespace
 
 EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
-                            int num_threads, bool keep_products) {
-  return lay_out_engine(blocks, optimizer, batch_size, num_threads, keep_products, nullptr);
-}
-
-EngineLayout lay_out_engine(const std::vector<BlockSpec>& blocks, const OptimizerParams& optimizer, int batch_size,
                             int num_threads, bool keep_products, const LayoutExtras* extras) {
   EngineLayout layout{};
   MemoryPlan& plan = layout.plan;
