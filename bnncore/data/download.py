@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from bnncore.data.cifar10 import CIFAR10_MD5, FOLDER_NAME, cifar10_files
+from bnncore.data.fetching import fetch_file, make_folder
+from bnncore.data.har_download import download_har
 from bnncore.durable import replace_file
 from bnncore.errors import DataError
 
@@ -32,7 +31,6 @@ _SHA256 = {
 }
 _CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 _CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
-_TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 16
 
 
@@ -48,10 +46,10 @@ def download_mnist(root: Path, *, urls: Sequence[str] = MNIST_URLS, sha256: dict
       DataError: no host gave a file with the right checksum, or the folder cannot be written.
     """
     folder = root / "mnist"
-    _make_folder(folder)
+    make_folder(folder)
     for name, checksum in (sha256 or _SHA256).items():
         if not (folder / name).is_file():
-            _fetch(name, checksum, folder / name, urls)
+            fetch_file(name, folder / name, urls, sha256=checksum)
 
 
 def download_cifar10(
@@ -78,10 +76,10 @@ def download_cifar10(
     if md5 is None and _has_cifar10(root):
         return
     folder = root / "cifar10" / FOLDER_NAME
-    _make_folder(folder)
+    make_folder(folder)
     archive = folder.parent / _CIFAR10_ARCHIVE
     if not archive.is_file():
-        _fetch(_CIFAR10_ARCHIVE, sha256, archive, urls)
+        fetch_file(_CIFAR10_ARCHIVE, archive, urls, sha256=sha256)
     try:
         _unpack(archive, folder, CIFAR10_MD5 if md5 is None else md5)
         archive.unlink()
@@ -123,37 +121,9 @@ def _copy_checked(content: IO[bytes], path: Path, md5: str) -> None:
             raise DataError(f"{path.name} in the archive has MD5 {digest.hexdigest()}, expected {md5}")
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"the data folder cannot be made: {error}. Choose another with --data") from error
-
-
-def _fetch(name: str, checksum: str, path: Path, urls: Sequence[str]) -> None:
-    failures = []
-    for url in urls:
-        try:
-            _fetch_from(url + name, checksum, path)
-        except (OSError, http.client.HTTPException, DataError) as error:
-            failures.append(f"{url + name}: {error}")
-        else:
-            return
-    raise DataError(
-        f"{name} could not be fetched into {path.parent}: {'; '.join(failures)}. "
-        "Copy the file there from a machine that has it, or try again later"
-    )
-
-
-def _fetch_from(url: str, checksum: str, path: Path) -> None:
-    digest = hashlib.sha256()
-    with replace_file(path) as file, urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-        while chunk := response.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
-        if digest.hexdigest() != checksum:
-            raise DataError(f"the file has SHA-256 {digest.hexdigest()}, expected {checksum}")
-
-
-DOWNLOADS: dict[str, Callable[[Path], None]] = {"cifar10": download_cifar10, "mnist": download_mnist}
+DOWNLOADS: dict[str, Callable[[Path], None]] = {
+    "cifar10": download_cifar10,
+    "har": download_har,
+    "mnist": download_mnist,
+}
 """What fetches a data set into a data folder, by its name."""

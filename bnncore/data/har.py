@@ -21,7 +21,16 @@ from bnncore.data.input_range import InputRange
 from bnncore.data.preparation import prepared
 from bnncore.errors import DataError
 
-__all__ = ["HAR_DESCRIPTION", "HAR_RANGE", "har_files", "open_har", "prepare_har"]
+__all__ = [
+    "FOLDER_NAME",
+    "HAR_DESCRIPTION",
+    "HAR_RANGE",
+    "MAX_TEXT_BYTES",
+    "har_files",
+    "har_members",
+    "open_har",
+    "prepare_har",
+]
 
 FOLDER_NAME = "UCI HAR Dataset"
 _WINDOW = 128
@@ -33,7 +42,8 @@ _ANGULAR_VELOCITY_LIMIT = 4.0
 _LIMITS = (_ACCELERATION_LIMIT,) * 3 + (_ANGULAR_VELOCITY_LIMIT,) * 3
 HAR_RANGE = InputRange(tuple(-limit for limit in _LIMITS), _LIMITS)
 """What the readings are quantised by: also for a device that measures them itself."""
-_MAX_FILE_BYTES = 1 << 27  # a text file of the publisher's has 15 MB
+MAX_TEXT_BYTES = 1 << 27
+"""Most of a file; a text file of the publisher's has 15 MB."""
 
 HAR_DESCRIPTION: dict[str, Any] = {
     "kind": "signals",
@@ -76,8 +86,18 @@ def har_files(root: Path, split: Split) -> dict[str, Path]:
     raise DataError(
         f"no HAR ({split}) in {root}: looked for activity_labels.txt, {split}/y_{split}.txt, "
         f"{split}/subject_{split}.txt and {split}/Inertial Signals/NAME_{split}.txt or .npy.xz, where NAME is "
-        f"{', '.join(_CHANNELS)}, in {', '.join(map(str, folders))}{incomplete}. Give --data DIR"
+        f"{', '.join(_CHANNELS)}, in {', '.join(map(str, folders))}{incomplete}. Give --data DIR, or fetch "
+        "it there with --download"
     )
+
+
+def har_members() -> list[str]:
+    """Name the files that both splits are read from, as they lie in the publisher's folder."""
+    members = ["activity_labels.txt"]
+    for split in ("train", "test"):
+        members += [f"{split}/Inertial Signals/{name}_{split}.txt" for name in _CHANNELS]
+        members += [f"{split}/{name}_{split}.txt" for name in ("y", "subject")]
+    return members
 
 
 def open_har(root: Path, *, split: Split) -> Dataset:
@@ -149,7 +169,7 @@ def _read_signal(path: Path, count: int) -> NDArray[np.float32]:
     """Read one channel: float32 [count, 128], finite."""
     from bnncore.data.unpacking import unpacked  # brings lzma, which the training process does without
 
-    with unpacked(path, max_bytes=_MAX_FILE_BYTES) as file:
+    with unpacked(path, max_bytes=MAX_TEXT_BYTES) as file:
         values = _read_text(file, path) if path.suffix == ".txt" else _read_npy(file, path, (count, _WINDOW))
     if values.shape != (count, _WINDOW):
         raise _wrong_shape(path, (count, _WINDOW), values.shape)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
 import io
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +12,10 @@ import pytest
 
 from bnncore.data.download import download_cifar10, download_mnist
 from bnncore.errors import DataError
+from tests.bnncore.file_host import serve_folder
 
 CONTENT = bytes(range(256)) * 1000
 GOOD = {"images.gz": hashlib.sha256(CONTENT).hexdigest()}
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
@@ -31,13 +24,8 @@ def host(tmp_path: Path) -> Iterator[str]:
     for folder, content in [("good", CONTENT), ("bad", CONTENT[:-1])]:
         (tmp_path / "host" / folder).mkdir(parents=True)
         (tmp_path / "host" / folder / "images.gz").write_bytes(content)
-    handler = functools.partial(QuietHandler, directory=str(tmp_path / "host"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+    with serve_folder(tmp_path / "host") as url:
+        yield url
 
 
 def test_the_first_host_with_the_right_file_serves(tmp_path: Path, host: str) -> None:
