@@ -20,6 +20,7 @@ RESULT: dict[str, Any] = {
     "threads": 1,
     "preset": "bitfleet",
     "optimizer": "latent8",
+    "keep_products": False,
     "isa": "avx512",
     "machine": {"clock_hz": 3.66e9, "copy_bytes_per_s": 20e9, "load_average_before": 0.1},
     "bitfleet": {
@@ -70,6 +71,11 @@ def test_the_table_says_what_was_found() -> None:
         "tried torch, compiled: the process that runs torch (compiled) ended early (exit code 1): no compiler" in text
     )
     assert "modelled (a book): bitfleet 12 mJ, torch 175 mJ; measured (RAPL): bitfleet 1.5e+03 mJ" in text
+
+
+def test_the_table_says_that_products_were_kept() -> None:
+    assert bench_table(RESULT).splitlines()[0].endswith(" GHz")
+    assert bench_table({**RESULT, "keep_products": True}).splitlines()[0].endswith(" GHz, products kept")
 
 
 def test_the_table_does_not_call_slower_faster() -> None:

@@ -111,7 +111,7 @@ def test_files_that_are_there_are_not_touched(tmp_path: Path, host: str) -> None
     own.mkdir(parents=True)
     (own / "y_train.txt").write_bytes(b"1\n")
 
-    with pytest.raises(DataError, match="is there, but incomplete. Move it away"):
+    with pytest.raises(DataError, match=r"is there, but incomplete. Move it away"):
         download_har(tmp_path / "data", urls=[host])
 
     assert (own / "y_train.txt").read_bytes() == b"1\n"
