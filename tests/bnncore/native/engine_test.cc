@@ -75,15 +75,16 @@ std::string trained_digest(AnyEngine& engine) {
   return digest.hex();
 }
 
+// What threads share out is the same with all kernels; the portable ones are slow, and slower under a sanitizer.
+int most_threads(const Kernels& kernels) { return std::string(kernels.isa) == "portable" ? 1 : 2; }
+
 template <typename AnyEngine>
 void check_preset(const std::string& preset, const Kernels& kernels, const std::vector<NamedOptimizer>& optimizers) {
   const ForcedIsa forced(kernels.isa);
-  // What threads share out is the same with all kernels; the portable ones are slow, and slower under a sanitizer.
-  const int most_threads = std::string(kernels.isa) == "portable" ? 1 : 2;
   for (const NamedNetwork& network : networks()) {
     for (const NamedOptimizer& optimizer : optimizers) {
       if (!network.with_every_optimizer && !optimizer.everywhere) continue;
-      for (int threads = 1; threads <= most_threads; ++threads) {
+      for (int threads = 1; threads <= most_threads(kernels); ++threads) {
         AnyEngine engine(network.blocks, optimizer.params, kBatch, threads);
         CHECK_EQUAL(std::string(engine.isa()), std::string(kernels.isa));
         Golden::instance().meet(preset + "/" + network.name + "/" + optimizer.name, trained_digest(engine));
@@ -99,10 +100,8 @@ KERNEL_TEST(training_with_kept_products) {
   const ForcedIsa forced(kernels.isa);
   const NamedOptimizer optimizer = optimizers().front();
   for (const NamedNetwork& network : networks()) {
-    for (int threads : {1, 2}) {
-      Engine engine(network.blocks, optimizer.params, kBatch, threads, /*keep_products=*/true);
-      Golden::instance().meet("bitfleet/" + network.name + "/" + optimizer.name, trained_digest(engine));
-    }
+    Engine engine(network.blocks, optimizer.params, kBatch, most_threads(kernels), /*keep_products=*/true);
+    Golden::instance().meet("bitfleet/" + network.name + "/" + optimizer.name, trained_digest(engine));
   }
 }
 
