@@ -11,10 +11,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.cells import cell_len
@@ -110,22 +111,30 @@ def show(arguments: argparse.Namespace, value: Any, print_readable: Any) -> int:
     return 0
 
 
-def print_table(columns: list[str], rows: Iterable[list[Any]]) -> None:
+def print_table(
+    columns: list[str], rows: Iterable[list[Any]], *, usual: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Print rows under their columns' names.
 
+    A terminal is spared the columns of ``usual`` where every row has nothing but what is usual to say.
     Long texts are folded between words to fit a terminal. A short cell stays whole and a word is never broken, so that
     what was printed can be searched and copied: a table too wide for the terminal is left to it to fold. Whatever reads
     the output instead of a terminal gets a line for each row.
     """
     lines = [columns, *(["-" if value is None else str(value) for value in row] for row in rows)]
+    console = Console(markup=False, emoji=False)  # names and reasons are text, whatever brackets are in them
+    told = [
+        cells
+        for cells in zip(*lines, strict=True)
+        if not console.is_terminal or set(cells[1:]) != {usual.get(cells[0])}
+    ]
     table = Table(box=None, pad_edge=False)
-    for cells in zip(*lines, strict=True):
+    for cells in told:
         whole = max(map(cell_len, cells)) <= _SHORT
         pieces = cells if whole else (word for cell in cells for word in cell.split())
         table.add_column(cells[0], no_wrap=whole, min_width=max(map(cell_len, pieces), default=0))
-    for row in lines[1:]:
+    for row in zip(*(cells[1:] for cells in told), strict=True):
         table.add_row(*row)
-    console = Console(markup=False, emoji=False)  # names and reasons are text, whatever brackets are in them
     wanted = Measurement.get(console, console.options.update_width(sys.maxsize), table)
     console.width = max(console.width, wanted.minimum) if console.is_terminal else wanted.maximum
     console.print(table)

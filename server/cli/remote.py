@@ -97,12 +97,13 @@ def show_job(arguments: argparse.Namespace) -> int:
             "rejected",
             "accuracy",
             "local",
-            "down/device",
-            "up/device",
+            "down",
+            "up",
             "slowest",
             "overhead",
         ]
-        print_table(columns, (_round_row(round_) for round_ in rounds))
+        usual = {"attempt": "1", "rejected": "0", "local": "-"}
+        print_table(columns, (_round_row(round_) for round_ in rounds), usual=usual)
 
     return show(arguments, {**job, "rounds": rounds}, print_job)
 
@@ -148,8 +149,8 @@ def _round_row(round_: dict[str, Any]) -> list[Any]:
         round_["rejected"],
         percent(round_),
         percent(round_, "local_accuracy"),
-        round_["down_bytes_per_device"],
-        round_["up_bytes_per_device"],
+        _kb(round_["down_bytes_per_device"]),
+        _kb(round_["up_bytes_per_device"]),
         _seconds(round_["device_seconds_max"]),
         _seconds(round_["overhead_s"], 3),
     ]
@@ -180,6 +181,10 @@ def _phase(row: dict[str, Any]) -> str | None:
     """Say where a round stands, and under secure aggregation at which step of its exchange."""
     exchange, state = row["exchange"], row["state"]
     return f"{state} ({exchange['step']})" if exchange is not None and exchange["step"] is not None else state
+
+
+def _kb(num_bytes: float | None) -> str | None:
+    return None if num_bytes is None else f"{num_bytes / 1000:.1f} kB"
 
 
 def _mib(num_bytes: int) -> str:

@@ -295,6 +295,24 @@ def test_a_table_in_a_terminal_breaks_no_word(
     assert " ".join(" ".join(lines[1:]).split()[3:]) == ("no class of that name " * 9).rstrip()
 
 
+def test_a_terminal_is_spared_columns_that_say_what_is_usual(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, usual = ["round", "attempt", "rejected"], {"attempt": "1", "rejected": "0"}
+    rows: list[list[Any]] = [[1, 1, 0], [2, 1, 3]]
+
+    print_table(columns, rows, usual=usual)
+    assert capsys.readouterr().out.split() == ["round", "attempt", "rejected", "1", "1", "0", "2", "1", "3"]
+
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    print_table(columns, rows, usual=usual)
+    print_table(columns, rows[:1], usual=usual)
+    print_table(columns, [], usual=usual)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["round", "rejected"], ["1", "0"], ["2", "3"], ["round"], ["1"], columns]
+
+
 async def test_jobs_devices_and_models_from_the_command_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, job_file: Path
 ) -> None:
