@@ -46,7 +46,7 @@ class Worker:
         description: dict[str, Any],
         *,
         timeout_s: float = 600.0,
-        command: tuple[str, ...] = (sys.executable, "-m", "bnncore.bench.worker"),
+        command: tuple[str, ...] = (sys.executable, "-P", "-m", "bnncore.bench.worker"),
     ) -> None:
         self.name = name
         self._timeout_s = timeout_s

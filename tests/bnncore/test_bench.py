@@ -175,6 +175,16 @@ def test_a_worker_trains_and_tells() -> None:
         assert clock["clock_hz"] > 1e8
 
 
+def test_a_worker_takes_nothing_of_the_folder_where_it_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('as a checkout, whose packages have no native module')")
+    monkeypatch.chdir(tmp_path)
+
+    with Worker("bitfleet", engine_side()) as worker:
+        assert worker.about["isa"] == isa_selected()
+
+
 def test_phases_are_asked_of_the_engine_where_it_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(Engine, "reset_phases", lambda engine: asked.append("reset"), raising=False)
