@@ -283,8 +283,8 @@ class Worker:
         except TimeoutError:
             name = wire.DeviceState.Name(self.activity.state).removeprefix("DEVICE_STATE_")
             if own_limit < job.expires_at:
-                limit = f"{self._rules.policy.max_seconds:g} s"
-                raise TaskFailedError(f"the device's owner lets a task take {limit}, passed while {name}") from None
+                told = f"take {self._rules.policy.max_seconds:g} s; they passed while {name}"
+                raise TaskFailedError(f"the device's owner lets a task {told}") from None
             raise TaskFailedError(f"the round's deadline passed while {name}") from None
 
     async def _make_update(self, task: wire.Task) -> None:

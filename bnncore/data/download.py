@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from bnncore.data.cifar10 import CIFAR10_MD5, FOLDER_NAME, cifar10_files
-from bnncore.data.fetching import fetch_file, make_folder
+from bnncore.data.fetching import fetch_file, has_both_splits, make_folder
 from bnncore.data.har_download import download_har
 from bnncore.durable import replace_file
 from bnncore.errors import DataError
@@ -73,7 +73,7 @@ def download_cifar10(
     Raises:
       DataError: no host gave an archive with the right checksum, it lacks a file, or the folder cannot be written.
     """
-    if md5 is None and _has_cifar10(root):
+    if md5 is None and has_both_splits(cifar10_files, root):
         return
     folder = root / "cifar10" / FOLDER_NAME
     make_folder(folder)
@@ -87,15 +87,6 @@ def download_cifar10(
         raise DataError(
             f"{archive} cannot be unpacked: {error}. Free some space, or delete it and try again"
         ) from error
-
-
-def _has_cifar10(root: Path) -> bool:
-    try:
-        cifar10_files(root, "train")
-        cifar10_files(root, "test")
-    except DataError:
-        return False
-    return True
 
 
 def _unpack(archive: Path, folder: Path, md5: dict[str, str]) -> None:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import hashlib
 import http.client
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from bnncore.data.idx import Split
 from bnncore.durable import replace_file
 from bnncore.errors import DataError
 
-__all__ = ["fetch_file", "make_folder"]
+__all__ = ["fetch_file", "has_both_splits", "make_folder"]
 
 _TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 16
 _MAX_FILE_BYTES = 1 << 29  # the largest, CIFAR-10's archive, has 163 MiB
+
+
+def has_both_splits(find: Callable[[Path, Split], Any], root: Path) -> bool:
+    """Say whether a data set's files are below a data folder already; ``find`` raises DataError where they are not."""
+    try:
+        find(root, "train")
+        find(root, "test")
+    except DataError:
+        return False
+    return True
 
 
 def make_folder(folder: Path) -> None:

@@ -72,11 +72,9 @@ def har_files(root: Path, split: Split) -> dict[str, Path]:
     folders = (root / "har" / FOLDER_NAME, root / FOLDER_NAME, root)
     incomplete = ""
     for folder in folders:
-        signals = {name: folder / split / "Inertial Signals" / f"{name}_{split}" for name in _CHANNELS}
         wanted: dict[str, tuple[Path, ...]]
-        wanted = {name: (Path(f"{stem}.npy.xz"), Path(f"{stem}.txt")) for name, stem in signals.items()}
-        wanted |= {name: (folder / split / f"{name}_{split}.txt",) for name in ("y", "subject")}
-        wanted["activity_labels"] = (folder / "activity_labels.txt",)
+        wanted = {name: (folder / member,) for name, member in _members(split).items()}
+        wanted |= {name: (wanted[name][0].with_suffix(".npy.xz"), *wanted[name]) for name in _CHANNELS}
         found = {name: path for name, places in wanted.items() for path in places if path.is_file()}
         if len(found) == len(wanted):
             return found
@@ -93,11 +91,15 @@ def har_files(root: Path, split: Split) -> dict[str, Path]:
 
 def har_members() -> list[str]:
     """Name the files that both splits are read from, as they lie in the publisher's folder."""
-    members = ["activity_labels.txt"]
-    for split in ("train", "test"):
-        members += [f"{split}/Inertial Signals/{name}_{split}.txt" for name in _CHANNELS]
-        members += [f"{split}/{name}_{split}.txt" for name in ("y", "subject")]
-    return members
+    train, test = _members("train"), _members("test")
+    return list(dict.fromkeys([train["activity_labels"], *train.values(), *test.values()]))
+
+
+def _members(split: Split) -> dict[str, str]:
+    """Where the publisher has what a split is read from: each channel, then the labels, the people and the classes."""
+    signals = {name: f"{split}/Inertial Signals/{name}_{split}.txt" for name in _CHANNELS}
+    columns = {name: f"{split}/{name}_{split}.txt" for name in ("y", "subject")}
+    return signals | columns | {"activity_labels": "activity_labels.txt"}
 
 
 def open_har(root: Path, *, split: Split) -> Dataset:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bnncore.data.dataset import Dataset
-from bnncore.data.fetching import fetch_file, make_folder
+from bnncore.data.fetching import fetch_file, has_both_splits, make_folder
 from bnncore.data.har import FOLDER_NAME, MAX_TEXT_BYTES, har_files, har_members, open_har
 from bnncore.data.idx import Split
 from bnncore.durable import replace_file
@@ -49,7 +49,7 @@ def download_har(root: Path, *, urls: Sequence[str] = HAR_URLS, digests: dict[Sp
     Raises:
       DataError: no host gave an archive, its examples are others, or the folder cannot be written; nothing is kept.
     """
-    if _has_har(root):
+    if has_both_splits(har_files, root):
         return
     folder = root / "har"
     if (folder / FOLDER_NAME).exists():
@@ -88,15 +88,6 @@ def digest_examples(examples: Dataset) -> str:
     for column in (examples.labels, examples.groups):
         digest.update(np.asarray(column, np.uint8).tobytes())
     return digest.hexdigest()
-
-
-def _has_har(root: Path) -> bool:
-    try:
-        har_files(root, "train")
-        har_files(root, "test")
-    except DataError:
-        return False
-    return True
 
 
 def _unpack(archive: Path, folder: Path) -> None:

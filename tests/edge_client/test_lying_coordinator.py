@@ -157,7 +157,7 @@ async def test_a_task_that_never_ends_is_stopped(
     await coordinator.until(lambda: coordinator.reports)
 
     reason = coordinator.reports[0].reason
-    assert reason == "the device's owner lets a task take 2 s, passed while TRAINING"
+    assert reason == "the device's owner lets a task take 2 s; they passed while TRAINING"
     assert device.children() == []
 
 

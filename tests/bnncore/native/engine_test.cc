@@ -96,6 +96,7 @@ void check_preset(const std::string& preset, const Kernels& kernels, const std::
 }  // namespace
 
 KERNEL_TEST(training_with_bitfleet) { check_preset<Engine>("bitfleet", kernels, optimizers()); }
+
 KERNEL_TEST(training_with_kept_products) {
   const ForcedIsa forced(kernels.isa);
   const NamedOptimizer optimizer = optimizers().front();
