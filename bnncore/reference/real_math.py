@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +15,9 @@ def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     rounder = 6755399441055744.0  # 1.5 * 2^52
     n = (x * 1.4426950408889634 + rounder) - rounder
     r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10
-    total = np.ones_like(x)
-    for i in range(14, 0, -1):
-        total = 1.0 + r / i * total
+    total = np.full_like(x, 1.0 / math.factorial(14))
+    for i in range(13, -1, -1):
+        total = total * r + 1.0 / math.factorial(i)
     scale = ((n.astype(np.int64) + 1023) << 52).view(np.float64)
     return np.where(x < -700.0, 0.0, total * scale)
 

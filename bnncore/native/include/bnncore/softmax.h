@@ -31,7 +31,8 @@ inline SoftmaxRow softmax_row(const float* logits, int classes, int label, doubl
   row.best = static_cast<int>(std::max_element(logits, logits + classes) - logits);
   const double largest = logits[row.best];
   const int few = std::min(classes, kKeptClasses);
-  for (int c = 0; c < few; ++c) row.sum += kept[c] = exp_exact(double{logits[c]} - largest);
+  for (int c = 0; c < few; ++c) kept[c] = exp_exact(double{logits[c]} - largest);
+  for (int c = 0; c < few; ++c) row.sum += kept[c];
   for (int c = few; c < classes; ++c) row.sum += exp_exact(double{logits[c]} - largest);
   row.loss = log_exact(row.sum) - (double{logits[label]} - largest);
   return row;
