@@ -130,8 +130,11 @@ AVX512 void store_16_bits(int row, int k, __m512i sums) {
   _mm512_storeu_si512(&got[row][k + 16], _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(sums, 1)));
 }
 
-// VPERMW: tables of 32 sums of five; VPERMI2W: of 64 sums of six. 4 rows by 128 columns, or 2 by 128.
-template <int kGroup, int kAtOnce>
+enum class LookUp { kVpermw, kVpermb, kVpermi2w };
+
+// VPERMW, or VPERMB by the numbers of both bytes: tables of 32 sums of five; VPERMI2W: of 64 sums of six. 4 rows by 128
+// columns, or 2 by 128.
+template <LookUp kBy, int kGroup, int kAtOnce>
 AVX512 void look_up_words(const uint8_t* tables, const uint8_t* indices) {
   constexpr int kGroups = (kDepth + kGroup - 1) / kGroup, kTable = kGroup == 5 ? 64 : 128;
   for (int r = 0; r < kRows; r += kAtOnce) {
@@ -144,8 +147,9 @@ AVX512 void look_up_words(const uint8_t* tables, const uint8_t* indices) {
         const uint8_t* table = tables + (size_t(r + i) * kGroups + q) * kTable;
         const __m512i low = _mm512_load_si512(table);
         UNROLL for (int v = 0; v < 4; ++v) {
-          const __m512i found = kGroup == 5
-                                    ? _mm512_permutexvar_epi16(x[v], low)
+          const __m512i found = kBy == LookUp::kVpermw ? _mm512_permutexvar_epi16(x[v], low)
+                                : kBy == LookUp::kVpermb
+                                    ? _mm512_permutexvar_epi8(x[v], low)
                                     : _mm512_permutex2var_epi16(low, x[v], _mm512_load_si512(table + kTable / 2));
           sum[i][v] = _mm512_add_epi16(sum[i][v], found);
         }
@@ -332,6 +336,11 @@ int main() {
       }
     }
     const Form fives = tables_of(5, 32, true), five_indices = indices_of<uint16_t>(5);
+    Form five_pairs = indices_of<uint16_t>(5);  // bytes 2 i and 2 i + 1 of a table
+    for (size_t i = 0; i < five_pairs.size / 2; ++i) {
+      uint16_t& index = reinterpret_cast<uint16_t*>(five_pairs.data)[i];
+      index = static_cast<uint16_t>(index * 0x0202 + 0x0100);
+    }
     const Form sixes = tables_of(6, 64, true), six_indices = indices_of<uint16_t>(6);
     const Form six_bytes = tables_of(6, 64, false), six_byte_indices = indices_of<uint8_t>(6);
     measure("avx512", "bit-planes", [&] {
@@ -340,7 +349,8 @@ int main() {
     measure("avx512", "VPDPBUSD", [&] { dot_bytes(bytes.data); });
     measure("avx512", "VPSHUFB-tables", [&] { look_up_bytes<4>(nibbles.data, nibble_indices.data); });
     measure("avx512", "VPERMB-tables", [&] { look_up_bytes<6>(six_bytes.data, six_byte_indices.data); });
-    measure("avx512", "VPERMI2W-tables", [&] { look_up_words<6, 2>(sixes.data, six_indices.data); });
-    measure("avx512", "VPERMW-tables", [&] { look_up_words<5, 4>(fives.data, five_indices.data); });
+    measure("avx512", "VPERMI2W-words", [&] { look_up_words<LookUp::kVpermi2w, 6, 2>(sixes.data, six_indices.data); });
+    measure("avx512", "VPERMW-words", [&] { look_up_words<LookUp::kVpermw, 5, 4>(fives.data, five_indices.data); });
+    measure("avx512", "VPERMB-words", [&] { look_up_words<LookUp::kVpermb, 5, 4>(fives.data, five_pairs.data); });
   }
 }

@@ -35,9 +35,9 @@ class Bound:
 _AVX512: dict[Kind, Bound] = {
     # VPXORQ, VPOPCNTQ, VPADDQ for 512 pairs of bits; two of these three a cycle.
     "binary": Bound("XOR and VPOPCNTQ", 512, 3, 2),
-    # One VPERMW looks the sums of five gradients up for 32 rows of bits at once; one permute a cycle, and the addition
-    # that takes the result up fits in beside it.
-    "gradient": Bound("look-up by VPERMW", 160, 1, 1),
+    # One VPERMB looks the sums of five gradients up, two bytes each, for 32 rows of bits at once; one permute a cycle,
+    # and the addition that takes the result up fits in beside it.
+    "gradient": Bound("look-up by VPERMB", 160, 1, 1),
     # VPDPBUSD: 64 products of bytes with their sums; one a cycle.
     "input": Bound("VPDPBUSD", 64, 1, 1),
     "input_gradient": Bound("VPDPBUSD", 64, 1, 1),

@@ -26,7 +26,7 @@ from bnncore.reference.maps import (
     weight_gradient,
 )
 from bnncore.reference.norm import l1_batch_norm, l1_batch_norm_gradient
-from bnncore.reference.randomness import random_stream, random_words, round_stochastic
+from bnncore.reference.randomness import random_halves, random_stream, random_words, round_stochastic
 from bnncore.reference.real_math import exp, log
 from bnncore.reference.residual import ResidualReference
 
@@ -41,6 +41,7 @@ __all__ = [
     "log",
     "max_pool",
     "patches",
+    "random_halves",
     "random_stream",
     "random_words",
     "round_stochastic",

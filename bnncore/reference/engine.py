@@ -13,7 +13,7 @@ from bnncore.optimizer import FLOAT_OPTIMIZERS, OptimizerConfig
 from bnncore.reference.maps import convolve, input_gradient, max_pool, route_to_arg_max, weight_gradient
 from bnncore.reference.norm import centred_gradient, channel_thresholds, channels_of
 from bnncore.reference.optimizers import Moments, Normaliser, adam, update_weights
-from bnncore.reference.randomness import Purpose, random_stream, random_words, round_stochastic
+from bnncore.reference.randomness import Purpose, padded_index, random_halves, random_stream, round_stochastic
 from bnncore.reference.softmax import cross_entropy
 from bnncore.spec import ModelSpec
 from bnncore.state import State
@@ -178,8 +178,8 @@ class ReferenceEngine:
     def _softmax(self, logits: NDArray[np.float32], labels: NDArray[np.int32]) -> tuple[float, int, Ints]:
         """Mean loss (nats), hits, and the gradient p - target [B, classes] rounded to 1/127."""
         loss, correct, excess = cross_entropy(logits, labels)
-        words = self._words(len(self.blocks) - 1, Purpose.TOP_GRADIENT, excess.shape)
-        return loss, correct, round_stochastic((excess * 127.0).astype(_F), words >> np.uint32(16))
+        halves = self._halves(len(self.blocks) - 1, Purpose.TOP_GRADIENT, excess.shape)
+        return loss, correct, round_stochastic((excess * 127.0).astype(_F), halves)
 
     def _norm_gradient(
         self, i: int, y: Ints, grad: Ints, scale_in: np.float32
@@ -196,8 +196,8 @@ class ReferenceEngine:
             scales.max_grad_y = (np.abs(centred).max(axis=0) * real_gain).max() / _F(self.optimizer.headroom)
         scale_y = self._scale(scales.max_grad_y)
         value = centred * (real_gain / scale_y)
-        words = self._words(i, Purpose.GRAD_Y, y.shape)
-        grad_y = np.where(alive, round_stochastic(value, words >> np.uint32(16)), 0)
+        halves = random_halves(self._stream(i, Purpose.GRAD_Y), padded_index(y.T.shape)).T
+        grad_y = np.where(alive, round_stochastic(value, halves), 0)
         return grad_y, scale_y, scale_in * q.sum(axis=0).astype(_F), np.abs(value).max() * scale_y
 
     def _round_grad_x(self, i: int, grad_x: Ints, scale_y: np.float32) -> tuple[Ints, np.float32]:
@@ -208,18 +208,21 @@ class ReferenceEngine:
         scale_x = self._scale(scales.max_grad_x)
         gain = scale_y / scale_x
         value = grad_x.astype(_F) * gain
-        words = self._words(i, Purpose.GRAD_X, grad_x.shape)
+        halves = self._halves(i, Purpose.GRAD_X, grad_x.shape)
         seen = np.abs(value).max() / gain * scale_y
         scales.max_grad_x = max(seen, scales.max_grad_x * _F(self.optimizer.scale_decay))
-        return round_stochastic(value, words >> np.uint32(16)), scale_x
+        return round_stochastic(value, halves), scale_x
 
     def _scale(self, largest: np.float32) -> np.float32:
         return largest * (_F(self.optimizer.headroom) / _F(127)) if largest > 0 else _F(1)
 
-    def _words(self, block: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.uint32]:
-        """Give the random words of one use in this step: element i of the flattened array has word i."""
+    def _stream(self, block: int, purpose: Purpose) -> tuple[int, int]:
+        return random_stream(self.seed, self.steps, block, purpose)
+
+    def _halves(self, block: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.uint32]:
+        """Give 16 random bits for each element of the flattened array, for one use in this step."""
         index = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
-        return random_words(random_stream(self.seed, self.steps, block, purpose), index)
+        return random_halves(self._stream(block, purpose), index)
 
     def _update_statistics(self, i: int, mean: NDArray[Any], mean_abs_dev: NDArray[Any]) -> None:
         keep = _F(1) - _F(1) / _F(min(self.steps + 1, 10))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnncore.optimizer import OptimizerConfig
-from bnncore.reference.randomness import random_words, round_stochastic
+from bnncore.reference.randomness import padded_index, random_halves, random_words, round_stochastic
 
 __all__ = ["Moments", "Normaliser", "adam", "update_weights"]
 
@@ -67,7 +67,8 @@ def update_weights(
       gain: what a unit of it is worth: for 8-bit optimizers after normalisation.
       step_scale: the schedule's factor.
       step: number of this step, from 1.
-      stream: of this block and step; weight i of the flattened layer draws word i.
+      stream: of this block and step, whose rows of weights begin a block of numbers each. A weight draws half a word,
+        or, where its momentum is rounded too, the whole.
     """
     size = _F(o.step_size) * _F(step_scale)
     g = grad.astype(_F)
@@ -80,18 +81,20 @@ def update_weights(
         m[...] = _F(o.momentum) * m + g * (gain * np.sqrt(_F(g.size)))
         u[...] = np.clip(u - size * m, _F(-1), _F(1))
         return
-    words = random_words(stream, np.arange(grad.size, dtype=np.int64).reshape(grad.shape))
-    low, high = words & np.uint32(0xFFFF), words >> np.uint32(16)
+    rows, columns = grad.shape
+    index = padded_index((rows, columns))
     if o.name == "latent8":
-        u[...] = round_stochastic(u.astype(_F) - g * (gain * (size * _F(127))), high)
+        u[...] = round_stochastic(u.astype(_F) - g * (gain * (size * _F(127))), random_halves(stream, index))
     elif o.name == "latent8m":
+        words = random_words(stream, index)
+        low, high = words & np.uint32(0xFFFF), words >> np.uint32(16)
         inflow = (_F(1) - _F(o.momentum)) * _F(o.momentum_unit)
         m[...] = round_stochastic(m.astype(_F) * _F(o.momentum) + g * (gain * inflow), low)
         u[...] = round_stochastic(u.astype(_F) - m.astype(_F) * (size * _F(127) / _F(o.momentum_unit)), high)
     elif o.name == "bop":
         gamma = _F(o.gamma) * _F(step_scale)
         inflow = gamma * _F(127) / _F(o.range)
-        m[...] = round_stochastic(m.astype(_F) * (_F(1) - gamma) + g * (gain * inflow), high)
+        m[...] = round_stochastic(m.astype(_F) * (_F(1) - gamma) + g * (gain * inflow), random_halves(stream, index))
         along = np.where(u < 0, -m, m).astype(_F)
         u[...] = np.where(along > _F(o.threshold) * _F(127) / _F(o.range), -u, u)
     else:

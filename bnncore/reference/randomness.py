@@ -7,9 +7,10 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Purpose", "random_stream", "random_words", "round_stochastic"]
+__all__ = ["Purpose", "padded_index", "random_halves", "random_stream", "random_words", "round_stochastic"]
 
 _MASK64 = (1 << 64) - 1
+_BLOCK = 32  # elements whose halves come from the same 16 words
 
 
 class Purpose(IntEnum):
@@ -45,6 +46,18 @@ def random_words(stream: tuple[int, int], index: NDArray[np.int64]) -> NDArray[n
     x *= np.uint32(0xD35A2D97)
     x ^= x >> np.uint32(15)
     return x
+
+
+def random_halves(stream: tuple[int, int], index: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Give 16 bits for each number: elements i and i + 16 of a block of 32 share a word, i has its upper half."""
+    words = random_words(stream, (index >> 5 << 4) | (index & 15))
+    return np.where(index & 16, words & np.uint32(0xFFFF), words >> np.uint32(16))
+
+
+def padded_index(shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Number the elements of [rows, columns] so that every row begins a block of 32."""
+    rows, columns = (np.arange(size, dtype=np.int64) for size in shape)
+    return rows[:, None] * (-(-shape[1] // _BLOCK) * _BLOCK) + columns
 
 
 def round_stochastic(x: NDArray[np.float32], random16: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ from bnncore.reference.maps import convolve, input_gradient, weight_gradient
 from bnncore.reference.norm import centred_gradient, channels_of
 from bnncore.reference.optimizers import Moments, Normaliser, update_weights
 from bnncore.reference.parameters import Norm, Parameter, Scale
-from bnncore.reference.randomness import Purpose, random_stream, random_words, round_stochastic
+from bnncore.reference.randomness import Purpose, padded_index, random_halves, random_stream, round_stochastic
 from bnncore.reference.softmax import cross_entropy
 from bnncore.residual import Shortcut, Unit
 from bnncore.spec import ModelSpec
@@ -316,7 +316,8 @@ class ResidualReference:
         scale = norm.scale.unit(o)
         value = centred * (real_gain / scale)
         self.saturated += int((np.abs(value) > 127).sum())
-        rounded = np.where(alive, round_stochastic(value, self._words(number, Purpose.GRAD_Y, flat.shape)), 0)
+        halves = random_halves(self._stream(number, Purpose.GRAD_Y), padded_index(flat.T.shape)).T
+        rounded = np.where(alive, round_stochastic(value, halves), 0)
         norm.scale.see(np.abs(value).max() * scale, o)
         self._train(norm.beta, scale_in * q.sum(axis=0).astype(_F))
         return rounded.reshape(y.shape), scale
@@ -331,12 +332,11 @@ class ResidualReference:
         v = value(unit)
         self.saturated += int((np.abs(v) > 127).sum())
         scale.see(np.abs(v).max() * unit, o)
-        return round_stochastic(v, self._words(number, purpose, v.shape)), unit
+        index = np.arange(v.size, dtype=np.int64).reshape(v.shape)
+        return round_stochastic(v, random_halves(self._stream(number, purpose), index)), unit
 
-    def _words(self, number: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.uint32]:
-        """Give 16 random bits for each element of the flattened array."""
-        index = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
-        return random_words(random_stream(self.seed, self.steps, number, purpose), index) >> np.uint32(16)
+    def _stream(self, number: int, purpose: Purpose) -> tuple[int, int]:
+        return random_stream(self.seed, self.steps, number, purpose)
 
     def _train(self, parameter: Parameter, grad: Floats) -> None:
         parameter.update(grad, self.optimizer, self._step_scale, self.steps + 1)

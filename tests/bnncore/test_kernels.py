@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnncore import _native
 from bnncore.engine import isa_available
 from bnncore.packing import pack_signs
-from bnncore.reference import random_words, round_stochastic
+from bnncore.reference import random_halves, round_stochastic
 
 K = _native.kernels
 SIZES = [1, 2, 7, 31, 32, 33, 63, 64, 65, 127, 129, 784, 1000]
@@ -222,8 +222,8 @@ def test_integer_quantise_rounds_like_the_reference(isa: str, count: int) -> Non
     saturated, largest = K.integer_quantise(isa, sums, whole, q[:count], float(gain), 11, 22, 33)
 
     real = values.astype(np.float32) * gain
-    words = random_words((11, 22), np.arange(count, dtype=np.int64) + 33)
-    assert np.array_equal(q[:count], round_stochastic(real, words >> np.uint32(16)))
+    halves = random_halves((11, 22), np.arange(count, dtype=np.int64) + 33)
+    assert np.array_equal(q[:count], round_stochastic(real, halves))
     assert saturated == (np.abs(real) > 127).sum()
     assert largest == np.abs(real).max()
     assert q[count] == 55
@@ -243,7 +243,7 @@ def test_channel_gradient_is_the_exact_derivative(isa: str, count: int, bound: i
         return  # a dead channel never gets here
     rounded = q.copy()
 
-    _, _, largest, _, _ = of_width(K, "channel_gradient", width)(isa, y, rounded, bound, beta, 1.0, 1, 2, 3, 4)
+    _, _, largest, _, _ = of_width(K, "channel_gradient", width)(isa, y, rounded, bound, beta, 1.0, 1, 2, 3)
 
     # The formula of the module docstring, in float64 from the definition.
     mu = y.mean()

@@ -156,7 +156,7 @@ def test_twenty_steps_of_the_engine_have_the_gradients_of_the_oracle(name: str) 
 
 @pytest.mark.parametrize("name", CASES)
 def test_so_have_the_edges(name: str) -> None:
-    check_steps(*CASES[name], steps=3)
+    check_steps(*CASES[name], steps=6)
 
 
 def by_hand(network: Any, x: Any) -> Any:

@@ -124,9 +124,12 @@ def test_a_first_weight_gradient_is_halved_until_any_fits_32_bits(pixels: int, s
     state["norm1.beta"][:] = 0.2
     u, _ = random_batch(wide, 1)
 
-    step = ReferenceEngine(wide.spec, OPTIMIZERS["latent8"], state, seed=1).step(u, np.array([0, 1, 1], np.int32))
+    for seed in range(20):
+        step = ReferenceEngine(wide.spec, OPTIMIZERS["latent8"], state, seed).step(u, np.array([0, 1, 1], np.int32))
+        trace = step["blocks"][0]
+        exact = trace["grad_y"][:, 0] @ (2 * u.reshape(-1).astype(np.int64) - 255)
+        if exact % 4 != 0:  # so that every halving shows
+            break
 
-    trace = step["blocks"][0]
-    exact = trace["grad_y"][:, 0] @ (2 * u.reshape(-1).astype(np.int64) - 255)
-    assert exact % 4 != 0  # so that every halving shows
+    assert exact % 4 != 0
     assert trace["grad_weights"].tolist() == [[exact >> shift]]

@@ -69,7 +69,7 @@ void bind_products(nb::module_& m, const std::string& width) {
   // The gradient of one channel from y and q: (saturated, largest), with q replaced.
   m.def(named("channel_gradient").c_str(), [](const std::string& isa, Vector<const Y> y, Vector<int8_t> q,
                                               int64_t y_bound, float beta, float gain, uint32_t low, uint32_t high,
-                                              uint32_t first, uint32_t stride) {
+                                              uint32_t first) {
     const ProductKernels<Y>& kernels = kernels_for(isa).channel->of<Y>();
     const int count = extent(y.shape(0));
     const ChannelStatistics statistics = kernels.statistics(y.data(), count);
@@ -82,7 +82,7 @@ void bind_products(nb::module_& m, const std::string& width) {
         y.data(), q.data(), count, y_bound, t, static_cast<int32_t>(floor_mean), floor_mean * count == statistics.sum);
     const GradientCoefficients c = gradient_coefficients(statistics, floor_mean, norms.mean_abs_dev[0], t, sums, count);
     const float largest = kernels.gradient_max(y.data(), q.data(), count, c);
-    const QuantiseResult r = kernels.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first, stride);
+    const QuantiseResult r = kernels.gradient_quantise(y.data(), q.data(), count, c, gain, {low, high}, first);
     return std::make_tuple(r.saturated, r.max_abs, largest, sums.q, sums.qy);
   });
 }
@@ -128,7 +128,7 @@ void bind_kernels(nb::module_& m) {
                         Matrix<int32_t> out) {
     const int rows = extent(g.shape(0));
     const int blocks = extent(bits.shape(0));
-    AlignedBytes columns(bits.shape(0) * sign_bits_bytes(kSignGemmDepth)),
+    AlignedBytes columns(bits.shape(0) * most_sign_bits_bytes(kSignGemmDepth)),
         expanded(g.shape(0) * sign_row_bytes(kSignGemmDepth));
     uint8_t* column_data = static_cast<uint8_t*>(columns.data);
     uint8_t* row_data = static_cast<uint8_t*>(expanded.data);
@@ -137,7 +137,7 @@ void bind_kernels(nb::module_& m) {
       const int count = std::min(kSignGemmDepth, depth - j);
       for (int b = 0; b < blocks; ++b) {
         kernels.sign_expand_bits(bits.data() + size_t(b) * bits.shape(1) + j, count,
-                                 column_data + b * sign_bits_bytes(count));
+                                 column_data + b * kernels.sign_bits_bytes(count));
       }
       kernels.sign_expand_rows(g.data() + j, g.shape(1), rows, count, row_data);
       kernels.sign_accumulate(row_data, rows, count, column_data, blocks, out.data(), out.shape(1), kColumnBlock,
@@ -161,8 +161,8 @@ void bind_kernels(nb::module_& m) {
   });
   m.def("latent8", [](const std::string& isa, Vector<int8_t> u, Vector<const int32_t> sums, int32_t factor,
                       int32_t offset, float gain, float step, uint32_t low, uint32_t high, uint32_t first) {
-    kernels_for(isa).update->latent8(u.data(), {sums.data(), factor, offset}, extent(u.shape(0)), gain, {step},
-                                     {low, high}, first);
+    kernels_for(isa).update->latent8(u.data(), {1, extent(u.shape(0)), 0, 0, first, 0},
+                                     {sums.data(), 0, factor, &offset}, gain, {step}, {low, high});
   });
   m.def("latent8_momentum", [](const std::string& isa, Vector<int8_t> u, Vector<int8_t> momentum,
                                Vector<const int32_t> sums, int32_t factor, int32_t offset, float gain, float decay,

@@ -42,28 +42,47 @@ void over_operands(uint64_t seed, Check check) {
 
 }  // namespace
 
-// Against the definition: see loops::latent8 and round_stochastic.
-KERNEL_TEST(update_latent8_of_sums) {
-  over_operands(6, [&](const Operands& start, int count, float gain) {
-    for (int32_t factor : {-2, 1, 2, 3}) {
-      Operands a = start;
-      kernels.update->latent8(a.latent.data(), {a.sums.data(), factor, -300}, count, gain, {2.0f}, {1, 2}, 65530);
-      for (size_t k = 0; k < a.latent.size(); ++k) {
-        const float real = static_cast<float>(factor * start.sums[k] - 300) * (gain * 2.0f);
-        const uint32_t word = random_word({1, 2}, 65530 + static_cast<uint32_t>(k));
-        CHECK_EQUAL(int32_t{a.latent[k]}, round_stochastic(static_cast<float>(start.latent[k]) - real, word >> 16));
-      }
-    }
-  });
+// Elements share words in blocks of 32, wherever a run begins.
+KERNEL_TEST(update_random_halves) {
+  for (uint32_t index : {0u, 15u, 16u, 31u, 32u, 1000u, 0xffffffffu}) {
+    const uint32_t word = random_word({1, 2}, index / 32 * 16 + index % 16);
+    CHECK_EQUAL(random_half({1, 2}, index), index % 32 < 16 ? word >> 16 : word & 0xffff);
+  }
+  CHECK_EQUAL(half_index(0, 33, 5), uint32_t{5});
+  CHECK_EQUAL(half_index(2, 33, 5), uint32_t{2 * 64 + 5});
+  CHECK_EQUAL(half_index(3, 64, 0), uint32_t{3 * 64});
 }
 
+// Against the definition: see loops::latent8 and round_stochastic.
 KERNEL_TEST(update_latent8) {
-  over_operands(1, [&](const Operands& start, int count, float gain) {
-    Operands a = start, b = start;
-    kernels.update->latent8(a.latent.data(), a.gradient(), count, gain, {2.0f}, {1, 2}, 0xfffffff8u);
-    portable.update->latent8(b.latent.data(), b.gradient(), count, gain, {2.0f}, {1, 2}, 0xfffffff8u);
-    CHECK_SAME(a.latent, b.latent, text(count, " weights"));
-  });
+  Random random(6);
+  const int32_t offsets[] = {-300, 4711, 0};
+  for (int count : {1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 65, 100, 257, 600}) {
+    for (uint32_t first_index : {0u, 7u, 16u, 30u, 0x1fff0u, 0xfffffff8u}) {
+      for (int32_t factor : {-2, 1, 2, 3}) {
+        const WeightRuns runs{3, count, 2, static_cast<size_t>(count) + 5, first_index, 64};
+        const size_t sums_stride = static_cast<size_t>(count) + 3;
+        Array<int32_t> sums(3 * sums_stride, 1);
+        sums.generate([&] { return random.between(-50000, 50000); });
+        Array<int8_t> latent(runs.begin(3), 1);
+        latent.generate([&] { return random.between(-127, 127); });
+        const Array<int8_t> before = latent;
+        Array<int8_t> wanted = latent;
+        for (int r = 0; r < 3; ++r) {
+          for (int k = 0; k < count; ++k) {
+            const size_t place = runs.begin(r) + static_cast<size_t>(k);
+            const int32_t sum = sums[static_cast<size_t>(r) * sums_stride + static_cast<size_t>(k)];
+            const float real = static_cast<float>(factor * sum + offsets[r]) * (1e-3f * 2.0f);
+            const uint32_t half = random_half({1, 2}, runs.index(r) + static_cast<uint32_t>(k));
+            wanted[place] = static_cast<int8_t>(round_stochastic(static_cast<float>(before[place]) - real, half));
+          }
+        }
+        kernels.update->latent8(latent.data(), runs, {sums.data(), sums_stride, factor, offsets}, 1e-3f, {2.0f},
+                                {1, 2});
+        CHECK_SAME(latent, wanted, text(count, " weights from ", first_index, " on, factor ", factor));
+      }
+    }
+  }
 }
 
 KERNEL_TEST(update_latent8_momentum) {

@@ -83,9 +83,9 @@ struct ProductKernels {
                                 const ChannelThresholds& thresholds, int32_t floor_mean, bool mean_is_integer);
   // Largest |q - offset| over the batch, where q counts as 0 outside the mask.
   float (*gradient_max)(const Y* y, const int8_t* q, int count, const GradientCoefficients& coefficients);
-  // Replaces q by round_stochastic((q - offset) * gain). Element b draws word first_index + b * index_stride.
+  // Replaces q by round_stochastic((q - offset) * gain). Element b draws half first_index + b.
   QuantiseResult (*gradient_quantise)(const Y* y, int8_t* q, int count, const GradientCoefficients& coefficients,
-                                      float gain, RandomStream stream, uint32_t first_index, uint32_t index_stride);
+                                      float gain, RandomStream stream, uint32_t first_index);
 };
 
 struct ChannelKernels {
@@ -95,7 +95,7 @@ struct ChannelKernels {
   void (*moments)(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms);
   // Thresholds for x = (y - mean) / mean_abs_dev + beta, whether those are of the batch or running.
   void (*thresholds)(const float* beta, int rows, ChannelNorms& norms);
-  // q[k] = round_stochastic((whole - 2 sums[k]) * gain) for k in [0, count); element k draws word first_index + k. The
+  // q[k] = round_stochastic((whole - 2 sums[k]) * gain) for k in [0, count); element k draws half first_index + k. The
   // sums over bits of sign_gemm.h become sums over signs on the way.
   QuantiseResult (*integer_quantise)(const int32_t* sums, int32_t whole, int8_t* q, int count, float gain,
                                      RandomStream stream, uint32_t first_index);

@@ -31,6 +31,7 @@ struct Kernels {
   InputExpand input_expand;
   InputGemm<int16_t> input_gemm_narrow;
   InputGemm<int32_t> input_gemm_wide;
+  SignBitsBytes sign_bits_bytes;
   SignExpandBits sign_expand_bits;
   SignExpandRows sign_expand_rows;
   SignAccumulate sign_accumulate;

@@ -25,8 +25,9 @@ namespace bitfleet {
 
 inline constexpr int kTileRows = kNormRows;  // most output channels handled at once
 inline constexpr int kBlocksAtOnce = 2;      // blocks of columns in the weight gradient
-inline constexpr int kInputWeightRows = 48;
+inline constexpr int kInputWeightRows = 52;
 inline constexpr int kWeightRows = 64;  // and in the weight gradient
+inline constexpr int kRowStep = 4;      // rows that the products of both gradients take at once
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
 inline constexpr int kPatchPositions = 1024;          // most positions in a panel
@@ -65,12 +66,20 @@ struct BlockGeometry {
   int input_rows;         // positions (samples, where the kernel covers the map) of grad_y expanded at once for grad_x
   int input_depth;        // output channels of them
   size_t input_words;     // words of input channels whose grad_x is summed at once
-  size_t column_words;    // words of input channels whose bits at all positions are gathered once for all of dW, or 0
 
   // Segments follow each other without a gap.
   bool joined() const { return segments == 1 || segment_width % kWordBits == 0; }
   size_t row_words() const { return static_cast<size_t>(segments) * segment_words; }
   size_t y_bytes() const { return wide ? sizeof(int32_t) : sizeof(int16_t); }
+  // Room for the bits of the weight gradient, and of the gradient of a dense layer's inputs.
+  size_t weight_bits_bytes() const {
+    return std::min<size_t>(kBlocksAtOnce, row_words()) * most_sign_bits_bytes(weight_depth);
+  }
+  size_t input_operand_bytes(int outputs) const {
+    return most_sign_bits_bytes(input_depth) +
+           static_cast<size_t>(input_rows) * input_parts(outputs) * sign_row_bytes(input_depth);
+  }
+  size_t input_parts(int outputs) const { return (static_cast<size_t>(outputs) + input_depth - 1) / input_depth; }
 };
 
 // Offsets into the arena of everything a block owns.
@@ -100,13 +109,12 @@ struct ScratchLayout {
   size_t position_sums = kAbsent;   // int32 [weight rows][conv positions], or [weight rows] where nothing is padded
   size_t tap_sums = kAbsent;        // int32 [taps]
   size_t weight_sums = kAbsent;     // int32 [weight rows][row words][64]; first block: int64 [weight rows][64], or none
-  size_t columns = kAbsent;         // uint64 [weight depth], or [column words][batch]
+  size_t columns = kAbsent;         // uint64 [weight depth]
   size_t weight_columns = kAbsent;  // uint64 [input depth]
   size_t weight_bits = kAbsent;     // sign_gemm: signs at some positions; first block: input_grad
-  size_t input_bits = kAbsent;      // sign_gemm: columns of weights
   size_t weight_rows = kAbsent;     // sign_gemm: grad_y of some channels; first block: int32 [weight rows][64]
   size_t input_patches = kAbsent;   // uint8 [kInputGradDepth][fan-in], first block
-  size_t input_rows = kAbsent;      // sign_gemm: grad_y at some positions
+  size_t input_operands = kAbsent;  // sign_gemm: columns of weights, and behind them grad_y at some positions
   size_t input_products = kAbsent;  // int32 [input rows, or in positions][input words][64]
   size_t input_sums = kAbsent;      // int32 [input rows], or [conv positions] and [in positions]
   size_t staged = kAbsent;          // int8: the new gradient of some samples, where it must be moved
@@ -240,6 +248,15 @@ class Engine {
     }
   };
 
+  // Where a dense layer has what the gradient of its inputs is the product of, as expanded.
+  struct InputOperands {
+    bool once;          // `bits` are those of all weights, [parts of the outputs][words], and serve all samples
+    int rows;           // samples at once
+    size_t part_bytes;  // of the bits of one part
+    uint8_t* bits;
+    uint8_t* expanded;  // [parts][rows]; once: [rows], a part after the other
+  };
+
   // What makes the gradient of a channel's products of that behind its norm.
   struct NormGradient {
     const ChannelStatistics& statistics;
@@ -247,8 +264,8 @@ class Engine {
     ChannelThresholds thresholds;
     int64_t y_bound;          // >= |y|
     float scale_in, scale_y;  // worth of a unit of either gradient
-    RandomStream random;      // value i draws word channel + i * channels
-    int channel, channels;
+    RandomStream random;      // value i draws half half_index(channel, values, i)
+    int channel;
     bool measure;  // only look for the largest magnitude
   };
 
@@ -320,6 +337,8 @@ class Engine {
   void store_gradient(size_t block, int first, int rows, const int8_t* grad_t, const uint8_t* choice, int member);
   void trace_gradient(size_t block, int first, int rows, std::vector<int8_t>& values, bool whole_map) const;
   int64_t run_weights(size_t block, bool measure, float step_scale, Trace* trace);
+  bool expands_columns_once(size_t block) const;
+  void expand_columns(size_t block, Range columns, Range positions, int member) const;
   void gather_weight_column(size_t block, size_t column, Range positions, uint64_t* columns) const;
   int64_t weights_of(size_t block, Range channels, bool measure, const UpdateContext& context, int member,
                      Trace* trace) const;
@@ -328,17 +347,24 @@ class Engine {
   void load_rows(size_t block, Range channels, Range positions, int8_t* rows, size_t stride) const;
   void add_positions(size_t block, const int8_t* rows, size_t stride, int row_count, Range positions,
                      int32_t* sums) const;
-  int64_t finish_weights(size_t block, size_t first, const IntegerGradient& grad, int count, bool measure,
+  WeightRuns runs_down(size_t block, int row, int rows, size_t column, int count) const;
+  WeightRuns runs_along(size_t block, int row, int segments, size_t column, int count) const;
+  int64_t finish_weights(size_t block, const WeightRuns& runs, const IntegerGradients& grads, bool measure,
                          const UpdateContext& context, Trace* trace) const;
   PackedBit packed_bit(size_t block, size_t index) const;
   template <typename T, typename Pack>
   void pack_segments(size_t block, const T* values, Pack pack);
   AdamStep adam_step(float step) const;
   UpdateContext update_context(size_t block, float step_scale) const;
-  void update_run(size_t block, const UpdateContext& context, size_t first, const IntegerGradient& grad,
+  void update_weights(size_t block, const UpdateContext& context, const WeightRuns& runs,
+                      const IntegerGradients& grads) const;
+  void update_run(size_t block, const UpdateContext& context, size_t first, uint32_t index, const IntegerGradient& grad,
                   int count) const;
   TileResult run_inputs(size_t block, bool measure, Trace* trace);
-  TileResult inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace);
+  InputOperands input_operands(size_t block, int member) const;
+  void expand_packed_weights(size_t block, const InputOperands& operands) const;
+  TileResult inputs_of(size_t block, Range samples, const InputOperands& operands, bool measure, int member,
+                       Trace* trace);
   TileResult input_map_of(size_t block, int sample, bool bits_are_ready, bool measure, int member, Trace* trace);
   // What becomes of a run of grad_x, and of a sample's when all its runs are there.
   virtual TileResult round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first,

@@ -17,7 +17,7 @@
 namespace bitfleet {
 
 inline constexpr int kInputGemmRows = 16;      // most weight rows expanded to bytes at once
-inline constexpr int kInputGradDepth = 64;     // most positions in one call of input_grad
+inline constexpr int kInputGradDepth = 100;    // most positions in one call of input_grad
 inline constexpr int kInputGradRun = 1 << 16;  // positions whose sum still fits
 inline constexpr size_t kInputGradScratch = size_t{kInputGradDepth} * kColumnBlock * 2;
 

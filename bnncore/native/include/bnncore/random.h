@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 namespace bitfleet {
@@ -49,6 +50,21 @@ constexpr uint32_t random_word(RandomStream stream, uint32_t index) {
   x *= 0xd35a2d97u;
   x ^= x >> 15;
   return x;
+}
+
+// Elements i and i + 16 of each block share a word: rounding an element needs but half of one.
+inline constexpr int kHalvesBlock = 32;
+
+// Sixteen random bits for element `index` of a stream.
+constexpr uint32_t random_half(RandomStream stream, uint32_t index) {
+  const uint32_t word = random_word(stream, index >> 5 << 4 | (index & 15u));
+  return (index & 16u) != 0 ? word & 0xffffu : word >> 16;
+}
+
+// The number of element (row, column) where rows begin a block each, so that vectors need not cut words apart.
+constexpr uint32_t half_index(size_t row, size_t columns, size_t column) {
+  constexpr size_t kBlock = kHalvesBlock;
+  return static_cast<uint32_t>(row * ((columns + kBlock - 1) / kBlock * kBlock) + column);
 }
 
 // Uniform in (-1, 1), symmetric: word `index` of the stream as an odd multiple of 2^-24.

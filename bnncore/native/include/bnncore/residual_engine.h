@@ -163,10 +163,9 @@ class ResidualEngine : public Engine {
   // Gradient of a norm's input for one channel, in place, or only its largest magnitude; `trains` says whether its beta
   // moves.
   template <typename Y>
-  TileResult norm_gradient(const NormLayout& norm, int channel, int channels, const Y* y,
-                           const ChannelStatistics& statistics, int8_t* grad, int values, int64_t y_bound,
-                           float scale_in, float scale_y, RandomStream random, bool measure, float step_scale,
-                           bool trains);
+  TileResult norm_gradient(const NormLayout& norm, int channel, const Y* y, const ChannelStatistics& statistics,
+                           int8_t* grad, int values, int64_t y_bound, float scale_in, float scale_y,
+                           RandomStream random, bool measure, float step_scale, bool trains);
   void load_stream_gradient(int channels, int positions, Range some, int8_t* rows, size_t stride) const;
   TileResult run_stream_gradient(size_t block, bool measure);
   TileResult round_inputs(size_t block, const int32_t* sums, int32_t whole, int columns, uint32_t first, bool measure,

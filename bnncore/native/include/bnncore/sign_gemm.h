@@ -23,9 +23,12 @@ inline constexpr int kColumnBlock = 64;     // columns k handled at once: those 
 inline constexpr int kSignGemmDepth = 240;  // most rows j expanded at once; 240 * 127 fits int16
 inline constexpr int kSignGroup = 5;        // gradients in one table of 32 sums, at most
 
-// Bytes of expanded bits, and of one expanded row of g.
-constexpr size_t sign_bits_bytes(int depth) { return (size_t(depth) + 3) / 4 * 4 * kColumnBlock; }
+// Bytes of expanded bits, at most, and of one expanded row of g.
+constexpr size_t most_sign_bits_bytes(int depth) { return (size_t(depth) + 3) / 4 * 4 * kColumnBlock; }
 constexpr size_t sign_row_bytes(int depth) { return (size_t(depth) + kSignGroup - 1) / kSignGroup * 64; }
+
+// What a block of expanded bits takes here: a multiple of 64.
+using SignBitsBytes = size_t (*)(int depth);
 
 // bits: uint64 [depth <= kSignGemmDepth], column k of row j in bit k.
 using SignExpandBits = void (*)(const uint64_t* bits, int depth, uint8_t* expanded);
@@ -33,13 +36,14 @@ using SignExpandBits = void (*)(const uint64_t* bits, int depth, uint8_t* expand
 // g: int8 [rows][g_stride]; expanded: [rows][sign_row_bytes(depth)].
 using SignExpandRows = void (*)(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);
 
-// `rows` and `bits` [blocks][sign_bits_bytes(depth)] as expanded, with the same depth. Column k of block b of row r is
-// out[r * out_stride + b * block_stride + k], which is overwritten unless `adds`.
+// `rows` and `bits` [blocks][the kernels' sign_bits_bytes(depth)] as expanded, with the same depth. Column k of block b
+// of row r is out[r * out_stride + b * block_stride + k], which is overwritten unless `adds`.
 using SignAccumulate = void (*)(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks,
                                 int32_t* out, size_t out_stride, size_t block_stride, bool adds);
 
 #define BITFLEET_DECLARE(isa)                                                                                        \
   namespace isa {                                                                                                    \
+  size_t sign_bits_bytes(int depth);                                                                                 \
   void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded);                                         \
   void sign_expand_rows(const int8_t* g, size_t g_stride, int rows, int depth, uint8_t* expanded);                   \
   void sign_accumulate(const uint8_t* rows, int row_count, int depth, const uint8_t* bits, int blocks, int32_t* out, \

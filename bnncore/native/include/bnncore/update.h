@@ -2,13 +2,14 @@
 //
 // `grad` is the integer gradient sum_b grad_y * x of `count` weights; one unit of it is worth `gain` after
 // normalisation (8-bit optimizers: real gradient / mean |gradient| of the layer) or in real units (adam; sgd, times the
-// root of the layer's number of weights). Element k draws random word first_index + k: its low half rounds the
-// momentum, its high half the latent weight.
+// root of the layer's number of weights). Element k draws half first_index + k of a random word, or, where momentum and
+// latent weight are both rounded, word first_index + k: its low half for the momentum, its high half for the weight.
 //
 // Latent weights keep to the closed interval [-1, 1], int8 ones to [-127, 127]: the gradient of one at the very end
 // counts like any other, so that it can come back.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "bnncore/random.h"
@@ -21,6 +22,27 @@ struct IntegerGradient {
   const int32_t* sums;
   int32_t factor;
   int32_t offset;
+};
+
+// Those of several runs of weights: gradient k of run r is factor * sums[r * stride + k] + offsets[r].
+struct IntegerGradients {
+  const int32_t* sums;
+  size_t stride;
+  int32_t factor;
+  const int32_t* offsets;
+
+  IntegerGradient run(int r) const { return {sums + static_cast<size_t>(r) * stride, factor, offsets[r]}; }
+};
+
+// Where runs of `count` weights each lie, and which random numbers they draw: those of the first, and what lies between
+// one run and the next.
+struct WeightRuns {
+  int runs, count;
+  size_t first, stride;
+  uint32_t first_index, index_stride;
+
+  size_t begin(int r) const { return first + static_cast<size_t>(r) * stride; }
+  uint32_t index(int r) const { return first_index + static_cast<uint32_t>(r) * index_stride; }
 };
 
 // u <- round_stochastic(u - step * g), |u| <= 127; the binary weight is the sign of u.
@@ -61,8 +83,9 @@ struct SgdStep {
 };
 
 struct UpdateKernels {
-  void (*latent8)(int8_t* latent, const IntegerGradient& grad, int count, float gain, const Latent8Step& step,
-                  RandomStream stream, uint32_t first_index);
+  // `latent` is weight 0, from which the runs count.
+  void (*latent8)(int8_t* latent, const WeightRuns& runs, const IntegerGradients& grads, float gain,
+                  const Latent8Step& step, RandomStream stream);
   void (*latent8_momentum)(int8_t* latent, int8_t* momentum, const IntegerGradient& grad, int count, float gain,
                            const Latent8MomentumStep& step, RandomStream stream, uint32_t first_index);
   // `signs` holds count <= 32 binary weights as bits; returns the bits that flip.

@@ -33,7 +33,7 @@ template <typename Part>
 BITFLEET_AVX512 inline void for_lanes(int count, const Part& part) {
   int k = 0;
   for (; k + kLanes <= count; k += kLanes) part(k, __mmask16{0xffff});
-  if (k < count) part(k, first_lanes(count - k));
+  if (k < count) part(k, lanes_inside(k, count));
 }
 
 template <typename Part>
@@ -154,26 +154,18 @@ BITFLEET_AVX512 GradientSums gradient_sums(const Y* y, const int8_t* q, int coun
   return sums;
 }
 
-// Rounds, and notes what was rounded.
+// Rounds values in units of 1 / 65536, and notes what was rounded.
 struct Rounding {
-  RandomLanes random;
-  __m512i index, step;
-  __m512i largest = _mm512_setzero_si512();
+  __m512 largest;
   int32_t saturated = 0;
 
-  BITFLEET_AVX512 Rounding(RandomStream stream, uint32_t first_index, uint32_t stride)
-      : random(stream),
-        index(_mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(first_index)),
-                               _mm512_mullo_epi32(random.lane, _mm512_set1_epi32(static_cast<int32_t>(stride))))),
-        step(_mm512_set1_epi32(static_cast<int32_t>(kLanes * stride))) {}
+  BITFLEET_AVX512 Rounding() : largest(_mm512_setzero_ps()) {}
 
-  BITFLEET_AVX512 void store(int8_t* q, __mmask16 lanes, __m512 values) {
-    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(values), _mm512_set1_epi32(0x7fffffff));
-    largest = _mm512_mask_max_epi32(largest, lanes, largest, magnitude);
-    saturated += bits_in(_mm512_mask_cmpgt_epi32_mask(lanes, magnitude, _mm512_set1_epi32(loops::kInt8LimitBits)));
-    const __m512 scaled = _mm512_mul_ps(values, _mm512_set1_ps(65536.0f));
-    const __m128i bytes = round_scaled(scaled, random.upper_halves(index));
-    index = _mm512_add_epi32(index, step);
+  BITFLEET_AVX512 void store(int8_t* q, __mmask16 lanes, __m512 scaled, __m512i random16) {
+    const __m512 kept = clamped(scaled);
+    largest = _mm512_mask_range_ps(largest, lanes, largest, scaled, 0b1011);  // the larger magnitude, without its sign
+    saturated += bits_in(_mm512_mask_cmp_ps_mask(lanes, kept, scaled, _CMP_NEQ_UQ));
+    const __m128i bytes = round_clamped(kept, random16);
     if (lanes == 0xffff) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(q), bytes);
     } else {
@@ -181,9 +173,7 @@ struct Rounding {
     }
   }
 
-  BITFLEET_AVX512 QuantiseResult result() const {
-    return {saturated, std::bit_cast<float>(_mm512_reduce_max_epi32(largest))};
-  }
+  BITFLEET_AVX512 QuantiseResult result() const { return {saturated, _mm512_reduce_max_ps(largest) / 65536.0f}; }
 };
 
 template <typename Y>
@@ -193,19 +183,18 @@ BITFLEET_AVX512_LOOPS float gradient_max(const Y* y, const int8_t* q, int count,
 
 template <typename Y>
 BITFLEET_AVX512 QuantiseResult gradient_quantise(const Y* y, int8_t* q, int count, const GradientCoefficients& c,
-                                                 float gain, RandomStream stream, uint32_t first_index,
-                                                 uint32_t index_stride) {
+                                                 float gain, RandomStream stream, uint32_t first_index) {
   const Mask mask(c.thresholds);
   const __m512i mean = _mm512_set1_epi32(c.floor_mean);
   const __m512 below = _mm512_set1_ps(c.offset_below), at = _mm512_set1_ps(c.offset_at);
-  const __m512 above = _mm512_set1_ps(c.offset_above), gains = _mm512_set1_ps(gain);
-  Rounding rounding(stream, first_index, index_stride);
-  for_lanes(count, [&](int k, __mmask16 lanes) BITFLEET_AVX512 {
+  const __m512 above = _mm512_set1_ps(c.offset_above), gains = _mm512_set1_ps(gain * 65536.0f);
+  Rounding rounding;
+  for_halves(RandomLanes(stream), first_index, count, [&](int k, __mmask16 lanes, __m512i random16) BITFLEET_AVX512 {
     const __m512i value = load(lanes, y + k);
     const __m512 masked = _mm512_cvtepi32_ps(mask.apply(value, load(lanes, q + k)));
     __m512 offset = _mm512_mask_mov_ps(below, _mm512_cmpgt_epi32_mask(value, mean), above);
     offset = _mm512_mask_mov_ps(offset, _mm512_cmpeq_epi32_mask(value, mean), at);
-    rounding.store(q + k, lanes, _mm512_mul_ps(_mm512_sub_ps(masked, offset), gains));
+    rounding.store(q + k, lanes, _mm512_mul_ps(_mm512_sub_ps(masked, offset), gains), random16);
   });
   return rounding.result();
 }
@@ -213,11 +202,11 @@ BITFLEET_AVX512 QuantiseResult gradient_quantise(const Y* y, int8_t* q, int coun
 BITFLEET_AVX512 QuantiseResult integer_quantise(const int32_t* sums, int32_t whole, int8_t* q, int count, float gain,
                                                 RandomStream stream, uint32_t first_index) {
   const __m512i wholes = _mm512_set1_epi32(whole);
-  const __m512 gains = _mm512_set1_ps(gain);
-  Rounding rounding(stream, first_index, 1);
-  for_lanes(count, [&](int k, __mmask16 lanes) BITFLEET_AVX512 {
+  const __m512 gains = _mm512_set1_ps(gain * 65536.0f);
+  Rounding rounding;
+  for_halves(RandomLanes(stream), first_index, count, [&](int k, __mmask16 lanes, __m512i random16) BITFLEET_AVX512 {
     const __m512i value = _mm512_sub_epi32(wholes, _mm512_slli_epi32(load(lanes, sums + k), 1));
-    rounding.store(q + k, lanes, _mm512_mul_ps(_mm512_cvtepi32_ps(value), gains));
+    rounding.store(q + k, lanes, _mm512_mul_ps(_mm512_cvtepi32_ps(value), gains), random16);
   });
   return rounding.result();
 }

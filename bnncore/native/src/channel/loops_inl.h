@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "../halves_inl.h"
 #include "bnncore/channel.h"
 #include "bnncore/rounding.h"
 
@@ -174,15 +175,20 @@ BITFLEET_INLINE float gradient_max(const Y* y, const int8_t* q, int count, const
 template <typename Y>
 BITFLEET_INLINE QuantiseResult gradient_quantise(const Y* __restrict y, int8_t* __restrict q, int count,
                                                  const GradientCoefficients c, float gain, RandomStream stream,
-                                                 uint32_t first_index, uint32_t index_stride) {
+                                                 uint32_t first_index) {
   int32_t saturated = 0, largest = 0;
-  for (int b = 0; b < count; ++b) {
-    const float value = centred(y[b], q[b], c) * gain;
-    const int32_t magnitude = magnitude_bits(value);
-    largest = std::max(largest, magnitude);
-    saturated += magnitude > kInt8LimitBits;
-    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(b) * index_stride);
-    q[b] = static_cast<int8_t>(round_stochastic(value, word >> 16));
+  for (int start = 0; start < count; start += kHalvesAtOnce) {
+    const int end = std::min(start + kHalvesAtOnce, count);
+    uint16_t room[kHalvesRoom];
+    const uint16_t* __restrict halves =
+        random_halves(stream, first_index + static_cast<uint32_t>(start), end - start, room);
+    for (int b = start; b < end; ++b) {
+      const float value = centred(y[b], q[b], c) * gain;
+      const int32_t magnitude = magnitude_bits(value);
+      largest = std::max(largest, magnitude);
+      saturated += magnitude > kInt8LimitBits;
+      q[b] = static_cast<int8_t>(round_stochastic(value, halves[b - start]));
+    }
   }
   return {saturated, std::bit_cast<float>(largest)};
 }
@@ -190,13 +196,18 @@ BITFLEET_INLINE QuantiseResult gradient_quantise(const Y* __restrict y, int8_t* 
 BITFLEET_INLINE QuantiseResult integer_quantise(const int32_t* __restrict sums, int32_t whole, int8_t* __restrict q,
                                                 int count, float gain, RandomStream stream, uint32_t first_index) {
   int32_t saturated = 0, largest = 0;
-  for (int k = 0; k < count; ++k) {
-    const float value = static_cast<float>(whole - 2 * sums[k]) * gain;
-    const int32_t magnitude = magnitude_bits(value);
-    largest = std::max(largest, magnitude);
-    saturated += magnitude > kInt8LimitBits;
-    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
-    q[k] = static_cast<int8_t>(round_stochastic(value, word >> 16));
+  for (int start = 0; start < count; start += kHalvesAtOnce) {
+    const int end = std::min(start + kHalvesAtOnce, count);
+    uint16_t room[kHalvesRoom];
+    const uint16_t* __restrict halves =
+        random_halves(stream, first_index + static_cast<uint32_t>(start), end - start, room);
+    for (int k = start; k < end; ++k) {
+      const float value = static_cast<float>(whole - 2 * sums[k]) * gain;
+      const int32_t magnitude = magnitude_bits(value);
+      largest = std::max(largest, magnitude);
+      saturated += magnitude > kInt8LimitBits;
+      q[k] = static_cast<int8_t>(round_stochastic(value, halves[k - start]));
+    }
   }
   return {saturated, std::bit_cast<float>(largest)};
 }
@@ -253,8 +264,8 @@ BITFLEET_INLINE int64_t integer_abs_sum(const int32_t* sums, int32_t factor, int
   }                                                                                                                    \
   template <typename Y>                                                                                                \
   target QuantiseResult gradient_quantise(const Y* y, int8_t* q, int count, const GradientCoefficients& c, float gain, \
-                                          RandomStream s, uint32_t first, uint32_t stride) {                           \
-    return loops::gradient_quantise(y, q, count, c, gain, s, first, stride);                                           \
+                                          RandomStream s, uint32_t first) {                                            \
+    return loops::gradient_quantise(y, q, count, c, gain, s, first);                                                   \
   }                                                                                                                    \
   target QuantiseResult integer_quantise(const int32_t* v, int32_t whole, int8_t* q, int count, float gain,            \
                                          RandomStream s, uint32_t first) {                                             \

@@ -133,8 +133,8 @@ Engine::TileResult Engine::backward_tile(size_t block, int tile, bool measure, f
       t.thresholds[3 * channel + 1] = thresholds.mask_from;
       t.thresholds[3 * channel + 2] = thresholds.mask_to;
     }
-    const NormGradient norm{statistics, norms.mean_abs_dev[r], thresholds, y_bound, scale_in, scale_y, random,
-                            channel,    spec.out_channels,     measure};
+    const NormGradient norm{statistics, norms.mean_abs_dev[r], thresholds, y_bound, scale_in, scale_y, random, channel,
+                            measure};
     result.add(round_gradient(row, grad, values, norm, grad_beta[r]));
   }
   if (measure) return result;
@@ -166,9 +166,8 @@ Engine::TileResult Engine::round_gradient(const Y* y, int8_t* grad, int values, 
       gradient_coefficients(norm.statistics, floor_mean, norm.mean_abs_dev, norm.thresholds, sums, values);
   const float real_gain = static_cast<float>(double{norm.scale_in} / norm.mean_abs_dev);
   if (norm.measure) return {kernels.gradient_max(y, grad, values, coefficients) * real_gain, 0, 0};
-  const QuantiseResult rounded =
-      kernels.gradient_quantise(y, grad, values, coefficients, real_gain / norm.scale_y, norm.random,
-                                static_cast<uint32_t>(norm.channel), static_cast<uint32_t>(norm.channels));
+  const QuantiseResult rounded = kernels.gradient_quantise(y, grad, values, coefficients, real_gain / norm.scale_y,
+                                                           norm.random, half_index(norm.channel, values, 0));
   return {rounded.max_abs * norm.scale_y, rounded.saturated, 0};
 }
 

@@ -144,9 +144,9 @@ StepResult Engine::softmax(int count, int32_t* predictions, bool with_gradient) 
   const RandomStream random = stream(block_count() - 1, Purpose::kTopGradient);
   int8_t* gradient = at<int8_t>(layout_.gradient);
   return softmax_batch(logits, labels, count, classes(), predictions, [&](int b, int c, double value) {
-    const uint32_t word = random_word(random, static_cast<uint32_t>(b * classes() + c));
+    const uint32_t half = random_half(random, static_cast<uint32_t>(b * classes() + c));
     gradient[b * layout_.gradient_stride + c] =
-        static_cast<int8_t>(round_stochastic(static_cast<float>(value * 127.0), word >> 16));
+        static_cast<int8_t>(round_stochastic(static_cast<float>(value * 127.0), half));
   });
 }
 

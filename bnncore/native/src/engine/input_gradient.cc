@@ -13,9 +13,11 @@ Engine::TileResult Engine::run_inputs(size_t block, bool measure, Trace* trace) 
     const Range range = partition(batch_size_, num_threads(), member);
     TileResult total{};
     if (geometry(block).whole_map) {
-      for (int first = range.begin; first < range.end; first += geometry(block).input_rows) {
-        const Range samples{first, std::min(first + geometry(block).input_rows, range.end)};
-        total.add(inputs_of(block, samples, measure, member, trace));
+      const InputOperands operands = input_operands(block, member);
+      if (operands.once && range.begin < range.end) expand_packed_weights(block, operands);
+      for (int first = range.begin; first < range.end; first += operands.rows) {
+        const Range samples{first, std::min(first + operands.rows, range.end)};
+        total.add(inputs_of(block, samples, operands, measure, member, trace));
       }
     } else {
       for (int sample = range.begin; sample < range.end; ++sample) {
@@ -59,24 +61,60 @@ Engine::TileResult Engine::round_inputs(size_t block, const int32_t* sums, int32
   return result;
 }
 
+// Where the bits of all weights fit and leave room for some samples, they are expanded once; else a word of one part of
+// the outputs at a time, for more samples.
+Engine::InputOperands Engine::input_operands(size_t block, int member) const {
+  const BlockGeometry& g = geometry(block);
+  const int outputs = blocks_[block].out_channels;
+  const size_t parts = g.input_parts(outputs);
+  const size_t word_bytes = kernels_.sign_bits_bytes(g.input_depth), part_bytes = g.row_words() * word_bytes;
+  const size_t room = g.input_operand_bytes(outputs);
+  uint8_t* bits = at<uint8_t>(layout_.scratch[member].input_operands);
+  if (g.input_words == g.row_words() && parts * part_bytes < room) {
+    const size_t all_bits = parts * part_bytes;
+    const int fit = static_cast<int>((room - all_bits) / sign_row_bytes(g.input_depth));
+    const int samples = fit < g.input_rows ? fit / kRowStep * kRowStep : g.input_rows;
+    if (samples > 0) return {true, samples, part_bytes, bits, bits + all_bits};
+  }
+  return {false, g.input_rows, part_bytes, bits, bits + word_bytes};
+}
+
+void Engine::expand_packed_weights(size_t block, const InputOperands& operands) const {
+  const BlockGeometry& g = geometry(block);
+  const int outputs = blocks_[block].out_channels;
+  uint8_t* part_bits = operands.bits;
+  for (int first = 0; first < outputs; first += g.input_depth, part_bits += operands.part_bytes) {
+    const int depth = std::min(g.input_depth, outputs - first);
+    const uint64_t* columns = at<uint64_t>(layout_.packed_weights) + first;
+    for (size_t word = 0; word < g.row_words(); ++word, columns += outputs) {
+      kernels_.sign_expand_bits(columns, depth, part_bits + word * kernels_.sign_bits_bytes(depth));
+    }
+  }
+}
+
 // Some samples of a layer whose kernel covers its map: every input is read once.
-Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, int member, Trace* trace) {
+Engine::TileResult Engine::inputs_of(size_t block, Range samples, const InputOperands& operands, bool measure,
+                                     int member, Trace* trace) {
   const BlockSpec& spec = blocks_[block];
   const BlockGeometry& g = geometry(block);
   const ScratchLayout& scratch = layout_.scratch[member];
   const int outputs = spec.out_channels, inputs = spec.in_features();
   const int rows = samples.end - samples.begin;
-  const size_t part_bytes = size_t(g.input_rows) * sign_row_bytes(g.input_depth);
+  const size_t part_bytes = operands.once ? 0 : size_t(operands.rows) * sign_row_bytes(g.input_depth);
   const int8_t* grad = at<int8_t>(layout_.gradient) + samples.begin * layout_.gradient_stride;
   const bool pools_below = blocks_[block - 1].pool != Pool::kNone;
   int32_t* products = at<int32_t>(scratch.input_products);
   int32_t* sums = at<int32_t>(scratch.input_sums);
-  uint8_t* expanded = at<uint8_t>(scratch.input_rows);
-  uint8_t* bits = at<uint8_t>(scratch.input_bits);
   kernels_.channel->byte_sums(grad, layout_.gradient_stride, rows, outputs, sums);
   for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
-    kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, std::min(g.input_depth, outputs - first),
-                              expanded + part * part_bytes);
+    const int depth = std::min(g.input_depth, outputs - first);
+    kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, depth,
+                              operands.expanded + part * part_bytes);
+    if (operands.once) {  // the next part's rows may take the place of these
+      kernels_.sign_accumulate(operands.expanded, rows, depth, operands.bits + part * operands.part_bytes,
+                               static_cast<int>(g.row_words()), products, g.row_words() * kColumnBlock, kColumnBlock,
+                               /*adds=*/part > 0);
+    }
   }
   // From here on nothing reads these samples' gradient: where no pool spreads the new one, it may replace it at once.
   int8_t* target =
@@ -86,13 +124,13 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, bool measure, 
   TileResult result{};
   for (size_t first_word = 0; first_word < g.row_words();) {
     const size_t words = std::min(g.input_words, run - first_word % run), stride = words * kColumnBlock;
-    for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
+    for (int first = 0, part = 0; first < outputs && !operands.once; first += g.input_depth, ++part) {
       const int depth = std::min(g.input_depth, outputs - first);
       for (size_t word = 0; word < words; ++word) {
         kernels_.sign_expand_bits(at<uint64_t>(layout_.packed_weights) + (first_word + word) * outputs + first, depth,
-                                  bits);
-        kernels_.sign_accumulate(expanded + part * part_bytes, rows, depth, bits, 1, products + word * kColumnBlock,
-                                 stride, 0, /*adds=*/part > 0);
+                                  operands.bits);
+        kernels_.sign_accumulate(operands.expanded + part * part_bytes, rows, depth, operands.bits, 1,
+                                 products + word * kColumnBlock, stride, 0, /*adds=*/part > 0);
       }
     }
     const int column = static_cast<int>(first_word % run) * kColumnBlock;
@@ -124,7 +162,8 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool bits_are_
   const int8_t* grad = at<int8_t>(layout_.gradient) + sample * layout_.gradient_stride;
   int8_t* staged = at<int8_t>(scratch.staged);
   int32_t* products = at<int32_t>(scratch.input_products);
-  uint8_t* expanded = at<uint8_t>(scratch.input_rows);
+  uint8_t* bits = at<uint8_t>(scratch.input_operands);
+  uint8_t* expanded = bits + static_cast<size_t>(spec.taps()) * g.input_words * most_sign_bits_bytes(g.input_depth);
   int32_t* output_sums = at<int32_t>(scratch.input_sums);
   int32_t* sums = output_sums + conv;  // over every output that reads the pixel
   kernels_.channel->byte_sums(grad, static_cast<size_t>(outputs), conv, outputs, output_sums);
@@ -139,7 +178,6 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool bits_are_
   }
 
   TileResult result{};
-  uint8_t* bits = at<uint8_t>(scratch.input_bits);
   const bool expands_once = g.input_words == g.segment_words && g.input_depth >= outputs;
   for (size_t first_word = 0; first_word < g.segment_words; first_word += g.input_words) {
     const size_t words = std::min(g.input_words, g.segment_words - first_word);
@@ -148,7 +186,7 @@ Engine::TileResult Engine::input_map_of(size_t block, int sample, bool bits_are_
     for (int output = 0; output < outputs; output += g.input_depth) {
       const Range some{output, std::min(output + g.input_depth, outputs)};
       const int depth = some.end - some.begin;
-      const size_t row_bytes = sign_row_bytes(depth), bits_bytes = sign_bits_bytes(depth);
+      const size_t row_bytes = sign_row_bytes(depth), bits_bytes = kernels_.sign_bits_bytes(depth);
       for (int tap = 0; tap < spec.taps() && !(expands_once && bits_are_ready); ++tap) {
         for (size_t word = 0; word < words; ++word) {
           expand_weight_column(block, tap, first_word + word, some, member, bits + (tap * words + word) * bits_bytes);

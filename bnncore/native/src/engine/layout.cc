@@ -22,11 +22,9 @@ constexpr size_t kPatchBytes = 1 << 15;  // patches gathered at once: they stay 
 // in the second cache).
 constexpr size_t kLeastBudget = 26 << 10;
 constexpr size_t kExpandedBytes = 256 << 10;
-constexpr size_t kColumnsShare = 8;       // of that, what a dense layer's inputs may take as columns,
-constexpr size_t kProductsShare = 3;      // and the gradients of some samples' inputs
+constexpr size_t kProductsShare = 3;      // of that, what the gradients of some samples' inputs may take
 constexpr int kMostSamples = 16;          // samples, or positions of a map, expanded at once for grad_x
 constexpr size_t kCacheBytes = 28 << 10;  // where they stay in the first cache
-constexpr int kRowStep = 4;               // kernels take so many rows at once
 
 int64_t extent(size_t value) { return static_cast<int64_t>(value); }
 
@@ -103,9 +101,9 @@ size_t abreast_lines(const BlockSpec& block, const BlockGeometry& g) {
 
 // Elements of each part of a thread's scratch: the most that any block needs.
 struct ScratchSizes {
-  size_t input_patches, weight_bits, input_bits, columns, weight_columns, y, conv_y, offsets, patches, padding, weights,
-      expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows, input_rows,
-      grad_x, input_sums, staged;
+  size_t input_patches, weight_bits, columns, weight_columns, y, conv_y, offsets, patches, padding, weights,
+      expanded_weights, bits, grad_t, choice, grad_rows, position_sums, tap_sums, weight_sums, weight_rows,
+      input_operands, grad_x, input_sums, staged;
 
   void fit(const BlockSpec& block, const BlockGeometry& g, const BlockSpec* below, bool last, int batch_size) {
     const bool first = below == nullptr;
@@ -120,7 +118,9 @@ struct ScratchSizes {
     if (first) most(expanded_weights, expanded_input_bytes(block, g));
     if (pads) most(padding, rows * conv * g.y_bytes());
     if (block.pool == Pool::kAfterSign) most(patches, rows * static_cast<size_t>(block.pooled_positions()));
-    most(tap_sums, rows * static_cast<size_t>(block.taps()));
+    const bool sums_by_tap =
+        pads || g.segments > 1 || g.weight_grad_shift > 0 || batch_size * block.conv_positions() > kInputGradRun;
+    if (sums_by_tap) most(tap_sums, rows * static_cast<size_t>(block.taps()));
     if (g.abreast && !g.whole_map) most(conv_y, rows * static_cast<size_t>(g.panel_columns) * g.y_bytes());
     if (block.pool == Pool::kBeforeNorm) {
       most(conv_y, rows * conv * g.y_bytes());
@@ -148,16 +148,15 @@ struct ScratchSizes {
       if (!g.whole_map) most(input_patches, kInputGradDepth * fan_in + kReadPastInput);
       return;
     }
-    most(columns, std::max<size_t>(g.column_words, 1) * static_cast<size_t>(g.weight_depth));
+    most(columns, static_cast<size_t>(g.weight_depth));
     if (!g.whole_map) most(weight_columns, static_cast<size_t>(g.input_depth));
-    const size_t blocks = g.whole_map ? size_t{1} : static_cast<size_t>(block.taps()) * g.input_words;
-    most(input_bits, blocks * sign_bits_bytes(g.input_depth));
-    most(weight_bits, std::min<size_t>(kBlocksAtOnce, g.row_words()) * sign_bits_bytes(g.weight_depth));
+    most(weight_bits, g.weight_bits_bytes());
     most(weight_rows, weight_rows_at_once * sign_row_bytes(g.weight_depth));
-    const size_t parts =
-        g.whole_map ? (static_cast<size_t>(block.out_channels) + g.input_depth - 1) / g.input_depth : size_t{1};
     const size_t samples = g.whole_map ? static_cast<size_t>(g.input_rows) : size_t{1};
-    most(input_rows, static_cast<size_t>(g.input_rows) * parts * sign_row_bytes(g.input_depth));
+    most(input_operands, g.whole_map
+                             ? g.input_operand_bytes(block.out_channels)
+                             : static_cast<size_t>(block.taps()) * g.input_words * most_sign_bits_bytes(g.input_depth) +
+                                   g.input_rows * sign_row_bytes(g.input_depth));
     most(grad_x, (g.whole_map ? samples : in) * g.input_words * kColumnBlock);
     most(input_sums, g.whole_map ? samples : conv + in);
     if (!g.whole_map || below->pool != Pool::kNone) most(staged, samples * static_cast<size_t>(block.in_features()));
@@ -198,8 +197,6 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   g.input_depth = static_cast<int>(round_up(static_cast<size_t>((block.out_channels + parts - 1) / parts), 4));
   const size_t part_bytes = sign_row_bytes(g.input_depth);
   if (g.whole_map) {
-    const size_t columns_bytes = g.row_words() * static_cast<size_t>(positions) * sizeof(uint64_t);
-    g.column_words = positions <= g.weight_depth && columns_bytes <= budget / kColumnsShare ? g.row_words() : 0;
     constexpr size_t kWordBytes = kColumnBlock * sizeof(int32_t);
     g.input_words = std::clamp<size_t>(budget / kProductsShare / (kPanelLanes * kWordBytes), 1,
                                        g.joined() ? g.row_words() : g.segment_words);
@@ -212,7 +209,7 @@ void share_budget(BlockGeometry& g, const BlockSpec& block, bool first, int batc
   }
   g.input_rows = std::min(block.conv_positions(), kMostSamples * part_bytes > kCacheBytes ? kPanelLanes : kMostSamples);
   const size_t word_bytes = static_cast<size_t>(block.in_positions()) * kColumnBlock * sizeof(int32_t) +
-                            static_cast<size_t>(block.taps()) * sign_bits_bytes(g.input_depth);
+                            static_cast<size_t>(block.taps()) * most_sign_bits_bytes(g.input_depth);
   g.input_words = std::clamp<size_t>(budget / word_bytes, 1, g.segment_words);
 }
 
@@ -242,10 +239,9 @@ ScratchLayout add_scratch(MemoryPlan& plan, const ScratchSizes& sizes, bool trai
   layout.columns = add("columns", "uint64", sizes.columns, kWeights);
   layout.weight_columns = add("weight_columns", "uint64", sizes.weight_columns, kInputs);
   layout.weight_bits = add("expanded_columns", "uint8", sizes.weight_bits, kWeights);
-  layout.input_bits = add("expanded_weight_columns", "uint8", sizes.input_bits, kInputs);
   layout.input_patches = add("input_patches", "uint8", sizes.input_patches, kWeights);
   layout.weight_rows = add("expanded_rows", "uint8", sizes.weight_rows, kWeights);
-  layout.input_rows = add("expanded_positions", "uint8", sizes.input_rows, kInputs);
+  layout.input_operands = add("expanded_operands", "uint8", sizes.input_operands, kInputs);
   layout.input_products = add("input_products", "int32", sizes.grad_x, kInputs);
   layout.input_sums = add("input_sums", "int32", sizes.input_sums, kInputs);
   layout.staged = add("grad_x", "int8", sizes.staged, kInputs);

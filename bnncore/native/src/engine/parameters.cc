@@ -108,16 +108,23 @@ AdamStep Engine::adam_step(float step) const {
           static_cast<float>(1.0 / (1.0 - beta2_power_)), optimizer_.epsilon};
 }
 
-void Engine::update_run(size_t block, const UpdateContext& context, size_t first, const IntegerGradient& grad,
-                        int count) const {
+void Engine::update_weights(size_t block, const UpdateContext& context, const WeightRuns& runs,
+                            const IntegerGradients& grads) const {
+  if (optimizer_.kind == OptimizerKind::kLatent8) {
+    kernels_.update->latent8(at<int8_t>(layout_.blocks[block].latent), runs, grads, context.gain, context.latent8,
+                             context.random);
+    return;
+  }
+  for (int r = 0; r < runs.runs; ++r) {
+    update_run(block, context, runs.begin(r), runs.index(r), grads.run(r), runs.count);
+  }
+}
+
+void Engine::update_run(size_t block, const UpdateContext& context, size_t first, uint32_t index,
+                        const IntegerGradient& grad, int count) const {
   const BlockLayout& layout = layout_.blocks[block];
   const UpdateKernels& update = *kernels_.update;
-  const uint32_t index = static_cast<uint32_t>(first);
   switch (optimizer_.kind) {
-    case OptimizerKind::kLatent8:
-      update.latent8(at<int8_t>(layout.latent) + first, grad, count, context.gain, context.latent8, context.random,
-                     index);
-      break;
     case OptimizerKind::kLatent8Momentum:
       update.latent8_momentum(at<int8_t>(layout.latent) + first, at<int8_t>(layout.momentum) + first, grad, count,
                               context.gain, context.latent8_momentum, context.random, index);
@@ -127,6 +134,7 @@ void Engine::update_run(size_t block, const UpdateContext& context, size_t first
                  context.sgd);
       break;
     case OptimizerKind::kFrozen:
+    case OptimizerKind::kLatent8:  // all runs at once, above
       break;
     case OptimizerKind::kBop: {
       const int width = geometry(block).segment_width;

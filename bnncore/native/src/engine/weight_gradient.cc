@@ -10,12 +10,14 @@ namespace bitfleet {
 
 namespace {
 
+bool pads(const BlockSpec& spec) { return spec.pad_height + spec.pad_width > 0; }
+
 // What add_positions keeps of a row: a sum a position, or one where no tap ever reads padding.
-int sums_a_row(const BlockSpec& spec) { return spec.pad_height + spec.pad_width > 0 ? spec.conv_positions() : 1; }
+int sums_a_row(const BlockSpec& spec) { return pads(spec) ? spec.conv_positions() : 1; }
 
 // A row's gradients summed over the positions where each tap reads a pixel, from what add_positions found.
 void sum_taps(const BlockSpec& spec, const int32_t* position_sums, int row, int32_t* sums) {
-  if (spec.pad_height + spec.pad_width > 0) {
+  if (pads(spec)) {
     tap_sums(spec, position_sums + row * spec.conv_positions(), sums);
   } else {
     std::fill_n(sums, spec.taps(), position_sums[row]);
@@ -30,11 +32,9 @@ int64_t Engine::run_weights(size_t block, bool measure, float step_scale, Trace*
   pool_.run([&](int member) {
     TileResult total{};
     const Range range = partition((channels + rows - 1) / rows, num_threads(), member);
-    if (geometry(block).column_words > 0 && range.begin < range.end) {  // for all groups of channels
-      const size_t words = geometry(block).column_words;
-      kernels_.transpose_words(at<uint64_t>(layout_.blocks[block - 1].signs), words, batch_size_,
-                               static_cast<int>(words), at<uint64_t>(layout_.scratch[member].columns),
-                               static_cast<size_t>(batch_size_));
+    if (block > 0 && expands_columns_once(block) && range.begin < range.end) {
+      const Range all{0, batch_size_ * blocks_[block].conv_positions()};
+      expand_columns(block, {0, static_cast<int>(geometry(block).row_words())}, all, member);
     }
     for (int group = range.begin; group < range.end; ++group) {
       const Range some{group * rows, std::min((group + 1) * rows, channels)};
@@ -70,7 +70,7 @@ void Engine::add_positions(size_t block, const int8_t* rows, size_t stride, int 
                            int32_t* sums) const {
   const BlockSpec& spec = blocks_[block];
   const int count = positions.end - positions.begin;
-  if (spec.pad_height + spec.pad_width == 0) {
+  if (!pads(spec)) {
     int32_t some[kWeightRows];
     kernels_.channel->byte_sums(rows, stride, row_count, count, some);
     for (int r = 0; r < row_count; ++r) sums[r] += some[r];
@@ -89,19 +89,57 @@ void Engine::add_positions(size_t block, const int8_t* rows, size_t stride, int 
   }
 }
 
-// Integer gradients of a run of weights are complete: notes and uses them.
-int64_t Engine::finish_weights(size_t block, size_t first, const IntegerGradient& grad, int count, bool measure,
+// `count` weights of each of some rows, from this column on.
+WeightRuns Engine::runs_down(size_t block, int row, int rows, size_t column, int count) const {
+  const size_t fan_in = static_cast<size_t>(blocks_[block].fan_in()), first = static_cast<size_t>(row);
+  return {rows, count, first * fan_in + column, fan_in, half_index(first, fan_in, column), half_index(1, fan_in, 0)};
+}
+
+// `count` weights each of some segments of one row, which lie side by side.
+WeightRuns Engine::runs_along(size_t block, int row, int segments, size_t column, int count) const {
+  WeightRuns runs = runs_down(block, row, segments, column, count);
+  runs.stride = static_cast<size_t>(count);
+  runs.index_stride = static_cast<uint32_t>(count);
+  return runs;
+}
+
+// Integer gradients of some runs of weights are complete: notes and uses them.
+int64_t Engine::finish_weights(size_t block, const WeightRuns& runs, const IntegerGradients& grads, bool measure,
                                const UpdateContext& context, Trace* trace) const {
-  const bool wants_sum = !is_float(optimizer_.kind) &&
-                         at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps;
-  const int64_t abs_sum = wants_sum ? kernels_.channel->integer_abs_sum(grad.sums, grad.factor, grad.offset, count) : 0;
-  if (trace != nullptr) {
-    std::transform(grad.sums, grad.sums + count,
-                   trace->blocks[block].grad_weights.begin() + static_cast<ptrdiff_t>(first),
+  int64_t abs_sum = 0;
+  if (!is_float(optimizer_.kind) &&
+      at<BlockScales>(layout_.scales)[block].normaliser_count < optimizer_.normaliser_steps) {
+    for (int r = 0; r < runs.runs; ++r) {
+      const IntegerGradient grad = grads.run(r);
+      abs_sum += kernels_.channel->integer_abs_sum(grad.sums, grad.factor, grad.offset, runs.count);
+    }
+  }
+  for (int r = 0; trace != nullptr && r < runs.runs; ++r) {
+    const IntegerGradient grad = grads.run(r);
+    std::transform(grad.sums, grad.sums + runs.count,
+                   trace->blocks[block].grad_weights.begin() + static_cast<ptrdiff_t>(runs.begin(r)),
                    [&](int32_t sum) { return grad.factor * sum + grad.offset; });
   }
-  if (!measure) update_run(block, context, first, grad, count);
+  if (!measure) update_weights(block, context, runs, grads);
   return abs_sum;
+}
+
+// All columns' bits fit where some of them are expanded otherwise, and serve all groups of channels.
+bool Engine::expands_columns_once(size_t block) const {
+  const BlockGeometry& g = geometry(block);
+  return batch_size_ * blocks_[block].conv_positions() <= g.weight_depth &&
+         g.row_words() * kernels_.sign_bits_bytes(g.weight_depth) <= g.weight_bits_bytes();
+}
+
+// Expands what some positions read in some columns, the words of all taps.
+void Engine::expand_columns(size_t block, Range columns, Range positions, int member) const {
+  const int depth = positions.end - positions.begin;
+  uint64_t* words = at<uint64_t>(layout_.scratch[member].columns);
+  uint8_t* bits = at<uint8_t>(layout_.scratch[member].weight_bits);
+  for (int column = columns.begin; column < columns.end; ++column, bits += kernels_.sign_bits_bytes(depth)) {
+    gather_weight_column(block, static_cast<size_t>(column), positions, words);
+    kernels_.sign_expand_bits(words, depth, bits);
+  }
 }
 
 // One word of what some positions read: `column` counts the words of all taps.
@@ -128,9 +166,11 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
   int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
   int32_t* sums = at<int32_t>(scratch.weight_sums);
-  uint64_t* columns = at<uint64_t>(scratch.columns);
-  uint8_t* bits = at<uint8_t>(scratch.weight_bits);
+  const uint8_t* bits = at<uint8_t>(scratch.weight_bits);
   uint8_t* expanded = at<uint8_t>(scratch.weight_rows);
+  const int columns = static_cast<int>(g.row_words());
+  const bool expands_once = expands_columns_once(block);
+  const int columns_at_once = expands_once ? columns : kBlocksAtOnce;
   std::fill_n(position_sums, size_t(rows) * sums_a_row(spec), 0);
 
   for (int first = 0; first < positions; first += g.weight_depth) {
@@ -139,33 +179,25 @@ int64_t Engine::weights_of(size_t block, Range channels, bool measure, const Upd
     load_rows(block, channels, some, grad, static_cast<size_t>(g.weight_depth));
     add_positions(block, grad, static_cast<size_t>(g.weight_depth), rows, some, position_sums);
     kernels_.sign_expand_rows(grad, static_cast<size_t>(g.weight_depth), rows, depth, expanded);
-    const size_t bits_bytes = sign_bits_bytes(depth);
-    for (size_t column = 0; column < g.row_words(); column += kBlocksAtOnce) {
-      const int blocks = static_cast<int>(std::min<size_t>(kBlocksAtOnce, g.row_words() - column));
-      for (int block_of = 0; block_of < blocks; ++block_of) {
-        const uint64_t* source = columns;
-        if (g.column_words > 0) {
-          source += (column + block_of) * batch_size_;
-        } else {
-          gather_weight_column(block, column + block_of, some, columns);
-        }
-        kernels_.sign_expand_bits(source, depth, bits + block_of * bits_bytes);
-      }
-      kernels_.sign_accumulate(expanded, rows, depth, bits, blocks, sums + column * kColumnBlock, sums_stride,
+    for (int column = 0; column < columns; column += columns_at_once) {
+      const int end = std::min(column + columns_at_once, columns);
+      if (!expands_once) expand_columns(block, {column, end}, some, member);
+      kernels_.sign_accumulate(expanded, rows, depth, bits, end - column, sums + column * kColumnBlock, sums_stride,
                                kColumnBlock, /*adds=*/first > 0);
     }
   }
 
+  if (g.segments == 1 && !pads(spec)) {
+    return finish_weights(block, runs_down(block, channels.begin, rows, 0, g.segment_width),
+                          {sums, sums_stride, -2, position_sums}, measure, context, trace);
+  }
   int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
   int64_t abs_sum = 0;
   for (int r = 0; r < rows; ++r) {
     sum_taps(spec, position_sums, r, sums_by_tap);
-    const size_t first = size_t(channels.begin + r) * spec.fan_in();
-    for (int tap = 0; tap < g.segments; ++tap) {
-      const IntegerGradient row{sums + r * sums_stride + tap * g.segment_words * kColumnBlock, -2, sums_by_tap[tap]};
-      abs_sum +=
-          finish_weights(block, first + size_t(tap) * g.segment_width, row, g.segment_width, measure, context, trace);
-    }
+    abs_sum += finish_weights(block, runs_along(block, channels.begin + r, g.segments, 0, g.segment_width),
+                              {sums + r * sums_stride, g.segment_words * kColumnBlock, -2, sums_by_tap}, measure,
+                              context, trace);
   }
   return abs_sum;
 }
@@ -221,6 +253,13 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
     }
     if (!fits) flush();
     const int count = std::min(kColumnBlock, spec.fan_in() - column);
+    if (!pads(spec) && fits && g.weight_grad_shift == 0) {
+      int32_t offsets[kInputWeightRows];
+      for (int r = 0; r < rows; ++r) offsets[r] = -255 * position_sums[r];
+      abs_sum += finish_weights(block, runs_down(block, channels.begin, rows, static_cast<size_t>(column), count),
+                                {products, kColumnBlock, 2, offsets}, measure, context, trace);
+      continue;
+    }
     for (int r = 0; r < rows; ++r) {
       sum_taps(spec, position_sums, r, sums_by_tap);
       int32_t* row = products + size_t(r) * kColumnBlock;
@@ -228,18 +267,18 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
         const int tap = (column + k) / spec.in_channels;
         const int end = std::min(count, (tap + 1) * spec.in_channels - column);
         const int64_t offset = int64_t{-255} * sums_by_tap[tap];
-        IntegerGradient grad{row + k, 2, static_cast<int32_t>(offset)};
+        const int32_t added = g.weight_grad_shift > 0 ? 0 : static_cast<int32_t>(offset);
         if (g.weight_grad_shift > 0) {  // no other layer's gradient may not fit
           for (int i = k; i < end; ++i) {
             const int64_t sum = fits ? row[i] : sums[size_t(r) * kColumnBlock + i];
             row[i] = static_cast<int32_t>((2 * sum + offset) >> g.weight_grad_shift);
           }
-          grad = {row + k, 1, 0};
         } else if (!fits) {
           for (int i = k; i < end; ++i) row[i] = static_cast<int32_t>(sums[size_t(r) * kColumnBlock + i]);
         }
-        abs_sum += finish_weights(block, size_t(channels.begin + r) * depth + static_cast<size_t>(column + k), grad,
-                                  end - k, measure, context, trace);
+        abs_sum +=
+            finish_weights(block, runs_down(block, channels.begin + r, 1, static_cast<size_t>(column + k), end - k),
+                           {row + k, 0, g.weight_grad_shift > 0 ? 1 : 2, &added}, measure, context, trace);
         k = end;
       }
     }

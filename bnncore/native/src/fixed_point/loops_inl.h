@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../halves_inl.h"
 #include "bnncore/fixed_point.h"
 #include "bnncore/rounding.h"
 
@@ -96,18 +97,23 @@ BITFLEET_INLINE QuantiseResult stream_gradient(const int32_t* __restrict way, co
                                                RandomStream random, uint32_t first_index, int8_t* __restrict q) {
   constexpr int32_t kLimitBits = std::bit_cast<int32_t>(kInt8Limit);
   int32_t saturated = 0, largest = 0;
-  for (int k = 0; k < count; ++k) {
-    const int32_t magnitude_of_s = s[k] < 0 ? -int32_t{s[k]} : int32_t{s[k]};
-    const int32_t left = kStreamUnits - magnitude_of_s;
-    const float approx = static_cast<float>(left > 0 ? left : 0) * (2.0f / kStreamUnits);
-    const float clip = left >= 0 ? 1.0f : 0.0f;
-    const float slope = gains.approx ? approx : clip;
-    const float value = static_cast<float>(way[k]) * gains.way + static_cast<float>(branch[k]) * gains.branch * slope;
-    const int32_t magnitude = std::bit_cast<int32_t>(value) & 0x7fffffff;
-    largest = std::max(largest, magnitude);
-    saturated += magnitude > kLimitBits;
-    const uint32_t word = random_word(random, first_index + static_cast<uint32_t>(k));
-    q[k] = static_cast<int8_t>(round_stochastic(value, word >> 16));
+  for (int start = 0; start < count; start += kHalvesAtOnce) {
+    const int end = std::min(start + kHalvesAtOnce, count);
+    uint16_t room[kHalvesRoom];
+    const uint16_t* __restrict halves =
+        random_halves(random, first_index + static_cast<uint32_t>(start), end - start, room);
+    for (int k = start; k < end; ++k) {
+      const int32_t magnitude_of_s = s[k] < 0 ? -int32_t{s[k]} : int32_t{s[k]};
+      const int32_t left = kStreamUnits - magnitude_of_s;
+      const float approx = static_cast<float>(left > 0 ? left : 0) * (2.0f / kStreamUnits);
+      const float clip = left >= 0 ? 1.0f : 0.0f;
+      const float slope = gains.approx ? approx : clip;
+      const float value = static_cast<float>(way[k]) * gains.way + static_cast<float>(branch[k]) * gains.branch * slope;
+      const int32_t magnitude = std::bit_cast<int32_t>(value) & 0x7fffffff;
+      largest = std::max(largest, magnitude);
+      saturated += magnitude > kLimitBits;
+      q[k] = static_cast<int8_t>(round_stochastic(value, halves[k - start]));
+    }
   }
   return {saturated, std::bit_cast<float>(largest)};
 }

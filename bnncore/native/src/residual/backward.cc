@@ -92,9 +92,9 @@ Engine::TileResult ResidualEngine::unit_tile(size_t block, int tile, bool measur
       kernels_.fixed_point->subtract(row, values, stream_scaling(moments, at<float>(norm.beta.value)[channel], u.limit),
                                      stream_row(u.stage, channel));
     }
-    result.add(norm_gradient(norm, channel, spec.out_channels, row, statistics, grads + static_cast<size_t>(r) * stride,
-                             values, spec.fan_in(), gradient_scale_, grad_y_scale(block),
-                             stream(block, Purpose::kGradY), measure, step_scale, !measure));
+    result.add(norm_gradient(norm, channel, row, statistics, grads + static_cast<size_t>(r) * stride, values,
+                             spec.fan_in(), gradient_scale_, grad_y_scale(block), stream(block, Purpose::kGradY),
+                             measure, step_scale, !measure));
   }
   if (measure) return result;
   for (int b = 0; b < batch_size_; ++b) {
@@ -106,7 +106,7 @@ Engine::TileResult ResidualEngine::unit_tile(size_t block, int tile, bool measur
 }
 
 template <typename Y>
-Engine::TileResult ResidualEngine::norm_gradient(const NormLayout& norm, int channel, int channels, const Y* y,
+Engine::TileResult ResidualEngine::norm_gradient(const NormLayout& norm, int channel, const Y* y,
                                                  const ChannelStatistics& statistics, int8_t* grad, int values,
                                                  int64_t y_bound, float scale_in, float scale_y, RandomStream random,
                                                  bool measure, float step_scale, bool trains) {
@@ -115,7 +115,7 @@ Engine::TileResult ResidualEngine::norm_gradient(const NormLayout& norm, int cha
   float grad_beta;
   const TileResult result = round_gradient(y, grad, values,
                                            {statistics, channel_moments(statistics, values).mean_abs_dev, thresholds,
-                                            y_bound, scale_in, scale_y, random, channel, channels, measure},
+                                            y_bound, scale_in, scale_y, random, channel, measure},
                                            grad_beta);
   if (trains) {
     train_real(norm.beta, static_cast<size_t>(channel), &grad_beta, 1,
@@ -124,10 +124,10 @@ Engine::TileResult ResidualEngine::norm_gradient(const NormLayout& norm, int cha
   return result;
 }
 
-template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, int, const int16_t*,
+template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, const int16_t*,
                                                           const ChannelStatistics&, int8_t*, int, int64_t, float, float,
                                                           RandomStream, bool, float, bool);
-template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, int, const int32_t*,
+template Engine::TileResult ResidualEngine::norm_gradient(const NormLayout&, int, const int32_t*,
                                                           const ChannelStatistics&, int8_t*, int, int64_t, float, float,
                                                           RandomStream, bool, float, bool);
 

@@ -125,9 +125,9 @@ Engine::TileResult ResidualEngine::head_gradient(bool measure, Range samples) co
         result.max_abs = std::max(result.max_abs, std::fabs(value));
         if (measure) continue;
         result.saturated += std::fabs(value) > kInt8Limit;
-        const uint32_t word = random_word(random, static_cast<uint32_t>(position * channels + static_cast<size_t>(c)));
+        const uint32_t half = random_half(random, static_cast<uint32_t>(position * channels + static_cast<size_t>(c)));
         target[static_cast<size_t>(p) * channels + static_cast<size_t>(c)] =
-            static_cast<int8_t>(round_stochastic(value, word >> 16));
+            static_cast<int8_t>(round_stochastic(value, half));
       }
     }
   }

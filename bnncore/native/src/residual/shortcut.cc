@@ -105,7 +105,7 @@ Engine::TileResult ResidualEngine::backward_shortcut(size_t block, Range channel
   for (int c = channels.begin; c < channels.end; ++c) {
     const size_t r = static_cast<size_t>(c - channels.begin);
     const ChannelStatistics statistics = kernels_.channel->wide.statistics(y + r * stride, values);
-    result.add(norm_gradient(norm, c, conv.out_channels, y + r * stride, statistics, grads + r * stride, values,
+    result.add(norm_gradient(norm, c, y + r * stride, statistics, grads + r * stride, values,
                              int64_t{1} << kShortcutBits, gradient_scale_, scale_y, side_stream(block, Purpose::kGradY),
                              measure, step_scale, !measure));
   }

@@ -222,10 +222,10 @@ ResidualEngine::StemResult ResidualEngine::backward_stem(Range channels, StemPas
     float scale = gradient_scale_;
     if (!s.second_norm.empty()) {
       const float unit = scale_of(scales.max_grad_x);
-      const TileResult second = norm_gradient(more_.second_norm, c, s.conv.out_channels, inner,
-                                              kernels_.channel->narrow.statistics(inner, outputs), grad, outputs,
-                                              kStreamMax, scale, unit, side_stream(0, Purpose::kGradY),
-                                              pass == StemPass::kMeasureSecond, step_scale, pass == StemPass::kTrain);
+      const TileResult second =
+          norm_gradient(more_.second_norm, c, inner, kernels_.channel->narrow.statistics(inner, outputs), grad, outputs,
+                        kStreamMax, scale, unit, side_stream(0, Purpose::kGradY), pass == StemPass::kMeasureSecond,
+                        step_scale, pass == StemPass::kTrain);
       result.second_max = std::max(result.second_max, second.max_abs);
       result.saturated += second.saturated;
       if (pass == StemPass::kMeasureSecond) continue;
@@ -238,10 +238,9 @@ ResidualEngine::StemResult ResidualEngine::backward_stem(Range channels, StemPas
     if (s.pools) {
       unpool_stem(grad, choice, whole, result.saturated, member);
     }
-    const TileResult first =
-        norm_gradient(more_.stem_norm, c, s.conv.out_channels, row, statistics, whole, values, 1 << kStemBits, scale,
-                      scale_of(scales.max_grad_y), stream(0, Purpose::kGradY), pass == StemPass::kMeasureFirst,
-                      step_scale, pass == StemPass::kTrain);
+    const TileResult first = norm_gradient(more_.stem_norm, c, row, statistics, whole, values, 1 << kStemBits, scale,
+                                           scale_of(scales.max_grad_y), stream(0, Purpose::kGradY),
+                                           pass == StemPass::kMeasureFirst, step_scale, pass == StemPass::kTrain);
     result.first_max = std::max(result.first_max, first.max_abs);
     result.saturated += first.saturated;
   }

@@ -60,6 +60,8 @@ BITFLEET_AVX2 inline void all_columns(const uint8_t* rows, size_t row_bytes, int
 
 }  // namespace
 
+size_t sign_bits_bytes(int depth) { return most_sign_bits_bytes(depth); }
+
 // Lane k of quad q holds the bits of rows 4 q .. 4 q + 3 at column k as bytes of 0 or 1.
 BITFLEET_AVX2 void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded) {
   const __m256i select = _mm256_setr_epi32(0x01010101, 0x02020202, 0x04040404, 0x08080808, 0x10101010, 0x20202020,

@@ -46,6 +46,8 @@ constexpr Accumulate kAccumulate[kRowsAtOnce + 1] = {nullptr,       accumulate<1
 
 }  // namespace
 
+size_t sign_bits_bytes(int depth) { return most_sign_bits_bytes(depth); }
+
 // Lane k of quad q holds the bits of rows 4 q .. 4 q + 3 at column k as bytes of 0 or 1.
 void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded) {
   for (int j = 0; j < depth; j += 4) {

@@ -15,6 +15,8 @@ constexpr int kVectors = kHalf * sizeof(uint16_t) / sizeof(Lanes);
 
 }  // namespace
 
+size_t sign_bits_bytes(int depth) { return most_sign_bits_bytes(depth); }
+
 void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded) {
   for (int j = 0; j < depth; ++j) {
     uint16_t pairs[kHalf];

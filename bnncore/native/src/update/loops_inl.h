@@ -1,9 +1,11 @@
 // The loops behind UpdateKernels, written once and compiled once per instruction set (see channel/loops_inl.h).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
+#include "../halves_inl.h"
 #include "bnncore/rounding.h"
 #include "bnncore/update.h"
 
@@ -16,14 +18,25 @@
 
 namespace bitfleet::loops {
 
-BITFLEET_INLINE void latent8(int8_t* __restrict latent, const IntegerGradient grad, int count, float gain,
-                             const Latent8Step s, RandomStream stream, uint32_t first_index) {
+BITFLEET_INLINE void latent8_run(int8_t* __restrict latent, const IntegerGradient grad, int count, float factor,
+                                 RandomStream stream, uint32_t first_index) {
   BITFLEET_READ_GRADIENT(grad);
-  const float factor = gain * s.step;
-  for (int k = 0; k < count; ++k) {
-    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
-    const float next = static_cast<float>(latent[k]) - static_cast<float>(unit * sums[k] + offset) * factor;
-    latent[k] = static_cast<int8_t>(round_stochastic(next, word >> 16));
+  for (int start = 0; start < count; start += kHalvesAtOnce) {
+    const int end = std::min(start + kHalvesAtOnce, count);
+    uint16_t room[kHalvesRoom];
+    const uint16_t* __restrict halves =
+        random_halves(stream, first_index + static_cast<uint32_t>(start), end - start, room);
+    for (int k = start; k < end; ++k) {
+      const float next = static_cast<float>(latent[k]) - static_cast<float>(unit * sums[k] + offset) * factor;
+      latent[k] = static_cast<int8_t>(round_stochastic(next, halves[k - start]));
+    }
+  }
+}
+
+BITFLEET_INLINE void latent8(int8_t* latent, const WeightRuns& runs, const IntegerGradients& grads, float gain,
+                             const Latent8Step s, RandomStream stream) {
+  for (int r = 0; r < runs.runs; ++r) {
+    latent8_run(latent + runs.begin(r), grads.run(r), runs.count, gain * s.step, stream, runs.index(r));
   }
 }
 
@@ -48,10 +61,11 @@ BITFLEET_INLINE uint32_t bop(uint32_t signs, int8_t* __restrict average, const I
   BITFLEET_READ_GRADIENT(grad);
   const float factor = gain * s.inflow;
   uint32_t flips = 0;
+  uint16_t room[kHalvesRoom];
+  const uint16_t* __restrict halves = random_halves(stream, first_index, count, room);
   for (int k = 0; k < count; ++k) {
-    const uint32_t word = random_word(stream, first_index + static_cast<uint32_t>(k));
     const float moved = static_cast<float>(average[k]) * s.keep + static_cast<float>(unit * sums[k] + offset) * factor;
-    const int32_t rounded = round_stochastic(moved, word >> 16);
+    const int32_t rounded = round_stochastic(moved, halves[k]);
     average[k] = static_cast<int8_t>(rounded);
     const uint32_t negative = signs >> k & 1u;
     // A positive gradient asks for a smaller weight: flip a weight whose sign the average shares.
@@ -100,9 +114,9 @@ BITFLEET_INLINE void sgd(float* __restrict latent, float* __restrict momentum, c
 #define BITFLEET_DEFINE_UPDATE_KERNELS_WITH(isa, target, latent8_loop)                                                 \
   namespace bitfleet::isa {                                                                                            \
   namespace {                                                                                                          \
-  target void latent8(int8_t* u, const IntegerGradient& g, int count, float gain, const Latent8Step& s,                \
-                      RandomStream stream, uint32_t first) {                                                           \
-    latent8_loop(u, g, count, gain, s, stream, first);                                                                 \
+  target void latent8(int8_t* u, const WeightRuns& runs, const IntegerGradients& g, float gain, const Latent8Step& s,  \
+                      RandomStream stream) {                                                                           \
+    latent8_loop(u, runs, g, gain, s, stream);                                                                         \
   }                                                                                                                    \
   target void latent8_momentum(int8_t* u, int8_t* m, const IntegerGradient& g, int count, float gain,                  \
                                const Latent8MomentumStep& s, RandomStream stream, uint32_t first) {                    \
