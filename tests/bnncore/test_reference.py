@@ -54,6 +54,7 @@ def test_random_words_look_uniform_and_streams_unrelated() -> None:
         assert abs(values.mean() - 0.5) < 0.0057
         assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(*uniform)[0, 1]) < 0.02
+    assert abs(np.corrcoef(a >> np.uint32(16), a & np.uint32(0xFFFF))[0, 1]) < 0.02  # two roundings share a word
     for bit in range(32):
         ones = ((a >> np.uint32(bit)) & 1).mean()
         assert abs(ones - 0.5) < 0.01

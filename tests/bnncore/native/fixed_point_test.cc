@@ -9,7 +9,7 @@ namespace bitfleet::test {
 
 namespace {
 
-const int kCounts[] = {1, 2, 15, 16, 17, 31, 63, 64, 65, 112, 130};
+const int kCounts[] = {1, 2, 15, 16, 17, 31, 63, 64, 65, 112, 130, 257, 600};
 
 }  // namespace
 

@@ -66,6 +66,8 @@ inline std::vector<NamedNetwork> networks() {
   return {
       {"dense", {dense(1, 1, 100, 70), dense(1, 1, 70, 129), dense(1, 1, 129, 10)}, true},
       {"narrow", {dense(1, 1, 3, 2), dense(1, 1, 2, 2)}},
+      // More outputs than are expanded at once: in two parts that differ.
+      {"parts", {dense(1, 1, 9, 60), dense(1, 1, 60, 250), dense(1, 1, 250, 250), dense(1, 1, 250, 5)}},
       {"padded-pool-before",
        {conv(8, 7, 3, 20, {3, 3, 1, true}), pooled(conv(8, 7, 20, 33, {3, 3, 1, true}), before, 2, 2),
         dense(4, 3, 33, 10)},

@@ -10,7 +10,7 @@ namespace {
 void check_product(const Kernels& kernels, int depth, int rows, int blocks, int kind, bool adds, Random& random) {
   const size_t size = static_cast<size_t>(depth), row_count = static_cast<size_t>(rows);
   const size_t block_count = static_cast<size_t>(blocks), bits_bytes = kernels.sign_bits_bytes(depth);
-  CHECK(bits_bytes <= most_sign_bits_bytes(depth));
+  CHECK(bits_bytes <= most_sign_bits_bytes(depth) && bits_bytes % 64 == 0);
   // Blocks side by side in a row, or rows side by side in a block.
   const bool rows_first = kind % 2 != 0;
   const size_t out_stride = rows_first ? kColumnBlock : block_count * kColumnBlock + 5;

@@ -48,9 +48,9 @@ KERNEL_TEST(update_random_halves) {
     const uint32_t word = random_word({1, 2}, index / 32 * 16 + index % 16);
     CHECK_EQUAL(random_half({1, 2}, index), index % 32 < 16 ? word >> 16 : word & 0xffff);
   }
-  CHECK_EQUAL(half_index(0, 33, 5), uint32_t{5});
-  CHECK_EQUAL(half_index(2, 33, 5), uint32_t{2 * 64 + 5});
-  CHECK_EQUAL(half_index(3, 64, 0), uint32_t{3 * 64});
+  CHECK_EQUAL(padded_index(0, 33, 5), uint32_t{5});
+  CHECK_EQUAL(padded_index(2, 33, 5), uint32_t{2 * 64 + 5});
+  CHECK_EQUAL(padded_index(3, 64, 0), uint32_t{3 * 64});
 }
 
 // Against the definition: see loops::latent8 and round_stochastic.

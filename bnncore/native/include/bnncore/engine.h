@@ -24,10 +24,10 @@
 namespace bitfleet {
 
 inline constexpr int kTileRows = kNormRows;  // most output channels handled at once
-inline constexpr int kBlocksAtOnce = 2;      // blocks of columns in the weight gradient
-inline constexpr int kInputWeightRows = 52;
-inline constexpr int kWeightRows = 64;  // and in the weight gradient
-inline constexpr int kRowStep = 4;      // rows that the products of both gradients take at once
+inline constexpr int kBlocksAtOnce = 2;  // blocks of columns in the weight gradient that there is room for, at least
+inline constexpr int kWeightRows = 64;   // most output channels handled at once in the weight gradient,
+inline constexpr int kInputWeightRows = 52;  // and in the first layer's
+inline constexpr int kRowStep = 4;           // of which these are a multiple, since kernels take some rows at once
 
 inline constexpr int kLanes = kWordBits / kTileRows;  // tiles of signs in a word
 inline constexpr int kPatchPositions = 1024;          // most positions in a panel
@@ -63,7 +63,7 @@ struct BlockGeometry {
   int weight_grad_shift;  // the first block's weight gradient is halved so often, to fit 32 bits
   int weight_rows;        // output channels whose weight gradients are summed at once
   int weight_depth;       // positions of the batch whose gradients are expanded at once for that
-  int input_rows;         // positions (samples, where the kernel covers the map) of grad_y expanded at once for grad_x
+  int input_rows;         // positions (samples, where the kernel covers the map) of grad_y expanded at once, at most
   int input_depth;        // output channels of them
   size_t input_words;     // words of input channels whose grad_x is summed at once
 
@@ -250,9 +250,9 @@ class Engine {
 
   // Where a dense layer has what the gradient of its inputs is the product of, as expanded.
   struct InputOperands {
-    bool once;          // `bits` are those of all weights, [parts of the outputs][words], and serve all samples
-    int rows;           // samples at once
-    size_t part_bytes;  // of the bits of one part
+    bool once;               // `bits` are those of all weights, [parts of the outputs][words], and serve all samples
+    int rows;                // samples at once
+    size_t part_bits_bytes;  // of one part
     uint8_t* bits;
     uint8_t* expanded;  // [parts][rows]; once: [rows], a part after the other
   };
@@ -264,7 +264,7 @@ class Engine {
     ChannelThresholds thresholds;
     int64_t y_bound;          // >= |y|
     float scale_in, scale_y;  // worth of a unit of either gradient
-    RandomStream random;      // value i draws half half_index(channel, values, i)
+    RandomStream random;      // value i draws random_half(padded_index(channel, values, i))
     int channel;
     bool measure;  // only look for the largest magnitude
   };

@@ -62,7 +62,7 @@ constexpr uint32_t random_half(RandomStream stream, uint32_t index) {
 }
 
 // The number of element (row, column) where rows begin a block each, so that vectors need not cut words apart.
-constexpr uint32_t half_index(size_t row, size_t columns, size_t column) {
+constexpr uint32_t padded_index(size_t row, size_t columns, size_t column) {
   constexpr size_t kBlock = kHalvesBlock;
   return static_cast<uint32_t>(row * ((columns + kBlock - 1) / kBlock * kBlock) + column);
 }

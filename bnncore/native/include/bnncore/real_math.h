@@ -9,11 +9,11 @@
 
 namespace bitfleet {
 
-inline constexpr int kExpTerms = 14;
+inline constexpr int kExpDegree = 14;
 inline constexpr auto kInverseFactorials = [] {
-  std::array<double, kExpTerms + 1> inverse{};
+  std::array<double, kExpDegree + 1> inverse{};
   double factorial = 1.0;
-  for (int i = 0; i <= kExpTerms; ++i) {
+  for (int i = 0; i <= kExpDegree; ++i) {
     factorial *= i > 0 ? i : 1;
     inverse[static_cast<size_t>(i)] = 1.0 / factorial;
   }
@@ -30,8 +30,8 @@ inline double exp_exact(double x) {
   constexpr double kRounder = 6755399441055744.0;
   const double rounded = x * kLog2E + kRounder, n = rounded - kRounder;
   const double r = (x - n * kLn2High) - n * kLn2Low;  // |r| <= 0.35
-  double sum = kInverseFactorials[kExpTerms];
-  for (int i = kExpTerms - 1; i >= 0; --i) sum = sum * r + kInverseFactorials[i];  // the remainder is below 1e-18
+  double sum = kInverseFactorials[kExpDegree];
+  for (int i = kExpDegree - 1; i >= 0; --i) sum = sum * r + kInverseFactorials[i];  // the remainder is below 1e-18
   const double power = std::bit_cast<double>((std::bit_cast<uint64_t>(rounded) + 1023) << 52);
   return x < -700.0 ? 0.0 : sum * power;
 }

@@ -2,8 +2,8 @@
 //
 // `grad` is the integer gradient sum_b grad_y * x of `count` weights; one unit of it is worth `gain` after
 // normalisation (8-bit optimizers: real gradient / mean |gradient| of the layer) or in real units (adam; sgd, times the
-// root of the layer's number of weights). Element k draws half first_index + k of a random word, or, where momentum and
-// latent weight are both rounded, word first_index + k: its low half for the momentum, its high half for the weight.
+// root of the layer's number of weights). Element k draws random_half(first_index + k), or, where momentum and latent
+// weight are both rounded, word first_index + k: its low half for the momentum, its high half for the weight.
 //
 // Latent weights keep to the closed interval [-1, 1], int8 ones to [-127, 127]: the gradient of one at the very end
 // counts like any other, so that it can come back.

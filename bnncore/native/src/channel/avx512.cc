@@ -154,6 +154,9 @@ BITFLEET_AVX512 GradientSums gradient_sums(const Y* y, const int8_t* q, int coun
   return sums;
 }
 
+// In units of 1 / 65536. A gain is not: what is large there already would overflow.
+BITFLEET_AVX512 inline __m512 in_units(__m512 values) { return _mm512_mul_ps(values, _mm512_set1_ps(65536.0f)); }
+
 // Rounds values in units of 1 / 65536, and notes what was rounded.
 struct Rounding {
   __m512 largest;
@@ -187,14 +190,14 @@ BITFLEET_AVX512 QuantiseResult gradient_quantise(const Y* y, int8_t* q, int coun
   const Mask mask(c.thresholds);
   const __m512i mean = _mm512_set1_epi32(c.floor_mean);
   const __m512 below = _mm512_set1_ps(c.offset_below), at = _mm512_set1_ps(c.offset_at);
-  const __m512 above = _mm512_set1_ps(c.offset_above), gains = _mm512_set1_ps(gain * 65536.0f);
+  const __m512 above = _mm512_set1_ps(c.offset_above), gains = _mm512_set1_ps(gain);
   Rounding rounding;
   for_halves(RandomLanes(stream), first_index, count, [&](int k, __mmask16 lanes, __m512i random16) BITFLEET_AVX512 {
     const __m512i value = load(lanes, y + k);
     const __m512 masked = _mm512_cvtepi32_ps(mask.apply(value, load(lanes, q + k)));
     __m512 offset = _mm512_mask_mov_ps(below, _mm512_cmpgt_epi32_mask(value, mean), above);
     offset = _mm512_mask_mov_ps(offset, _mm512_cmpeq_epi32_mask(value, mean), at);
-    rounding.store(q + k, lanes, _mm512_mul_ps(_mm512_sub_ps(masked, offset), gains), random16);
+    rounding.store(q + k, lanes, in_units(_mm512_mul_ps(_mm512_sub_ps(masked, offset), gains)), random16);
   });
   return rounding.result();
 }
@@ -202,11 +205,11 @@ BITFLEET_AVX512 QuantiseResult gradient_quantise(const Y* y, int8_t* q, int coun
 BITFLEET_AVX512 QuantiseResult integer_quantise(const int32_t* sums, int32_t whole, int8_t* q, int count, float gain,
                                                 RandomStream stream, uint32_t first_index) {
   const __m512i wholes = _mm512_set1_epi32(whole);
-  const __m512 gains = _mm512_set1_ps(gain * 65536.0f);
+  const __m512 gains = _mm512_set1_ps(gain);
   Rounding rounding;
   for_halves(RandomLanes(stream), first_index, count, [&](int k, __mmask16 lanes, __m512i random16) BITFLEET_AVX512 {
     const __m512i value = _mm512_sub_epi32(wholes, _mm512_slli_epi32(load(lanes, sums + k), 1));
-    rounding.store(q + k, lanes, _mm512_mul_ps(_mm512_cvtepi32_ps(value), gains), random16);
+    rounding.store(q + k, lanes, in_units(_mm512_mul_ps(_mm512_cvtepi32_ps(value), gains)), random16);
   });
   return rounding.result();
 }

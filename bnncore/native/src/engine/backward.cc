@@ -167,7 +167,7 @@ Engine::TileResult Engine::round_gradient(const Y* y, int8_t* grad, int values, 
   const float real_gain = static_cast<float>(double{norm.scale_in} / norm.mean_abs_dev);
   if (norm.measure) return {kernels.gradient_max(y, grad, values, coefficients) * real_gain, 0, 0};
   const QuantiseResult rounded = kernels.gradient_quantise(y, grad, values, coefficients, real_gain / norm.scale_y,
-                                                           norm.random, half_index(norm.channel, values, 0));
+                                                           norm.random, padded_index(norm.channel, values, 0));
   return {rounded.max_abs * norm.scale_y, rounded.saturated, 0};
 }
 

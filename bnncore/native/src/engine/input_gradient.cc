@@ -61,8 +61,8 @@ Engine::TileResult Engine::round_inputs(size_t block, const int32_t* sums, int32
   return result;
 }
 
-// Where the bits of all weights fit and leave room for some samples, they are expanded once; else a word of one part of
-// the outputs at a time, for more samples.
+// Where the bits of all weights fit and leave room for some samples, they are expanded once; else, for each group of
+// samples, a word of one part of the outputs at a time.
 Engine::InputOperands Engine::input_operands(size_t block, int member) const {
   const BlockGeometry& g = geometry(block);
   const int outputs = blocks_[block].out_channels;
@@ -83,7 +83,7 @@ void Engine::expand_packed_weights(size_t block, const InputOperands& operands) 
   const BlockGeometry& g = geometry(block);
   const int outputs = blocks_[block].out_channels;
   uint8_t* part_bits = operands.bits;
-  for (int first = 0; first < outputs; first += g.input_depth, part_bits += operands.part_bytes) {
+  for (int first = 0; first < outputs; first += g.input_depth, part_bits += operands.part_bits_bytes) {
     const int depth = std::min(g.input_depth, outputs - first);
     const uint64_t* columns = at<uint64_t>(layout_.packed_weights) + first;
     for (size_t word = 0; word < g.row_words(); ++word, columns += outputs) {
@@ -100,7 +100,7 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, const InputOpe
   const ScratchLayout& scratch = layout_.scratch[member];
   const int outputs = spec.out_channels, inputs = spec.in_features();
   const int rows = samples.end - samples.begin;
-  const size_t part_bytes = operands.once ? 0 : size_t(operands.rows) * sign_row_bytes(g.input_depth);
+  const size_t part_rows_bytes = operands.once ? 0 : size_t(operands.rows) * sign_row_bytes(g.input_depth);
   const int8_t* grad = at<int8_t>(layout_.gradient) + samples.begin * layout_.gradient_stride;
   const bool pools_below = blocks_[block - 1].pool != Pool::kNone;
   int32_t* products = at<int32_t>(scratch.input_products);
@@ -109,9 +109,9 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, const InputOpe
   for (int first = 0, part = 0; first < outputs; first += g.input_depth, ++part) {
     const int depth = std::min(g.input_depth, outputs - first);
     kernels_.sign_expand_rows(grad + first, layout_.gradient_stride, rows, depth,
-                              operands.expanded + part * part_bytes);
+                              operands.expanded + part * part_rows_bytes);
     if (operands.once) {  // the next part's rows may take the place of these
-      kernels_.sign_accumulate(operands.expanded, rows, depth, operands.bits + part * operands.part_bytes,
+      kernels_.sign_accumulate(operands.expanded, rows, depth, operands.bits + part * operands.part_bits_bytes,
                                static_cast<int>(g.row_words()), products, g.row_words() * kColumnBlock, kColumnBlock,
                                /*adds=*/part > 0);
     }
@@ -129,7 +129,7 @@ Engine::TileResult Engine::inputs_of(size_t block, Range samples, const InputOpe
       for (size_t word = 0; word < words; ++word) {
         kernels_.sign_expand_bits(at<uint64_t>(layout_.packed_weights) + (first_word + word) * outputs + first, depth,
                                   operands.bits);
-        kernels_.sign_accumulate(operands.expanded + part * part_bytes, rows, depth, operands.bits, 1,
+        kernels_.sign_accumulate(operands.expanded + part * part_rows_bytes, rows, depth, operands.bits, 1,
                                  products + word * kColumnBlock, stride, 0, /*adds=*/part > 0);
       }
     }

@@ -118,9 +118,8 @@ struct ScratchSizes {
     if (first) most(expanded_weights, expanded_input_bytes(block, g));
     if (pads) most(padding, rows * conv * g.y_bytes());
     if (block.pool == Pool::kAfterSign) most(patches, rows * static_cast<size_t>(block.pooled_positions()));
-    const bool sums_by_tap =
-        pads || g.segments > 1 || g.weight_grad_shift > 0 || batch_size * block.conv_positions() > kInputGradRun;
-    if (sums_by_tap) most(tap_sums, rows * static_cast<size_t>(block.taps()));
+    const bool wide_sums = g.weight_grad_shift > 0 || batch_size * block.conv_positions() > kInputGradRun;
+    if (pads || g.segments > 1 || (first && wide_sums)) most(tap_sums, static_cast<size_t>(block.taps()));
     if (g.abreast && !g.whole_map) most(conv_y, rows * static_cast<size_t>(g.panel_columns) * g.y_bytes());
     if (block.pool == Pool::kBeforeNorm) {
       most(conv_y, rows * conv * g.y_bytes());

@@ -92,7 +92,8 @@ void Engine::add_positions(size_t block, const int8_t* rows, size_t stride, int 
 // `count` weights of each of some rows, from this column on.
 WeightRuns Engine::runs_down(size_t block, int row, int rows, size_t column, int count) const {
   const size_t fan_in = static_cast<size_t>(blocks_[block].fan_in()), first = static_cast<size_t>(row);
-  return {rows, count, first * fan_in + column, fan_in, half_index(first, fan_in, column), half_index(1, fan_in, 0)};
+  return {
+      rows, count, first * fan_in + column, fan_in, padded_index(first, fan_in, column), padded_index(1, fan_in, 0)};
 }
 
 // `count` weights each of some segments of one row, which lie side by side.
@@ -213,7 +214,6 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
   const uint8_t* input = at<uint8_t>(layout_.input);
   int8_t* grad = at<int8_t>(scratch.grad_rows);
   int32_t* position_sums = at<int32_t>(scratch.position_sums);
-  int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
   int64_t* sums = at<int64_t>(scratch.weight_sums);  // where 32 bits do not do
   int32_t* products = at<int32_t>(scratch.weight_rows);
   std::fill_n(position_sums, size_t(rows) * sums_a_row(spec), 0);
@@ -260,6 +260,7 @@ int64_t Engine::input_weights_of(size_t block, Range channels, bool measure, con
                                 {products, kColumnBlock, 2, offsets}, measure, context, trace);
       continue;
     }
+    int32_t* sums_by_tap = at<int32_t>(scratch.tap_sums);
     for (int r = 0; r < rows; ++r) {
       sum_taps(spec, position_sums, r, sums_by_tap);
       int32_t* row = products + size_t(r) * kColumnBlock;

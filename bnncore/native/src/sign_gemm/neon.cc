@@ -76,7 +76,7 @@ constexpr Accumulate kAccumulate[kRowsAtOnce + 1] = {nullptr, accumulate<1>, acc
 
 }  // namespace
 
-size_t sign_bits_bytes(int depth) { return most_sign_bits_bytes(depth); }
+size_t sign_bits_bytes(int depth) { return static_cast<size_t>(groups_of(depth)) * kColumnBlock; }
 
 // Byte k of group q: the bits of rows 4 q .. 4 q + 3 at column k.
 void sign_expand_bits(const uint64_t* bits, int depth, uint8_t* expanded) {
