@@ -176,7 +176,7 @@ def test_a_budget_that_is_too_small_is_refused_with_what_would_fit() -> None:
     preset = resolve_preset("bitfleet", "latent8m")
     needed = plan_memory(mlp(), batch_size=1, preset=preset).peak_bytes
 
-    kib = needed // 1024 + 1
+    kib = -(-needed // 1024)
     message = rf"needs {kib} KiB .* is {kib - 1} KiB.*: --optimizer latent8 needs .*--budget {kib}KiB or more"
     with pytest.raises(BudgetError, match=message):
         largest_batch_size(mlp(), budget_bytes=needed - 1, preset=preset)
