@@ -83,7 +83,7 @@ struct ProductKernels {
                                 const ChannelThresholds& thresholds, int32_t floor_mean, bool mean_is_integer);
   // Largest |q - offset| over the batch, where q counts as 0 outside the mask.
   float (*gradient_max)(const Y* y, const int8_t* q, int count, const GradientCoefficients& coefficients);
-  // Replaces q by round_stochastic((q - offset) * gain). Element b draws half first_index + b.
+  // Replaces q by round_stochastic((q - offset) * gain). Element b draws random_half(first_index + b).
   QuantiseResult (*gradient_quantise)(const Y* y, int8_t* q, int count, const GradientCoefficients& coefficients,
                                       float gain, RandomStream stream, uint32_t first_index);
 };
@@ -95,8 +95,8 @@ struct ChannelKernels {
   void (*moments)(const ChannelStatistics* statistics, int count, int rows, ChannelNorms& norms);
   // Thresholds for x = (y - mean) / mean_abs_dev + beta, whether those are of the batch or running.
   void (*thresholds)(const float* beta, int rows, ChannelNorms& norms);
-  // q[k] = round_stochastic((whole - 2 sums[k]) * gain) for k in [0, count); element k draws half first_index + k. The
-  // sums over bits of sign_gemm.h become sums over signs on the way.
+  // q[k] = round_stochastic((whole - 2 sums[k]) * gain) for k in [0, count); element k draws
+  // random_half(first_index + k). The sums over bits of sign_gemm.h become sums over signs on the way.
   QuantiseResult (*integer_quantise)(const int32_t* sums, int32_t whole, int8_t* q, int count, float gain,
                                      RandomStream stream, uint32_t first_index);
   // Largest |whole - 2 sums[k]|.

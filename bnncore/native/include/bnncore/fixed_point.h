@@ -59,7 +59,7 @@ struct FixedPointKernels {
   int64_t (*normalise_wide)(const int32_t* y, int count, const Scaling& scaling, int16_t* out);
   int64_t (*add)(const int16_t* y, int count, const Scaling& scaling, int16_t* stream);
   void (*subtract)(const int16_t* y, int count, const Scaling& scaling, int16_t* stream);
-  // q[k] = round_stochastic(the gradient of element k), which draws half first_index + k.
+  // q[k] = round_stochastic(the gradient of element k), which draws random_half(first_index + k).
   QuantiseResult (*stream_gradient)(const int32_t* way, const int32_t* branch, const int16_t* s, int count,
                                     const StreamGains& gains, RandomStream random, uint32_t first_index, int8_t* q);
 };
